@@ -1,0 +1,244 @@
+from fs3.pb import common_pb2 as _common_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class InodeType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    INODE_TYPE_UNKNOWN: _ClassVar[InodeType]
+    FILE: _ClassVar[InodeType]
+    DIRECTORY: _ClassVar[InodeType]
+    SYMLINK: _ClassVar[InodeType]
+INODE_TYPE_UNKNOWN: InodeType
+FILE: InodeType
+DIRECTORY: InodeType
+SYMLINK: InodeType
+
+class Inode(_message.Message):
+    __slots__ = ("inode_id", "type", "mode", "uid", "gid", "nlink", "length", "atime_ns", "mtime_ns", "ctime_ns", "layout", "parent", "symlink", "version", "btime_ns")
+    INODE_ID_FIELD_NUMBER: _ClassVar[int]
+    TYPE_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    UID_FIELD_NUMBER: _ClassVar[int]
+    GID_FIELD_NUMBER: _ClassVar[int]
+    NLINK_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    ATIME_NS_FIELD_NUMBER: _ClassVar[int]
+    MTIME_NS_FIELD_NUMBER: _ClassVar[int]
+    CTIME_NS_FIELD_NUMBER: _ClassVar[int]
+    LAYOUT_FIELD_NUMBER: _ClassVar[int]
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    SYMLINK_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    BTIME_NS_FIELD_NUMBER: _ClassVar[int]
+    inode_id: int
+    type: InodeType
+    mode: int
+    uid: int
+    gid: int
+    nlink: int
+    length: int
+    atime_ns: int
+    mtime_ns: int
+    ctime_ns: int
+    layout: _common_pb2.Layout
+    parent: int
+    symlink: str
+    version: int
+    btime_ns: int
+    def __init__(self, inode_id: _Optional[int] = ..., type: _Optional[_Union[InodeType, str]] = ..., mode: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., nlink: _Optional[int] = ..., length: _Optional[int] = ..., atime_ns: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., ctime_ns: _Optional[int] = ..., layout: _Optional[_Union[_common_pb2.Layout, _Mapping]] = ..., parent: _Optional[int] = ..., symlink: _Optional[str] = ..., version: _Optional[int] = ..., btime_ns: _Optional[int] = ...) -> None: ...
+
+class Entry(_message.Message):
+    __slots__ = ("name", "inode")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    INODE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    inode: Inode
+    def __init__(self, name: _Optional[str] = ..., inode: _Optional[_Union[Inode, _Mapping]] = ...) -> None: ...
+
+class RequestId(_message.Message):
+    __slots__ = ("client_id", "request_id")
+    CLIENT_ID_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    client_id: int
+    request_id: int
+    def __init__(self, client_id: _Optional[int] = ..., request_id: _Optional[int] = ...) -> None: ...
+
+class StatRequest(_message.Message):
+    __slots__ = ("paths", "nofollow")
+    PATHS_FIELD_NUMBER: _ClassVar[int]
+    NOFOLLOW_FIELD_NUMBER: _ClassVar[int]
+    paths: _containers.RepeatedScalarFieldContainer[str]
+    nofollow: bool
+    def __init__(self, paths: _Optional[_Iterable[str]] = ..., nofollow: _Optional[bool] = ...) -> None: ...
+
+class StatResult(_message.Message):
+    __slots__ = ("inode", "code", "message")
+    INODE_FIELD_NUMBER: _ClassVar[int]
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    inode: Inode
+    code: int
+    message: str
+    def __init__(self, inode: _Optional[_Union[Inode, _Mapping]] = ..., code: _Optional[int] = ..., message: _Optional[str] = ...) -> None: ...
+
+class StatReply(_message.Message):
+    __slots__ = ("results",)
+    RESULTS_FIELD_NUMBER: _ClassVar[int]
+    results: _containers.RepeatedCompositeFieldContainer[StatResult]
+    def __init__(self, results: _Optional[_Iterable[_Union[StatResult, _Mapping]]] = ...) -> None: ...
+
+class ListRequest(_message.Message):
+    __slots__ = ("path", "after", "limit")
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    path: str
+    after: str
+    limit: int
+    def __init__(self, path: _Optional[str] = ..., after: _Optional[str] = ..., limit: _Optional[int] = ...) -> None: ...
+
+class ListReply(_message.Message):
+    __slots__ = ("entries", "more")
+    ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
+    entries: _containers.RepeatedCompositeFieldContainer[Entry]
+    more: bool
+    def __init__(self, entries: _Optional[_Iterable[_Union[Entry, _Mapping]]] = ..., more: _Optional[bool] = ...) -> None: ...
+
+class LayoutChoice(_message.Message):
+    __slots__ = ("replicas", "chunk_bytes", "stripe", "durability")
+    REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    STRIPE_FIELD_NUMBER: _ClassVar[int]
+    DURABILITY_FIELD_NUMBER: _ClassVar[int]
+    replicas: int
+    chunk_bytes: int
+    stripe: int
+    durability: _common_pb2.Durability
+    def __init__(self, replicas: _Optional[int] = ..., chunk_bytes: _Optional[int] = ..., stripe: _Optional[int] = ..., durability: _Optional[_Union[_common_pb2.Durability, str]] = ...) -> None: ...
+
+class MkdirRequest(_message.Message):
+    __slots__ = ("id", "path", "parents", "mode", "layout")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    PARENTS_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    LAYOUT_FIELD_NUMBER: _ClassVar[int]
+    id: RequestId
+    path: str
+    parents: bool
+    mode: int
+    layout: LayoutChoice
+    def __init__(self, id: _Optional[_Union[RequestId, _Mapping]] = ..., path: _Optional[str] = ..., parents: _Optional[bool] = ..., mode: _Optional[int] = ..., layout: _Optional[_Union[LayoutChoice, _Mapping]] = ...) -> None: ...
+
+class InodeReply(_message.Message):
+    __slots__ = ("inode",)
+    INODE_FIELD_NUMBER: _ClassVar[int]
+    inode: Inode
+    def __init__(self, inode: _Optional[_Union[Inode, _Mapping]] = ...) -> None: ...
+
+class CreateFilesRequest(_message.Message):
+    __slots__ = ("id", "paths", "layout", "mode")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    PATHS_FIELD_NUMBER: _ClassVar[int]
+    LAYOUT_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    id: RequestId
+    paths: _containers.RepeatedScalarFieldContainer[str]
+    layout: LayoutChoice
+    mode: int
+    def __init__(self, id: _Optional[_Union[RequestId, _Mapping]] = ..., paths: _Optional[_Iterable[str]] = ..., layout: _Optional[_Union[LayoutChoice, _Mapping]] = ..., mode: _Optional[int] = ...) -> None: ...
+
+class CreateFilesReply(_message.Message):
+    __slots__ = ("inodes",)
+    INODES_FIELD_NUMBER: _ClassVar[int]
+    inodes: _containers.RepeatedCompositeFieldContainer[Inode]
+    def __init__(self, inodes: _Optional[_Iterable[_Union[Inode, _Mapping]]] = ...) -> None: ...
+
+class PublishFile(_message.Message):
+    __slots__ = ("inode_id", "path", "length", "replace")
+    INODE_ID_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    REPLACE_FIELD_NUMBER: _ClassVar[int]
+    inode_id: int
+    path: str
+    length: int
+    replace: bool
+    def __init__(self, inode_id: _Optional[int] = ..., path: _Optional[str] = ..., length: _Optional[int] = ..., replace: _Optional[bool] = ...) -> None: ...
+
+class PublishFilesRequest(_message.Message):
+    __slots__ = ("id", "files")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    id: RequestId
+    files: _containers.RepeatedCompositeFieldContainer[PublishFile]
+    def __init__(self, id: _Optional[_Union[RequestId, _Mapping]] = ..., files: _Optional[_Iterable[_Union[PublishFile, _Mapping]]] = ...) -> None: ...
+
+class PublishFilesReply(_message.Message):
+    __slots__ = ("inodes",)
+    INODES_FIELD_NUMBER: _ClassVar[int]
+    inodes: _containers.RepeatedCompositeFieldContainer[Inode]
+    def __init__(self, inodes: _Optional[_Iterable[_Union[Inode, _Mapping]]] = ...) -> None: ...
+
+class AbandonFilesRequest(_message.Message):
+    __slots__ = ("id", "inode_ids")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    INODE_IDS_FIELD_NUMBER: _ClassVar[int]
+    id: RequestId
+    inode_ids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, id: _Optional[_Union[RequestId, _Mapping]] = ..., inode_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class RenewSessionsRequest(_message.Message):
+    __slots__ = ("client_id", "inode_ids")
+    CLIENT_ID_FIELD_NUMBER: _ClassVar[int]
+    INODE_IDS_FIELD_NUMBER: _ClassVar[int]
+    client_id: int
+    inode_ids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, client_id: _Optional[int] = ..., inode_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class RenameRequest(_message.Message):
+    __slots__ = ("id", "source", "target", "no_replace")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    NO_REPLACE_FIELD_NUMBER: _ClassVar[int]
+    id: RequestId
+    source: str
+    target: str
+    no_replace: bool
+    def __init__(self, id: _Optional[_Union[RequestId, _Mapping]] = ..., source: _Optional[str] = ..., target: _Optional[str] = ..., no_replace: _Optional[bool] = ...) -> None: ...
+
+class RemoveRequest(_message.Message):
+    __slots__ = ("id", "path", "recursive", "must_be")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    RECURSIVE_FIELD_NUMBER: _ClassVar[int]
+    MUST_BE_FIELD_NUMBER: _ClassVar[int]
+    id: RequestId
+    path: str
+    recursive: bool
+    must_be: InodeType
+    def __init__(self, id: _Optional[_Union[RequestId, _Mapping]] = ..., path: _Optional[str] = ..., recursive: _Optional[bool] = ..., must_be: _Optional[_Union[InodeType, str]] = ...) -> None: ...
+
+class UsageRequest(_message.Message):
+    __slots__ = ("path",)
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    path: str
+    def __init__(self, path: _Optional[str] = ...) -> None: ...
+
+class UsageReply(_message.Message):
+    __slots__ = ("files", "directories", "bytes")
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    DIRECTORIES_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    files: int
+    directories: int
+    bytes: int
+    def __init__(self, files: _Optional[int] = ..., directories: _Optional[int] = ..., bytes: _Optional[int] = ...) -> None: ...

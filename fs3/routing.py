@@ -1,0 +1,288 @@
+"""Who serves what: nodes, targets, chains and chain tables, as one immutable value with one version.
+
+mgmtd publishes it, daemons and clients hold the newest they have seen. Names and states are 3FS's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from fs3.errors import NotFound
+from fs3.ids import ChainId, ChainTableId, NodeId, TargetId
+from fs3.pb import common_pb2, mgmtd_pb2
+
+
+class TargetState(IntEnum):
+    """The public state of a target; mgmtd alone decides it. Numbers order the targets within a chain."""
+
+    SERVING = 1
+    LASTSRV = 2
+    SYNCING = 3
+    WAITING = 4
+    OFFLINE = 5
+
+
+class LocalState(IntEnum):
+    """What a daemon reports of its own target; OFFLINE also stands for a daemon that is not heard of."""
+
+    UPTODATE = 1
+    ONLINE = 2
+    OFFLINE = 3
+
+
+class NodeKind(IntEnum):
+    """What a daemon does."""
+
+    STORAGE = 1
+    META = 2
+    MGMTD = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """One daemon. `endpoints` has an entry per worker process (storage) or one (meta, mgmtd), each "host:port"."""
+
+    node_id: NodeId
+    kind: NodeKind
+    endpoints: tuple[str, ...]
+    host: str = ""
+    generation: int = 0
+    alive: bool = True
+    version: str = ""
+    metrics: str = ""
+    unix_endpoints: tuple[str, ...] = ()
+    last_heartbeat_age_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """One replica's place: a share of a disk that belongs to one chain."""
+
+    target_id: TargetId
+    node_id: NodeId
+    disk: int
+    worker: int
+    chain_id: ChainId
+    state: TargetState
+    local_state: LocalState = LocalState.OFFLINE
+    used_bytes: int = 0
+    chunks: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chain:
+    """A replication chain: `targets` in chain order, head first, those that serve before those that do not."""
+
+    chain_id: ChainId
+    version: int
+    targets: tuple[TargetId, ...]
+    replicas: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChainTable:
+    """A list of chains over which files are striped; a published version never changes."""
+
+    table_id: ChainTableId
+    version: int
+    replicas: int
+    chains: tuple[ChainId, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Disk:
+    """Space of one disk of one node, as last reported."""
+
+    node_id: NodeId
+    disk: int
+    path: str
+    total_bytes: int
+    free_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Routing:
+    """Everything above, consistent at `version`."""
+
+    cluster_id: str = ""
+    version: int = 0
+    nodes: Mapping[NodeId, Node] = field(default_factory=dict)
+    targets: Mapping[TargetId, Target] = field(default_factory=dict)
+    chains: Mapping[ChainId, Chain] = field(default_factory=dict)
+    tables: Mapping[tuple[ChainTableId, int], ChainTable] = field(default_factory=dict)
+    disks: tuple[Disk, ...] = ()
+    ready: bool = False
+
+    def chain(self, chain_id: int) -> Chain:
+        """Raises: NotFound."""
+        chain = self.chains.get(ChainId(chain_id))
+        if chain is None:
+            raise NotFound(f"chain {chain_id} is not in routing version {self.version}")
+        return chain
+
+    def table(self, table_id: int, version: int) -> ChainTable:
+        """Raises: NotFound."""
+        table = self.tables.get((ChainTableId(table_id), version))
+        if table is None:
+            raise NotFound(f"chain table {table_id} version {version} is not in routing version {self.version}")
+        return table
+
+    def table_for_replicas(self, replicas: int) -> ChainTable:
+        """The newest table with `replicas` copies. Raises: NotFound, which lists what there is."""
+        matching = [table for table in self.tables.values() if table.replicas == replicas]
+        if not matching:
+            known = sorted({table.replicas for table in self.tables.values()})
+            raise NotFound(f"no chain table with {replicas} replicas; this cluster has tables for {known} replicas")
+        return max(matching, key=lambda table: (table.version, -table.table_id))
+
+    def targets_in(self, chain_id: int, *states: TargetState) -> list[Target]:
+        """The targets of a chain that are in one of `states`, in chain order."""
+        return [
+            target
+            for target in (self.targets[target_id] for target_id in self.chain(chain_id).targets)
+            if target.state in states
+        ]
+
+    def serving(self, chain_id: int) -> list[Target]:
+        """The targets that answer reads, head first, tail last."""
+        return self.targets_in(chain_id, TargetState.SERVING)
+
+    def writable(self, chain_id: int) -> list[Target]:
+        """The targets a write goes through: the serving ones, then the syncing one."""
+        return self.targets_in(chain_id, TargetState.SERVING, TargetState.SYNCING)
+
+    def endpoint(self, target: Target) -> str:
+        """The "host:port" of the worker process that holds `target`."""
+        return self.nodes[target.node_id].endpoints[target.worker]
+
+
+def node_to_pb(node: Node) -> mgmtd_pb2.NodeInfo:
+    return mgmtd_pb2.NodeInfo(
+        node_id=node.node_id,
+        kind=common_pb2.NodeKind.ValueType(node.kind),
+        endpoints=node.endpoints,
+        host=node.host,
+        generation=node.generation,
+        alive=node.alive,
+        version=node.version,
+        metrics=node.metrics,
+        unix_endpoints=node.unix_endpoints,
+        last_heartbeat_age_ms=node.last_heartbeat_age_ms,
+    )
+
+
+def node_from_pb(message: mgmtd_pb2.NodeInfo) -> Node:
+    return Node(
+        node_id=NodeId(message.node_id),
+        kind=NodeKind(message.kind),
+        endpoints=tuple(message.endpoints),
+        host=message.host,
+        generation=message.generation,
+        alive=message.alive,
+        version=message.version,
+        metrics=message.metrics,
+        unix_endpoints=tuple(message.unix_endpoints),
+        last_heartbeat_age_ms=message.last_heartbeat_age_ms,
+    )
+
+
+def routing_to_pb(routing: Routing) -> mgmtd_pb2.Routing:
+    """The wire form of `routing`."""
+    return mgmtd_pb2.Routing(
+        cluster_id=routing.cluster_id,
+        version=routing.version,
+        nodes=[node_to_pb(node) for node in routing.nodes.values()],
+        targets=[
+            mgmtd_pb2.TargetInfo(
+                target_id=target.target_id,
+                node_id=target.node_id,
+                disk=target.disk,
+                worker=target.worker,
+                chain_id=target.chain_id,
+                state=common_pb2.TargetState.ValueType(target.state),
+                local_state=common_pb2.LocalState.ValueType(target.local_state),
+                used_bytes=target.used_bytes,
+                chunks=target.chunks,
+            )
+            for target in routing.targets.values()
+        ],
+        chains=[
+            mgmtd_pb2.ChainInfo(
+                chain_id=chain.chain_id, version=chain.version, targets=chain.targets, replicas=chain.replicas
+            )
+            for chain in routing.chains.values()
+        ],
+        tables=[
+            mgmtd_pb2.ChainTable(
+                table_id=table.table_id, version=table.version, replicas=table.replicas, chains=table.chains
+            )
+            for table in routing.tables.values()
+        ],
+        disks=[disk_to_pb(disk) for disk in routing.disks],
+        ready=routing.ready,
+    )
+
+
+def disk_to_pb(disk: Disk) -> mgmtd_pb2.DiskInfo:
+    return mgmtd_pb2.DiskInfo(
+        node_id=disk.node_id,
+        disk=disk.disk,
+        path=disk.path,
+        total_bytes=disk.total_bytes,
+        free_bytes=disk.free_bytes,
+    )
+
+
+def disk_from_pb(message: mgmtd_pb2.DiskInfo) -> Disk:
+    return Disk(
+        node_id=NodeId(message.node_id),
+        disk=message.disk,
+        path=message.path,
+        total_bytes=message.total_bytes,
+        free_bytes=message.free_bytes,
+    )
+
+
+def routing_from_pb(message: mgmtd_pb2.Routing) -> Routing:
+    """The value that a `Routing` message carries."""
+    return Routing(
+        cluster_id=message.cluster_id,
+        version=message.version,
+        nodes={NodeId(node.node_id): node_from_pb(node) for node in message.nodes},
+        targets={
+            TargetId(target.target_id): Target(
+                target_id=TargetId(target.target_id),
+                node_id=NodeId(target.node_id),
+                disk=target.disk,
+                worker=target.worker,
+                chain_id=ChainId(target.chain_id),
+                state=TargetState(target.state),
+                local_state=LocalState(target.local_state),
+                used_bytes=target.used_bytes,
+                chunks=target.chunks,
+            )
+            for target in message.targets
+        },
+        chains={
+            ChainId(chain.chain_id): Chain(
+                chain_id=ChainId(chain.chain_id),
+                version=chain.version,
+                targets=tuple(TargetId(target_id) for target_id in chain.targets),
+                replicas=chain.replicas,
+            )
+            for chain in message.chains
+        },
+        tables={
+            (ChainTableId(table.table_id), table.version): ChainTable(
+                table_id=ChainTableId(table.table_id),
+                version=table.version,
+                replicas=table.replicas,
+                chains=tuple(ChainId(chain_id) for chain_id in table.chains),
+            )
+            for table in message.tables
+        },
+        disks=tuple(disk_from_pb(disk) for disk in message.disks),
+        ready=message.ready,
+    )

@@ -1,0 +1,103 @@
+"""gRPC as fs3 uses it: one way to open channels and servers, to carry errors and to check who calls.
+
+An `Fs3Error` crosses as a gRPC status whose trailing metadata holds its code (`fs3-code`), so that the caller raises
+the same class. Calls carry the cluster id, once known, and the cluster's secret; a server refuses those of another
+cluster.
+"""
+
+from __future__ import annotations
+
+import functools
+import hmac
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import grpc
+import grpc.aio
+
+from fs3.errors import Fs3Error, PermissionDenied, Unavailable, from_code
+
+PROTOCOL = 1
+MAX_MESSAGE_BYTES = 64 << 20
+
+_CODE = "fs3-code"
+_CLUSTER = "fs3-cluster"
+_SECRET = "fs3-secret"
+_OPTIONS = [
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+]
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credentials:
+    """What a caller shows and a server wants: the cluster it belongs to ("" if not known yet) and its secret."""
+
+    cluster_id: str = ""
+    secret: str = ""
+
+    def metadata(self) -> list[tuple[str, str]]:
+        """The call metadata that shows these credentials."""
+        pairs = [(_CLUSTER, self.cluster_id), (_SECRET, self.secret)]
+        return [(key, value) for key, value in pairs if value]
+
+    def check(self, shown: dict[str, str]) -> None:
+        """Refuse a caller of another cluster or with a wrong secret. Raises: PermissionDenied."""
+        theirs = shown.get(_CLUSTER, "")
+        if self.cluster_id and theirs and theirs != self.cluster_id:
+            raise PermissionDenied(f"this is cluster {self.cluster_id}, the caller belongs to cluster {theirs}")
+        if self.secret and not hmac.compare_digest(shown.get(_SECRET, "").encode(), self.secret.encode()):
+            raise PermissionDenied("the cluster's secret is missing or wrong; set `secret` (or FS3_SECRET)")
+
+
+def sync_channel(address: str) -> grpc.Channel:
+    """A blocking channel to "host:port"; nothing is connected yet."""
+    return grpc.insecure_channel(address, options=_OPTIONS)
+
+
+def aio_channel(address: str) -> grpc.aio.Channel:
+    """An asyncio channel to "host:port"; nothing is connected yet."""
+    return grpc.aio.insecure_channel(address, options=_OPTIONS)
+
+
+def aio_server() -> grpc.aio.Server:
+    """An asyncio server with fs3's limits; it does not share its port with another process."""
+    return grpc.aio.server(options=[*_OPTIONS, ("grpc.so_reuseport", 0)], maximum_concurrent_rpcs=4_096)
+
+
+def error_of(error: grpc.RpcError, address: str) -> Fs3Error:
+    """The fs3 error behind a failed call to `address`."""
+    for key, value in error.trailing_metadata() or ():
+        if key == _CODE:
+            return from_code(int(value), error.details() or "")
+    if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
+        return Unavailable(f"{address} did not answer in time")
+    return Unavailable(f"{address} cannot be reached: {error.details() or error.code().name}")
+
+
+def handler(
+    method: Callable[[Any, Any], Awaitable[R]],
+) -> Callable[[Any, Any, grpc.aio.ServicerContext], Awaitable[R]]:
+    """Make `async def method(self, request)` a gRPC handler of a servicer that has `credentials`.
+
+    Checks the caller, and turns an `Fs3Error` into a status that `error_of` understands.
+    """
+
+    @functools.wraps(method)
+    async def handle(self: Any, request: Any, context: grpc.aio.ServicerContext) -> R:
+        try:
+            self.credentials.check({key: str(value) for key, value in context.invocation_metadata() or ()})
+            return await method(self, request)
+        except Fs3Error as error:
+            context.set_trailing_metadata(((_CODE, str(error.code)),))
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+            raise
+
+    return handle
