@@ -1,0 +1,92 @@
+"""The packed records of READ, WRITE, QUERY and SYNC_LIST, as numpy dtypes; the format is proto/data_plane.md.
+
+A batch is one array, made, sent and answered without a Python object per range.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum, IntFlag
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Records = NDArray[Any]  # a structured array of one of the dtypes below
+
+RANGE = np.dtype(
+    [
+        ("hi", "<u8"),
+        ("lo", "<u8"),
+        ("offset", "<u4"),
+        ("length", "<u4"),
+        ("chain", "<u4"),
+        ("chain_version", "<u4"),
+    ]
+)
+RESULT = np.dtype(
+    [
+        ("status", "<u2"),
+        ("flags", "<u2"),
+        ("n_sums", "<u4"),
+        ("length", "<u4"),
+        ("chunk_length", "<u4"),
+        ("version", "<u8"),
+    ]
+)
+UPDATE = np.dtype(
+    [
+        *[(name, RANGE[name]) for name in RANGE.names or ()],
+        ("client", "<u8"),
+        ("seq", "<u8"),
+        ("channel", "<u4"),
+        ("n_sums", "<u4"),
+        ("version", "<u8"),
+        ("op", "<u2"),
+        ("flags", "<u2"),
+        ("chunk_bytes", "<u4"),
+        ("reserved", "<u8"),
+    ]
+)
+CHUNK_META = np.dtype(
+    [
+        ("hi", "<u8"),
+        ("lo", "<u8"),
+        ("version", "<u8"),
+        ("pending", "<u8"),
+        ("chain_version", "<u4"),
+        ("length", "<u4"),
+        ("crc", "<u4"),
+        ("reserved", "<u4"),
+    ]
+)
+LISTED = np.dtype([("lo", "<u8"), ("version", "<u8"), ("chunk_length", "<u4"), ("reserved", "<u4")])
+
+SUM = np.dtype("<u4")
+LIST_CHUNKS = 0xFFFFFFFF  # a QUERY record's offset that asks for every chunk of `hi`
+MAX_LISTED = 65_536
+
+assert (RANGE.itemsize, RESULT.itemsize, UPDATE.itemsize, CHUNK_META.itemsize, LISTED.itemsize) == (32, 24, 80, 48, 24)
+
+
+class Op(IntEnum):
+    """What an update does to its chunk."""
+
+    WRITE = 1
+    REPLACE = 2
+    REMOVE = 3
+    PUT_IF_ABSENT = 4
+    TRUNCATE = 5
+
+
+class UpdateFlag(IntFlag):
+    """Flags of an update."""
+
+    NONE = 0
+    OS_DURABILITY = 1
+    SYNC_REPLACE = 2
+    SYNC_REMOVE = 4
+
+
+def records(raw: bytes | bytearray | memoryview, dtype: np.dtype[Any], count: int) -> Records:
+    """The first `count` records in `raw`, without copying. Raises: ValueError if `raw` is shorter."""
+    return np.frombuffer(raw, dtype=dtype, count=count)
