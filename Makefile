@@ -1,0 +1,43 @@
+# make demo, make test: everything from nothing but Python 3.11 and make. The other targets are for those who work on fs3.
+
+PYTHON ?= python3
+RUN := .venv/bin/python
+
+.PHONY: help demo test lint types house proto bench clean venv
+
+help:
+	@echo 'make demo   the whole of fs3 in about five minutes, with a report at the end'
+	@echo 'make test   the tests'
+	@echo 'make lint   ruff;  make types  mypy;  make house  the import and style rules of the house'
+	@echo 'make bench  throughput beside the limits of this machine (docs/benchmarks.md)'
+	@echo 'make proto  regenerate fs3/pb from proto/'
+
+venv:
+	@command -v $(PYTHON) >/dev/null 2>&1 || { echo 'fs3: no $(PYTHON) here; install Python 3.11 or newer, or say make PYTHON=/path/to/python3' >&2; exit 1; }
+	@$(PYTHON) .ci/venv.py
+
+demo: venv
+	@$(RUN) -m fs3_trainer.demo $(DEMO_ARGS)
+
+test: venv
+	$(RUN) -m pytest -q -n 2 --dist loadfile $(TEST_ARGS)
+
+lint: venv
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	proto/generate.sh --check
+
+types: venv
+	$(RUN) -m mypy
+
+house: venv
+	$(RUN) -m pytest -q tests/test_house.py
+
+bench: venv
+	$(RUN) benchmarks/run.py $(BENCH_ARGS)
+
+proto: venv
+	proto/generate.sh
+
+clean:
+	rm -rf .venv demo-out bench-out .mypy_cache .ruff_cache .pytest_cache
