@@ -1,0 +1,477 @@
+"""A blocking connection to a storage daemon's data port, and a pool of them, for clients and predecessors in a chain.
+
+One thread owns a connection from `send` to the last byte of the reply: it gathers with `sendmsg` and receives straight
+into the caller's memory, which is what measured fastest from Python. Two kernel habits shape the code:
+
+    settimeout() makes the socket nonblocking underneath and so breaks MSG_WAITALL; SO_RCVTIMEO and SO_SNDTIMEO keep it,
+    and return short on expiry. They are armed with a coarse tick, so that a call costs no setsockopt, and every loop
+    looks at the absolute deadline.
+    The default congestion control may be BBR, which halves loopback; same-host sockets ask for another.
+
+Format: proto/data_plane.md.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from threading import Condition
+
+from fs3.checksum import Bytes
+from fs3.clock import deadline_after, lease_now_s
+from fs3.errors import Busy, Corrupt, Fs3Error, Invalid, Unavailable, from_code
+from fs3.pb import storage_pb2
+from fs3.transport.frame_core import (
+    HEADER_BYTES,
+    TRAILER_BYTES,
+    Flag,
+    Header,
+    Kind,
+    check_head,
+    pack_header,
+    unpack_header,
+    unpack_trailer,
+)
+
+MAX_IOVECS = 1_024
+UNIX_PREFIX = "unix:"
+
+_TICK_S = 0.5
+_TIMEVAL = struct.Struct("ll")
+_LOOPBACK_CONGESTION = (b"cubic", b"reno")
+_FRESH_S = 0.01  # an idle connection younger than this is not probed before it is used
+
+
+class Connection:
+    """One socket after its HELLO. Not for several threads at once.
+
+    An answer that carries a status raises it and leaves the connection usable; every other error closes it, since
+    nobody knows where in a frame the stream then stands.
+    """
+
+    __slots__ = (
+        "_awaited",
+        "_head",
+        "_need_ack",
+        "_received_id",
+        "_receiving",
+        "_request_id",
+        "_sock",
+        "_tick_s",
+        "_trailer",
+        "deadline_s",
+        "endpoint",
+        "hello_reply",
+        "idle_since_s",
+        "stall_s",
+    )
+
+    def __init__(self, sock: socket.socket, endpoint: str) -> None:
+        self._sock: socket.socket | None = sock
+        self.endpoint = endpoint
+        self.hello_reply = storage_pb2.HelloReply()
+        self.deadline_s = deadline_after(5.0)
+        self.stall_s: float | None = None  # longest wait for the next byte of a reply; None: the deadline alone
+        self.idle_since_s = 0.0
+        self._request_id = 0
+        self._received_id = 0
+        self._awaited: deque[int] = deque()
+        self._need_ack = False
+        self._receiving = Header(Kind.HELLO, 0)
+        self._head = memoryview(bytearray(64 << 10))
+        self._trailer = memoryview(bytearray(TRAILER_BYTES))
+        self._tick_s = 0.0
+
+    @classmethod
+    def open(cls, endpoint: str, hello: storage_pb2.Hello, *, timeout_s: float) -> Connection:
+        """Connect to "host:port" or "unix:/path" and exchange HELLO.
+
+        Raises:
+            Unavailable: nobody listens there, or no answer came in time.
+            PermissionDenied, Invalid: the daemon refused this caller.
+        """
+        sock = _connect(endpoint, timeout_s)
+        connection = cls(sock, endpoint)
+        try:
+            connection.send(Kind.HELLO, [hello.SerializeToString()], count=0, deadline_s=deadline_after(timeout_s))
+            _, head = connection.receive_head()
+            connection.hello_reply.ParseFromString(bytes(head))
+            connection.receive_body(())
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    @property
+    def closed(self) -> bool:
+        """Whether the socket is gone; a closed connection never comes back."""
+        return self._sock is None
+
+    @property
+    def outstanding(self) -> int:
+        """How many requests are still unanswered."""
+        return len(self._awaited)
+
+    def close(self) -> None:
+        """Release the socket; any number of times."""
+        sock, self._sock = self._sock, None
+        if sock is not None:
+            sock.close()
+
+    def send(
+        self,
+        kind: Kind,
+        head_parts: Sequence[Bytes],
+        body_parts: Sequence[Bytes] = (),
+        *,
+        count: int,
+        flags: int = 0,
+        hop: int = 0,
+        deadline_s: float,
+    ) -> int:
+        """Send one request frame and return its id; `deadline_s` (a `lease_now_s` time) also bounds its reply.
+
+        Acknowledges on the way every reply received whole so far.
+
+        Raises:
+            Unavailable: the peer is gone or took nothing until the deadline. The frame may have arrived.
+        """
+        self.deadline_s = deadline_s
+        head = head_parts[0] if len(head_parts) == 1 else b"".join(head_parts)
+        header = Header(
+            kind,
+            self._request_id + 1,
+            flags=flags,
+            count=count,
+            head_bytes=len(head),
+            body_bytes=sum(len(part) for part in body_parts),
+            deadline_ms=max(1, int((deadline_s - lease_now_s()) * 1_000)),
+            hop=hop,
+            ack_id=self._received_id,
+        )
+        self._send_all([pack_header(header, head), head, *body_parts])
+        self._request_id += 1
+        self._need_ack = False
+        if kind != Kind.ACK:
+            self._awaited.append(self._request_id)
+        return self._request_id
+
+    def receive_head(self) -> tuple[Header, memoryview]:
+        """The header and head of the next reply; the head's memory is reused by the next call.
+
+        Raises:
+            Unavailable: the peer is gone, or the deadline has passed.
+            Corrupt, Invalid: what came is no reply to this side's requests.
+            Fs3Error: the reply's own status, as the class it stands for; the connection stays open.
+        """
+        raw = self._head[:HEADER_BYTES]
+        self._receive_all([raw])
+        try:
+            header = unpack_header(raw)
+            if header.head_bytes > len(self._head) - HEADER_BYTES:
+                self._grow(header.head_bytes + HEADER_BYTES)
+                raw = self._head[:HEADER_BYTES]
+            head = self._head[HEADER_BYTES : HEADER_BYTES + header.head_bytes]
+            if header.head_bytes:
+                self._receive_all([head])
+            check_head(raw, head)
+            if not header.reply or header.request_id not in self._awaited:
+                raise Corrupt(f"{self.endpoint} sent frame {header.request_id}, which answers nothing")
+        except (Corrupt, Invalid):
+            self.close()
+            raise
+        self._receiving = header
+        if header.status:
+            if header.body_bytes or header.flags & Flag.TRAILER:
+                self.close()
+            self._finish()
+            raise from_code(header.status, bytes(head).decode(errors="replace"))
+        if not header.body_bytes and not header.flags & Flag.TRAILER:
+            self._finish()
+        return header, head
+
+    def receive_body(self, views: Sequence[memoryview]) -> None:
+        """Fill `views` with the reply's body, whose length they must have together, and take in its trailer.
+
+        Raises: Unavailable, as `receive_head`.
+        """
+        assert sum(view.nbytes for view in views) == self._receiving.body_bytes, self._receiving
+        if self._receiving.flags & Flag.TRAILER:
+            self._receive_all([*views, self._trailer])
+            self._finish()
+        elif self._receiving.body_bytes:
+            self._receive_all(views)
+            self._finish()
+
+    def receive_trailer(self) -> tuple[int, int]:
+        """(status, first bad record) of the reply just received; (0, 0) if it has no trailer. Raises: Corrupt."""
+        if not self._receiving.flags & Flag.TRAILER:
+            return 0, 0
+        try:
+            return unpack_trailer(self._trailer)
+        except Corrupt:
+            self.close()
+            raise
+
+    def acknowledge(self) -> None:
+        """Tell the peer that its replies have arrived, if it waits for that and no request is going to say so.
+
+        Raises: Unavailable.
+        """
+        if self._need_ack and self._sock is not None:
+            self.send(Kind.ACK, [b""], count=0, deadline_s=deadline_after(1.0))
+
+    def alive(self) -> bool:
+        """Whether an idle connection still looks usable: open, and nothing has come that nobody asked for."""
+        if self._sock is None or self._awaited:
+            return False
+        try:
+            self._sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return True
+        except OSError:
+            pass
+        return False
+
+    def _finish(self) -> None:
+        """The reply `_receiving` has arrived whole."""
+        header = self._receiving
+        self._awaited.remove(header.request_id)
+        self._received_id = self._awaited[0] - 1 if self._awaited else self._request_id
+        if header.flags & Flag.NEED_ACK:
+            self._need_ack = True
+
+    def _grow(self, size: int) -> None:
+        grown = memoryview(bytearray(size + (size >> 2)))
+        grown[:HEADER_BYTES] = self._head[:HEADER_BYTES]
+        self._head = grown
+
+    def _arm(self, begun_s: float) -> socket.socket:
+        """The socket, with a timeout set that ends no later than it must. Raises: Unavailable past the deadline."""
+        if self._sock is None:
+            raise Unavailable(f"the connection to {self.endpoint} is closed")
+        now_s = lease_now_s()
+        left_s = self.deadline_s - now_s
+        if self.stall_s is not None:
+            left_s = min(left_s, begun_s + self.stall_s - now_s)
+        if left_s <= 0:
+            self.close()
+            raise Unavailable(f"{self.endpoint} did not answer in time")
+        tick_s = _TICK_S if left_s > _TICK_S else max(left_s, 0.001)
+        if tick_s != self._tick_s:
+            packed = _TIMEVAL.pack(int(tick_s), int(tick_s % 1 * 1_000_000))
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, packed)
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, packed)
+            self._tick_s = tick_s
+        return self._sock
+
+    def _receive_all(self, views: Sequence[memoryview]) -> None:
+        begun_s = lease_now_s()
+        for batch in _batches(views):
+            left = batch
+            while left:
+                sock = self._arm(begun_s)
+                try:
+                    if len(left) == 1:
+                        got = sock.recv_into(left[0], 0, socket.MSG_WAITALL)
+                    else:
+                        got = sock.recvmsg_into(left, 0, socket.MSG_WAITALL)[0]
+                except BlockingIOError:
+                    continue
+                except OSError as error:
+                    self.close()
+                    raise Unavailable(f"{self.endpoint} broke off: {error.strerror or error}") from None
+                if not got:
+                    self.close()
+                    raise Unavailable(f"{self.endpoint} closed the connection")
+                left = _rest(left, got)
+                if left:
+                    begun_s = lease_now_s()
+
+    def _send_all(self, parts: Sequence[Bytes]) -> None:
+        begun_s = lease_now_s()
+        for batch in _batches([memoryview(part) for part in parts if len(part)]):
+            left = batch
+            while left:
+                sock = self._arm(begun_s)
+                try:
+                    sent = sock.sendmsg(left)
+                except BlockingIOError:
+                    continue
+                except OSError as error:
+                    self.close()
+                    raise Unavailable(f"{self.endpoint} broke off: {error.strerror or error}") from None
+                left = _rest(left, sent)
+                if left:
+                    begun_s = lease_now_s()
+
+
+def _batches(views: Sequence[memoryview]) -> Iterator[Sequence[memoryview]]:
+    """`views` in runs that one system call takes, empty ones left out."""
+    if len(views) <= MAX_IOVECS and all(views):
+        yield views
+        return
+    filled = [view for view in views if view.nbytes]
+    for at in range(0, len(filled), MAX_IOVECS):
+        yield filled[at : at + MAX_IOVECS]
+
+
+def _rest(views: Sequence[memoryview], done: int) -> Sequence[memoryview]:
+    """What is left of `views` after their first `done` bytes."""
+    for index, view in enumerate(views):
+        if done < view.nbytes:
+            return [view[done:], *views[index + 1 :]]
+        done -= view.nbytes
+    return ()
+
+
+def _connect(endpoint: str, timeout_s: float) -> socket.socket:
+    try:
+        if endpoint.startswith(UNIX_PREFIX):
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            try:
+                sock.settimeout(timeout_s)
+                sock.connect(endpoint.removeprefix(UNIX_PREFIX))
+            except BaseException:
+                sock.close()
+                raise
+        else:
+            host, _, port = endpoint.rpartition(":")
+            if not host or not port.isdecimal():
+                raise Invalid(f"endpoint {endpoint!r}: expected host:port or unix:/path")
+            sock = socket.create_connection((host.strip("[]"), int(port)), timeout=timeout_s)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            prefer_loopback_congestion(sock)
+    except OSError as error:
+        raise Unavailable(f"{endpoint} cannot be reached: {error.strerror or error}") from None
+    sock.settimeout(None)
+    return sock
+
+
+def prefer_loopback_congestion(sock: socket.socket) -> None:
+    """Take a connected TCP socket whose peer is on this host off a congestion control that paces (BBR)."""
+    if sock.getpeername()[0] != sock.getsockname()[0]:
+        return
+    for name in _LOOPBACK_CONGESTION:
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, name)
+        except OSError:
+            continue  # not built into this kernel, or not allowed to us: the next one, or the default
+        return
+
+
+class ConnectionPool:
+    """Connections that all say the same HELLO, kept open between calls and bounded per endpoint.
+
+    Safe for any number of threads, and across fork: a child forgets its parent's connections.
+    """
+
+    def __init__(self, hello: storage_pb2.Hello, *, max_per_endpoint: int = 16, idle_s: float = 60.0) -> None:
+        self._hello = hello
+        self._max = max_per_endpoint
+        self._idle_s = idle_s
+        self._reset()
+
+    def _reset(self) -> None:
+        self._pid = os.getpid()
+        self._changed = Condition()
+        self._idle: dict[str, list[Connection]] = {}
+        self._lent: dict[str, int] = {}
+        self._closed = False
+
+    def borrow(self, endpoint: str, *, deadline_s: float, connect_timeout_s: float = 5.0) -> Connection:
+        """A connection to `endpoint` that nobody else uses; hand it to `give_back` whatever happens to it.
+
+        Raises:
+            Busy: all of the endpoint's connections stayed in use until the deadline.
+            Unavailable, PermissionDenied, Invalid: as `Connection.open`.
+        """
+        if os.getpid() != self._pid:
+            self._reset()
+        with self._changed:
+            while self._lent.get(endpoint, 0) >= self._max:
+                left_s = deadline_s - lease_now_s()
+                if left_s <= 0 or not self._changed.wait(left_s):
+                    raise Busy(f"all {self._max} connections to {endpoint} are in use")
+            if self._closed:
+                raise Unavailable("the client is closed")
+            self._lent[endpoint] = self._lent.get(endpoint, 0) + 1
+            idle = self._idle.setdefault(endpoint, [])
+            connection = idle.pop() if idle else None
+        now_s = lease_now_s()
+        while connection is not None:
+            idle_for_s = now_s - connection.idle_since_s
+            if idle_for_s < _FRESH_S or (idle_for_s < self._idle_s and connection.alive()):
+                return connection
+            connection.close()
+            with self._changed:
+                connection = idle.pop() if idle else None
+        try:
+            timeout_s = min(connect_timeout_s, deadline_s - now_s)
+            if timeout_s <= 0:
+                raise Unavailable(f"{endpoint} was not connected in time")
+            return Connection.open(endpoint, self._hello, timeout_s=timeout_s)
+        except BaseException:
+            self._release(endpoint, None)
+            raise
+
+    def give_back(self, connection: Connection) -> None:
+        """Take a borrowed connection back; a closed one, or one with answers outstanding, is dropped."""
+        if not connection.closed:
+            try:
+                connection.acknowledge()
+            except Fs3Error:
+                connection.close()
+        self._release(connection.endpoint, connection)
+
+    def _release(self, endpoint: str, connection: Connection | None) -> None:
+        if os.getpid() != self._pid:
+            return
+        with self._changed:
+            self._lent[endpoint] -= 1
+            if connection is not None and not connection.closed:
+                if connection.outstanding or self._closed:
+                    connection.close()
+                else:
+                    connection.idle_since_s = lease_now_s()
+                    idle = self._idle[endpoint]
+                    idle.append(connection)
+                    if idle[0].idle_since_s < connection.idle_since_s - self._idle_s:
+                        idle.pop(0).close()
+            self._changed.notify()
+
+    @contextmanager
+    def lent(self, endpoint: str, *, deadline_s: float) -> Iterator[Connection]:
+        """`borrow` and `give_back` around a block; an exception that is no `Fs3Error` closes the connection."""
+        connection = self.borrow(endpoint, deadline_s=deadline_s)
+        try:
+            yield connection
+        except Fs3Error:
+            raise
+        except BaseException:
+            connection.close()
+            raise
+        finally:
+            self.give_back(connection)
+
+    def drop_idle(self, endpoint: str) -> None:
+        """Close the idle connections to an endpoint that has just failed."""
+        with self._changed:
+            stale = self._idle.get(endpoint, [])
+            gone, stale[:] = list(stale), []
+        for connection in gone:
+            connection.close()
+
+    def close(self) -> None:
+        """Close every idle connection now and the lent ones as they come back; `borrow` then raises Unavailable."""
+        with self._changed:
+            self._closed = True
+            gone = [connection for idle in self._idle.values() for connection in idle]
+            self._idle.clear()
+            self._changed.notify_all()
+        for connection in gone:
+            connection.close()

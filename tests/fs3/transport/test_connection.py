@@ -1,0 +1,290 @@
+"""A connection against a scripted peer on a real socket: frames both ways, deadlines, peers that die mid-frame.
+
+The peer answers with bytes made by frame_core, cut into small segments or scattered over many destinations, so that
+partial receives and more than 1,024 pieces are met.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from fs3.clock import deadline_after
+from fs3.errors import Busy, Corrupt, Invalid, StaleRouting, Unavailable
+from fs3.pb import storage_pb2
+from fs3.transport.connection import Connection, ConnectionPool
+from fs3.transport.frame_core import HEADER_BYTES, Flag, Header, Kind, pack_header, pack_trailer, unpack_header
+
+HELLO = storage_pb2.Hello(protocol=1, cluster_id="c", client_id=7, role="client")
+
+
+def read_exactly(sock: socket.socket, size: int) -> bytes:
+    out = bytearray()
+    while len(out) < size:
+        got = sock.recv(size - len(out))
+        if not got:
+            raise EOFError
+        out += got
+    return bytes(out)
+
+
+def read_frame(sock: socket.socket) -> tuple[Header, bytes, bytes]:
+    header = unpack_header(read_exactly(sock, HEADER_BYTES))
+    return header, read_exactly(sock, header.head_bytes), read_exactly(sock, header.body_bytes)
+
+
+def reply(asked: Header, head: bytes = b"", body: bytes = b"", *, flags: int = 0, status: int = 0) -> bytes:
+    header = Header(asked.kind, asked.request_id, True, flags, 1, len(head), len(body), status=status)
+    trailer = pack_trailer(0, 0) if flags & Flag.TRAILER else b""
+    return pack_header(header, head) + head + body + trailer
+
+
+@contextmanager
+def peer(script: Callable[[socket.socket], None], *, unix: str | None = None) -> Iterator[str]:
+    """An endpoint whose every connection gets HELLO answered and is then handed to `script`."""
+    listener = socket.socket(socket.AF_UNIX if unix else socket.AF_INET)
+    listener.bind(unix or ("127.0.0.1", 0))
+    listener.listen()
+    sockets: list[socket.socket] = []
+
+    def talk(sock: socket.socket) -> None:
+        try:
+            asked, head, _ = read_frame(sock)
+            assert storage_pb2.Hello.FromString(head) == HELLO
+            sock.sendall(reply(asked, storage_pb2.HelloReply(protocol=1, max_ranges=99).SerializeToString()))
+            script(sock)
+        except (EOFError, OSError):
+            pass
+        finally:
+            sock.close()
+
+    def accept() -> None:
+        while True:
+            try:
+                sock, _ = listener.accept()
+            except OSError:
+                return
+            sockets.append(sock)
+            threading.Thread(target=talk, args=(sock,), daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    try:
+        yield f"unix:{unix}" if unix else f"127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        for sock in sockets:
+            sock.close()
+
+
+def echo(sock: socket.socket) -> None:
+    """Answers every frame with its own head and body, in segments of 1,000 bytes."""
+    while True:
+        asked, head, body = read_frame(sock)
+        if asked.kind == Kind.ACK:
+            continue
+        raw = reply(asked, head, body, flags=Flag.TRAILER)
+        for at in range(0, len(raw), 1_000):
+            sock.sendall(raw[at : at + 1_000])
+
+
+def ask(connection: Connection, body: bytes, pieces: int = 1) -> bytes:
+    parts = [body[at * len(body) // pieces : (at + 1) * len(body) // pieces] for at in range(pieces)]
+    connection.send(Kind.READ, [b"he", b"ad"], parts, count=1, deadline_s=deadline_after(20.0))
+    header, head = connection.receive_head()
+    assert bytes(head) == b"head"
+    target = memoryview(bytearray(header.body_bytes))
+    connection.receive_body(_cut(target, pieces))
+    assert connection.receive_trailer() == (0, 0)
+    return bytes(target)
+
+
+def _cut(view: memoryview, pieces: int) -> list[memoryview]:
+    return [view[at * len(view) // pieces : (at + 1) * len(view) // pieces] for at in range(pieces)]
+
+
+@pytest.mark.parametrize("pieces", [1, 3, 2_500])
+@pytest.mark.parametrize("size", [0, 1, 70_001, 3 << 20])
+def test_a_frame_comes_back_whole_however_it_is_cut(size: int, pieces: int) -> None:
+    body = bytes(range(251)) * (size // 251 + 1)
+    with peer(echo) as endpoint:
+        connection = Connection.open(endpoint, HELLO, timeout_s=5.0)
+        assert connection.hello_reply.max_ranges == 99
+        for _ in range(2):
+            assert ask(connection, body[:size], pieces) == body[:size]
+        connection.close()
+
+
+def test_a_unix_socket_carries_the_same_frames(tmp_path: os.PathLike[str]) -> None:
+    with peer(echo, unix=os.path.join(tmp_path, "s")) as endpoint:
+        connection = Connection.open(endpoint, HELLO, timeout_s=5.0)
+        assert ask(connection, b"x" * 5_000) == b"x" * 5_000
+        connection.close()
+
+
+def test_a_status_is_raised_and_the_connection_goes_on() -> None:
+    def script(sock: socket.socket) -> None:
+        asked, _, _ = read_frame(sock)
+        sock.sendall(reply(asked, b"chain 3 is at version 9", status=StaleRouting.code))
+        echo(sock)
+
+    with peer(script) as endpoint:
+        connection = Connection.open(endpoint, HELLO, timeout_s=5.0)
+        connection.send(Kind.READ, [b""], count=0, deadline_s=deadline_after(5.0))
+        with pytest.raises(StaleRouting, match="chain 3 is at version 9"):
+            connection.receive_head()
+        assert ask(connection, b"still here") == b"still here"
+        connection.close()
+
+
+def test_replies_in_another_order_are_told_apart_and_acknowledged_only_without_gaps() -> None:
+    acks: list[int] = []
+
+    def script(sock: socket.socket) -> None:
+        first, second = read_frame(sock)[0], read_frame(sock)[0]
+        sock.sendall(reply(second, b"2", flags=Flag.NEED_ACK))
+        acks.append(read_frame(sock)[0].ack_id)
+        sock.sendall(reply(first, b"1"))
+        header, _, _ = read_frame(sock)
+        assert header.kind == Kind.ACK
+        acks.append(header.ack_id)
+
+    with peer(script) as endpoint:
+        connection = Connection.open(endpoint, HELLO, timeout_s=5.0)
+        one = connection.send(Kind.READ, [b""], count=0, deadline_s=deadline_after(5.0))
+        two = connection.send(Kind.READ, [b""], count=0, deadline_s=deadline_after(5.0))
+        header, head = connection.receive_head()
+        assert (header.request_id, bytes(head)) == (two, b"2")
+        connection.acknowledge()
+        header, head = connection.receive_head()
+        assert (header.request_id, bytes(head), connection.outstanding) == (one, b"1", 0)
+        connection._need_ack = True  # the reply that asked was acknowledged above; ask again for the final state
+        connection.acknowledge()
+        with pytest.raises(Unavailable):
+            connection.send(Kind.READ, [b""], count=0, deadline_s=deadline_after(5.0))
+            connection.receive_head()
+        assert acks[0] == one - 1 and acks[1] >= two
+        connection.close()
+
+
+def test_a_peer_that_dies_inside_a_body_is_unavailable_and_the_connection_closed() -> None:
+    def script(sock: socket.socket) -> None:
+        asked, _, _ = read_frame(sock)
+        sock.sendall(reply(asked, b"", b"y" * 10_000)[:5_000])
+
+    with peer(script) as endpoint:
+        connection = Connection.open(endpoint, HELLO, timeout_s=5.0)
+        connection.send(Kind.READ, [b""], count=0, deadline_s=deadline_after(5.0))
+        header, _ = connection.receive_head()
+        with pytest.raises(Unavailable, match="closed the connection"):
+            connection.receive_body([memoryview(bytearray(header.body_bytes))])
+        assert connection.closed
+        with pytest.raises(Unavailable):
+            connection.send(Kind.READ, [b""], count=0, deadline_s=deadline_after(5.0))
+
+
+@pytest.mark.parametrize("stalls", [False, True])
+def test_a_silent_peer_ends_with_the_deadline_or_the_stall_limit(stalls: bool) -> None:
+    quiet = threading.Event()
+    with peer(lambda sock: quiet.wait(20)) as endpoint:
+        connection = Connection.open(endpoint, HELLO, timeout_s=5.0)
+        connection.stall_s = 0.02 if stalls else None
+        connection.send(Kind.READ, [b""], count=0, deadline_s=deadline_after(60.0 if stalls else 0.02))
+        with pytest.raises(Unavailable, match="did not answer in time"):
+            connection.receive_head()
+        assert connection.closed
+        quiet.set()
+
+
+@pytest.mark.parametrize("spoil", ["head", "magic", "id"])
+def test_a_damaged_reply_is_refused_and_closes(spoil: str) -> None:
+    def script(sock: socket.socket) -> None:
+        asked, _, _ = read_frame(sock)
+        if spoil == "id":
+            asked.request_id += 5
+        raw = bytearray(reply(asked, b"results"))
+        if spoil != "id":
+            raw[-1 if spoil == "head" else 0] ^= 1
+        sock.sendall(raw)
+
+    with peer(script) as endpoint:
+        connection = Connection.open(endpoint, HELLO, timeout_s=5.0)
+        connection.send(Kind.READ, [b""], count=0, deadline_s=deadline_after(5.0))
+        with pytest.raises((Corrupt, Invalid)):
+            connection.receive_head()
+        assert connection.closed
+
+
+def test_nobody_there_is_unavailable_and_nonsense_is_invalid() -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    listener.close()
+    with pytest.raises(Unavailable, match=f"127.0.0.1:{port} cannot be reached"):
+        Connection.open(f"127.0.0.1:{port}", HELLO, timeout_s=5.0)
+    with pytest.raises(Invalid, match="expected host:port"):
+        Connection.open("nonsense", HELLO, timeout_s=5.0)
+
+
+def test_the_pool_reuses_bounds_and_drops_what_broke() -> None:
+    with peer(echo) as endpoint:
+        pool = ConnectionPool(HELLO, max_per_endpoint=2)
+        one = pool.borrow(endpoint, deadline_s=deadline_after(5.0))
+        two = pool.borrow(endpoint, deadline_s=deadline_after(5.0))
+        with pytest.raises(Busy, match="all 2 connections"):
+            pool.borrow(endpoint, deadline_s=deadline_after(0.01))
+        pool.give_back(one)
+        assert pool.borrow(endpoint, deadline_s=deadline_after(5.0)) is one
+        one.close()
+        pool.give_back(one)
+        with pool.lent(endpoint, deadline_s=deadline_after(5.0)) as third:
+            assert third is not one and third is not two
+            third.send(Kind.READ, [b"head"], count=0, deadline_s=deadline_after(5.0))
+        with pool.lent(endpoint, deadline_s=deadline_after(5.0)) as fourth:
+            assert fourth is not third, "a connection with an answer outstanding must not be lent again"
+            assert ask(fourth, b"a") == b"a"
+        pool.close()
+        assert fourth.closed
+        pool.give_back(two)
+        assert two.closed
+
+
+def test_the_pool_notices_a_peer_that_went_away_while_idle() -> None:
+    gone = threading.Event()
+
+    def script(sock: socket.socket) -> None:
+        sock.shutdown(socket.SHUT_RDWR)
+        gone.set()
+
+    with peer(script) as endpoint:
+        pool = ConnectionPool(HELLO)
+        connection = pool.borrow(endpoint, deadline_s=deadline_after(5.0))
+        pool.give_back(connection)
+        connection.idle_since_s -= 1.0
+        assert gone.wait(5)
+        assert pool.borrow(endpoint, deadline_s=deadline_after(5.0)) is not connection
+        pool.close()
+
+
+def test_a_forked_child_opens_its_own_connections() -> None:
+    with peer(echo) as endpoint:
+        pool = ConnectionPool(HELLO)
+        with pool.lent(endpoint, deadline_s=deadline_after(5.0)) as connection:
+            fileno = connection._sock.fileno() if connection._sock else -1
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                with pool.lent(endpoint, deadline_s=deadline_after(5.0)) as mine:
+                    code = 0 if mine is not connection and ask(mine, b"child") == b"child" else 2
+            finally:
+                os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        with pool.lent(endpoint, deadline_s=deadline_after(5.0)) as again:
+            assert again is connection and again._sock is not None and again._sock.fileno() == fileno
+            assert ask(again, b"parent") == b"parent"
+        pool.close()
