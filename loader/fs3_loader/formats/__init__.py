@@ -1,0 +1,1 @@
+"""The formats of what a dataset stores: token shards and the manifest (docs/formats.md)."""

@@ -1,0 +1,91 @@
+"""Reading ahead on a thread, with a bound: what the consumer will take next is fetched while it works.
+
+The thread knows nothing of datasets: it calls `fetch(cursor)`, which returns a group of items and the cursor after it,
+whenever fewer than `low_water` items wait, so at most `low_water - 1` and one group do. An error takes the place of
+the item it struck: it is raised to the consumer once, after the items before it, and the thread ends.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
+
+Item = TypeVar("Item")
+Cursor = TypeVar("Cursor")
+
+JOIN_S = 60.0
+
+
+class Prefetcher(Generic[Item, Cursor]):
+    """A thread that runs ahead of its consumer from one cursor on. It holds no reference to the consumer."""
+
+    def __init__(
+        self, fetch: Callable[[Cursor], tuple[Sequence[Item], Cursor]], cursor: Cursor, *, low_water: int
+    ) -> None:
+        """Starts the thread. `fetch` is called on it only, and returns at least one item."""
+        self.pid = os.getpid()
+        self._fetch = fetch
+        self._low_water = low_water
+        self._items: deque[Item] = deque()
+        self._error: BaseException | None = None
+        self._stop = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._run, args=(cursor,), name="fs3-loader", daemon=True)
+        self._thread.start()
+
+    def take(self) -> tuple[Item, float]:
+        """The next item, and the seconds waited for it.
+
+        Raises: what `fetch` raised, once the items before it are taken; the prefetcher has then ended.
+        """
+        with self._changed:
+            if self._items:
+                return self._pop(), 0.0
+            since = time.perf_counter()
+            while not self._items and self._error is None:
+                self._changed.wait()
+            if self._items:
+                return self._pop(), time.perf_counter() - since
+            assert self._error is not None
+            raise self._error
+
+    def stop(self) -> None:
+        """End the thread, after the fetch in progress if there is one, and wait until it has ended."""
+        if self.pid != os.getpid():
+            return
+        with self._changed:
+            self._stop = True
+            self._items.clear()
+            self._changed.notify_all()
+        if self._thread is not threading.current_thread():
+            self._thread.join(JOIN_S)
+
+    def _pop(self) -> Item:
+        item = self._items.popleft()
+        if len(self._items) < self._low_water:
+            self._changed.notify_all()
+        return item
+
+    def _run(self, cursor: Cursor) -> None:
+        while True:
+            with self._changed:
+                while len(self._items) >= self._low_water and not self._stop:
+                    self._changed.wait()
+                if self._stop:
+                    return
+            try:
+                items, cursor = self._fetch(cursor)
+            except BaseException as error:  # noqa: BLE001  (raised to the consumer, which alone can act on it)
+                with self._changed:
+                    self._error = error
+                    self._changed.notify_all()
+                return
+            with self._changed:
+                if self._stop:
+                    return
+                self._items.extend(items)
+                self._changed.notify_all()

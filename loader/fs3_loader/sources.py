@@ -1,0 +1,125 @@
+"""The text that an import reads: which files, and their text in pieces of bounded size.
+
+A source is a file or a folder, local or behind an fsspec URL. Folders are walked in sorted order, so that the same tree
+always makes the same dataset; hidden names (.git and the like) are left out, and links to folders not followed. A file
+that is not UTF-8, or holds a NUL, is not text.
+"""
+
+from __future__ import annotations
+
+import codecs
+import fnmatch
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import fsspec
+
+from fs3.errors import Invalid, NotFound
+from fs3_loader.location import as_fs3_error, one_line
+
+PIECE_BYTES = 4 * 1024 * 1024
+
+
+class NotText(Exception):
+    """The file is not UTF-8 text."""
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """One file to read."""
+
+    fs: Any
+    path: str
+    bytes: int
+
+
+def find_sources(sources: Sequence[str], glob: str | None) -> list[SourceFile]:
+    """The files of `sources` in order, each once; `glob`, such as *.py, chooses by name among those in folders.
+
+    Raises: NotFound if a source does not exist; Invalid if no file with anything in it is left.
+    """
+    found: dict[tuple[int, str], SourceFile] = {}
+    for source in sources:
+        try:
+            fs, root = fsspec.url_to_fs(os.path.abspath(source) if "://" not in source else source)
+            files = list(_walk(fs, root, source, glob))
+        except OSError as error:
+            raise as_fs3_error(error, source) from None
+        except (ValueError, ImportError) as error:
+            raise Invalid(f"cannot open source {source}: {one_line(error)}") from None
+        for file in files:
+            found.setdefault((id(fs), file.path), file)
+    result = [file for file in found.values() if file.bytes]
+    if not result:
+        what = f"no file that matches {glob}" if glob else "no file with text in it"
+        raise Invalid(f"{' '.join(sources)}: {what}; give other sources or another --glob")
+    return result
+
+
+def read_text(source: SourceFile) -> Iterator[str]:
+    """The text of `source`, in pieces of about `PIECE_BYTES` that end with a line where the text has lines.
+
+    Raises: NotText before the first piece if the file is no text; NotFound and its kin.
+    """
+    try:
+        with source.fs.open(source.path, "rb") as file:
+            if source.bytes > PIECE_BYTES:
+                for _ in _decoded(file):
+                    pass
+                file.seek(0)
+            rest = ""
+            for text in _decoded(file):
+                cut = text.rfind("\n") + 1 or len(text)
+                yield rest + text[:cut]
+                rest = text[cut:]
+            if rest:
+                yield rest
+    except OSError as error:
+        raise as_fs3_error(error, source.path) from None
+
+
+def _decoded(file: BinaryIO) -> Iterator[str]:
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    while True:
+        data = file.read(PIECE_BYTES)
+        try:
+            text = decoder.decode(data, final=not data)
+        except UnicodeDecodeError:
+            raise NotText from None
+        if "\0" in text:
+            raise NotText
+        if text:
+            yield text
+        if not data:
+            return
+
+
+def _walk(fs: Any, root: str, source: str, glob: str | None) -> Iterator[SourceFile]:
+    if not fs.exists(root):
+        raise NotFound(f"source {source} does not exist")
+    if fs.isfile(root):
+        yield SourceFile(fs, root, int(fs.info(root)["size"]))
+        return
+    if "file" in fs.protocol:
+        yield from _walk_local(fs, root, glob)
+        return
+    for path, info in sorted(fs.find(root, detail=True).items()):
+        below = path[len(root) :].strip("/")
+        if _wanted(below, glob):
+            yield SourceFile(fs, path, int(info["size"]))
+
+
+def _walk_local(fs: Any, root: str, glob: str | None) -> Iterator[SourceFile]:
+    for folder, folders, names in os.walk(root):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            path = os.path.join(folder, name)
+            if _wanted(name, glob) and os.path.isfile(path):
+                yield SourceFile(fs, path, os.path.getsize(path))
+
+
+def _wanted(below: str, glob: str | None) -> bool:
+    parts = below.split("/")
+    return not any(part.startswith(".") for part in parts) and (glob is None or fnmatch.fnmatch(parts[-1], glob))
