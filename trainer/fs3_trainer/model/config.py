@@ -10,10 +10,10 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any, Final, Literal
+from typing import Any, Final
 
+from fs3 import config as settings
 from fs3.errors import Corrupt, Invalid
-from fs3_trainer import config_file
 
 FIXED: Final[dict[str, Any]] = {
     "architectures": ["DeepseekV3ForCausalLM"],
@@ -49,7 +49,7 @@ class ModelConfig:
     routed_scaling_factor: float = 1.0
     first_k_dense_replace: int = 1
     num_nextn_predict_layers: int = 1
-    mtp_input: Literal["post-norm", "pre-norm"] = "post-norm"
+    mtp_input: str = "post-norm"
     rope_theta: float = 10000.0
     rms_norm_eps: float = 1e-6
     initializer_range: float = 0.02
@@ -63,6 +63,8 @@ class ModelConfig:
                 low_enough = value >= 0 if field.name in may_be_zero else value > 0
                 if not low_enough:
                     raise Invalid(f"model config: {field.name} must be positive, not {value}")
+        if self.mtp_input not in ("post-norm", "pre-norm"):
+            raise Invalid(f"model config: mtp_input must be 'post-norm' or 'pre-norm', not {self.mtp_input!r}")
         if self.qk_rope_head_dim % 2:
             raise Invalid(f"model config: qk_rope_head_dim must be even, not {self.qk_rope_head_dim}")
         if self.n_routed_experts % self.n_group:
@@ -129,14 +131,14 @@ class ModelConfig:
         Raises:
             Invalid: an unknown or missing key, a wrong type, or a setting that this model does not have.
         """
-        own = dict(table)
+        own = {key: value for key, value in table.items() if value is not None}
         for key, value in FIXED.items():
             if own.pop(key, value) != value:
                 raise Invalid(f"{where}: {key} is {table[key]!r}, and this model has only {value!r}")
         heads = own.pop("num_key_value_heads", own.get("num_attention_heads"))
         if heads != own.get("num_attention_heads"):
             raise Invalid(f"{where}: num_key_value_heads {heads} differs from num_attention_heads; MLA has one latent")
-        return config_file.build(cls, own, where)
+        return settings.from_mapping(own, cls, where=where)
 
     @classmethod
     def from_json(cls, text: str | bytes, where: str = "config.json") -> ModelConfig:
@@ -150,4 +152,6 @@ class ModelConfig:
             table = json.loads(text)
         except ValueError as error:
             raise Corrupt(f"{where}: not JSON: {error}") from None
-        return cls.from_dict(config_file.object_of(table, where), where)
+        if not isinstance(table, dict):
+            raise Corrupt(f"{where}: not a JSON object")
+        return cls.from_dict(table, where)

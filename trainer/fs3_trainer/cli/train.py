@@ -1,0 +1,88 @@
+"""`fs3-train`: the command line of a training run.
+
+Exit status: 0 done, 1 it failed (one line on standard error says why), 2 wrong usage, 130 or 143 stopped by a signal,
+with a checkpoint saved.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from types import FrameType
+
+import click
+
+from fs3.errors import Fs3Error
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option("--config", default="small", show_default=True, help="A preset (tiny, small) or a TOML file.")
+@click.option("--data", required=True, metavar="URL", help="The data set: an fs3:// URL or a local folder.")
+@click.option("--checkpoint", metavar="URL", help="Where checkpoints go: an fs3:// URL or a local folder.")
+@click.option("--steps", required=True, type=click.IntRange(min=1), help="Steps of the whole run.")
+@click.option("--resume", is_flag=True, help="Continue from the newest checkpoint, if there is one.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--global-batch", type=click.IntRange(min=1), help="Sequences a step; the config's unless given.")
+@click.option("--seed", type=click.IntRange(min=0), help="Of weights and shuffle; the config's unless given.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads; all, or those of the checkpoint.")
+@click.option(
+    "--checkpoint-every", type=click.IntRange(min=0), default=100, show_default=True, help="Steps; 0: only at the end."
+)
+@click.option("--keep", type=click.IntRange(min=1), default=3, show_default=True, help="Checkpoints to keep.")
+@click.option("--log-every", type=click.IntRange(min=1), default=10, show_default=True, help="Steps between lines.")
+@click.option(
+    "--metrics", type=click.Path(dir_okay=False, path_type=Path), help="Append one JSON line a step to this file."
+)
+def main(
+    config: str,
+    data: str,
+    checkpoint: str | None,
+    steps: int,
+    resume: bool,
+    device: str,
+    global_batch: int | None,
+    seed: int | None,
+    threads: int | None,
+    checkpoint_every: int,
+    keep: int,
+    log_every: int,
+    metrics: Path | None,
+) -> None:
+    """Train a DeepSeek-V3-shaped model on a data set, with checkpoints that survive anything."""
+    # cuBLAS is deterministic only with a workspace of fixed size, and reads this before its first call.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # Imported here, so that --help and usage errors need not wait for torch.
+    from fs3_trainer.train.session import Options, train
+
+    caught: list[int] = []
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        caught.append(signum)
+        # The second signal ends the process at once.
+        signal.signal(signum, signal.SIG_DFL)
+
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, stop)
+    options = Options(
+        config=config,
+        data=data,
+        checkpoint=checkpoint,
+        steps=steps,
+        resume=resume,
+        device=device,
+        global_batch=global_batch,
+        seed=seed,
+        threads=threads,
+        checkpoint_every=checkpoint_every,
+        keep=keep,
+        log_every=log_every,
+        metrics=metrics,
+    )
+    try:
+        done = train(options, click.echo, lambda: bool(caught))
+    except Fs3Error as error:
+        click.echo(f"fs3-train: {error}", err=True)
+        raise SystemExit(1) from None
+    if not done:
+        raise SystemExit(128 + caught[0])

@@ -1,0 +1,1 @@
+"""Training: schedule, optimizer, the step loop, its metrics and its checkpoints."""
