@@ -1,0 +1,190 @@
+"""Optimistic concurrency control: what a transaction writes, what it read, and whether the two still fit the world.
+
+Every commit gets the next version. A transaction remembers the version it began at; it may commit if no later version
+changed a key it read or a key inside a range it read (so a row that appears in a listed range, a phantom, conflicts).
+This is FoundationDB's resolver in small: of each recent commit only its keys are kept, never values. When the window
+of remembered changes is exceeded the oldest are forgotten, and a transaction that began before them must start again.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from fs3.errors import Invalid
+from fs3.kv.api import Limits
+
+_COUNTER_BYTES = 8
+_WRAP = 1 << 64
+_MISSING = object()
+
+
+def decode_counter(value: bytes | None) -> int:
+    """A signed 64-bit little-endian counter; absent counts as 0, a shorter value is extended with zero bytes."""
+    if value is None:
+        return 0
+    return int.from_bytes(value[:_COUNTER_BYTES].ljust(_COUNTER_BYTES, b"\0"), "little", signed=True)
+
+
+def encode_counter(value: int) -> bytes:
+    """The 8 bytes of a counter; it wraps around at 64 bits."""
+    return (value % _WRAP).to_bytes(_COUNTER_BYTES, "little")
+
+
+class WriteSet:
+    """Buffered writes: ranges cleared first, then per key a value (bytes), a removal (None) or an addition (int)."""
+
+    __slots__ = ("cleared", "writes")
+
+    def __init__(self) -> None:
+        self.cleared: list[tuple[bytes, bytes]] = []
+        self.writes: dict[bytes, bytes | int | None] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self.writes or self.cleared)
+
+    def put(self, key: bytes, value: bytes) -> None:
+        self.writes[key] = value
+
+    def delete(self, key: bytes) -> None:
+        self.writes[key] = None
+
+    def delete_range(self, begin: bytes, end: bytes) -> None:
+        if begin >= end:
+            return
+        for key in [key for key in self.writes if begin <= key < end]:
+            del self.writes[key]
+        self.cleared.append((begin, end))
+
+    def add(self, key: bytes, delta: int) -> None:
+        current = self.writes.get(key, _MISSING)
+        if isinstance(current, int):
+            self.writes[key] = current + delta
+        elif current is _MISSING and not self.is_cleared(key):
+            self.writes[key] = delta
+        else:
+            base = current if isinstance(current, bytes) else None
+            self.writes[key] = encode_counter(decode_counter(base) + delta)
+
+    def merge(self, later: WriteSet) -> None:
+        """Make this set what it and then `later` do."""
+        for begin, end in later.cleared:
+            self.delete_range(begin, end)
+        for key, write in later.writes.items():
+            if isinstance(write, int):
+                self.add(key, write)
+            else:
+                self.writes[key] = write
+
+    def is_cleared(self, key: bytes) -> bool:
+        return any(begin <= key < end for begin, end in self.cleared)
+
+    def resolve(self, key: bytes, base: bytes | None) -> bytes | None:
+        """The value of `key` after these writes, `base` being the one before them."""
+        write = self.writes.get(key, _MISSING)
+        if write is _MISSING:
+            return None if self.cleared and self.is_cleared(key) else base
+        if isinstance(write, int):
+            return encode_counter(decode_counter(base) + write)
+        assert write is None or isinstance(write, bytes)
+        return write
+
+    def touches(self, begin: bytes, end: bytes) -> bool:
+        """Whether a key of [begin, end) is written or a cleared range reaches into it."""
+        return any(b < end and begin < e for b, e in self.cleared) or any(begin <= key < end for key in self.writes)
+
+
+@dataclass(slots=True)
+class ReadSet:
+    """What a transaction depends on: single keys and half-open ranges."""
+
+    keys: set[bytes] = field(default_factory=set)
+    ranges: list[tuple[bytes, bytes]] = field(default_factory=list)
+
+
+def check_limits(limits: Limits, writes: WriteSet, reads: ReadSet) -> None:
+    """Raises: Invalid, naming the limit, if a transaction is too large to commit."""
+    operations = len(writes.writes) + len(writes.cleared) + len(reads.keys) + len(reads.ranges)
+    if operations > limits.max_operations:
+        raise Invalid(f"transaction of {operations} operations: at most {limits.max_operations} are allowed")
+    total = 0
+    for key, write in writes.writes.items():
+        size = len(write) if isinstance(write, bytes) else _COUNTER_BYTES
+        if not 0 < len(key) <= limits.max_key_bytes:
+            raise Invalid(f"key of {len(key)} bytes: 1 to {limits.max_key_bytes} are allowed")
+        if size > limits.max_value_bytes:
+            raise Invalid(f"value of {size} bytes: at most {limits.max_value_bytes} are allowed")
+        total += len(key) + size
+    total += sum(len(begin) + len(end) for begin, end in writes.cleared)
+    total += sum(len(key) for key in reads.keys) + sum(len(begin) + len(end) for begin, end in reads.ranges)
+    if total > limits.max_transaction_bytes:
+        raise Invalid(f"transaction of {total} bytes: at most {limits.max_transaction_bytes} are allowed")
+
+
+class History:
+    """The recent commits, newest last; decides conflicts and hands out versions.
+
+    Point reads are decided by one look-up, range reads by bisecting the keys of each commit that is newer than the
+    reader, of which there are as many as transactions run at the same time.
+    """
+
+    __slots__ = ("_changes", "_clears", "_commits", "_last", "_max_changes", "floor", "version")
+
+    def __init__(self, max_changes: int) -> None:
+        self.version = 0  # of the newest commit
+        self.floor = 0  # of the newest commit that was forgotten
+        self._max_changes = max_changes
+        self._changes = 0
+        self._last: dict[bytes, int] = {}
+        self._commits: deque[tuple[int, list[bytes]]] = deque()
+        self._clears: deque[tuple[int, bytes, bytes]] = deque()
+
+    def conflict(self, read_version: int, reads: ReadSet) -> int | None:
+        """The version of a commit after `read_version` that changed what was read, or None if there is none."""
+        if read_version == self.version:
+            return None
+        if read_version < self.floor:
+            return self.floor
+        for key in reads.keys:
+            if self._last.get(key, 0) > read_version:
+                return self._last[key]
+        for version, begin, end in reversed(self._clears):
+            if version <= read_version:
+                break
+            if any(b < end and begin < e for b, e in reads.ranges) or any(begin <= key < end for key in reads.keys):
+                return version
+        return self._range_conflict(read_version, reads.ranges) if reads.ranges else None
+
+    def _range_conflict(self, read_version: int, ranges: Iterable[tuple[bytes, bytes]]) -> int | None:
+        for version, keys in reversed(self._commits):
+            if version <= read_version:
+                break
+            for begin, end in ranges:
+                at = bisect.bisect_left(keys, begin)
+                if at < len(keys) and keys[at] < end:
+                    return version
+        return None
+
+    def record(self, writes: WriteSet) -> int:
+        """Take note of a commit and return its version."""
+        self.version += 1
+        keys = sorted(writes.writes)
+        self._commits.append((self.version, keys))
+        self._last.update(dict.fromkeys(keys, self.version))
+        self._clears.extend((self.version, begin, end) for begin, end in writes.cleared)
+        self._changes += len(keys) + 1
+        while self._changes > self._max_changes and len(self._commits) > 1:
+            self._forget_oldest()
+        return self.version
+
+    def _forget_oldest(self) -> None:
+        version, keys = self._commits.popleft()
+        self._changes -= len(keys) + 1
+        self.floor = version
+        for key in keys:
+            if self._last[key] == version:
+                del self._last[key]
+        while self._clears and self._clears[0][0] <= version:
+            self._clears.popleft()

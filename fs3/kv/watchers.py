@@ -1,0 +1,65 @@
+"""Watches on key prefixes within one process: who waits for which part of the store."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+
+from fs3.kv.api import prefix_end
+from fs3.kv.occ_core import WriteSet
+
+
+class Watch:
+    """The iterator that `KVEngine.watch` returns; counts changes from its creation on, ends with the engine.
+
+    Cancelling `anext` loses nothing: a change that came meanwhile is reported by the next one.
+    """
+
+    __slots__ = ("__weakref__", "_begin", "_closed", "_end", "_event")
+
+    def __init__(self, prefix: bytes) -> None:
+        self._begin = prefix
+        self._end = prefix_end(prefix) if prefix.rstrip(b"\xff") else b"\xff" * 10_001
+        self._event = asyncio.Event()
+        self._closed = False
+
+    def __aiter__(self) -> Watch:
+        return self
+
+    async def __anext__(self) -> None:
+        await self._event.wait()
+        if self._closed:
+            raise StopAsyncIteration
+        self._event.clear()
+
+    def notify(self, writes: WriteSet) -> None:
+        """Wake the waiter if a commit with `writes` concerns it."""
+        if not self._event.is_set() and writes.touches(self._begin, self._end):
+            self._event.set()
+
+    def close(self) -> None:
+        """End the iteration."""
+        self._closed = True
+        self._event.set()
+
+
+class Watchers:
+    """All watches of an engine; one that nobody holds any more is dropped by itself."""
+
+    __slots__ = ("_watches",)
+
+    def __init__(self) -> None:
+        self._watches: weakref.WeakSet[Watch] = weakref.WeakSet()
+
+    def add(self, prefix: bytes) -> Watch:
+        watch = Watch(prefix)
+        self._watches.add(watch)
+        return watch
+
+    def notify(self, writes: WriteSet) -> None:
+        for watch in list(self._watches):
+            watch.notify(writes)
+
+    def close(self) -> None:
+        for watch in list(self._watches):
+            watch.close()

@@ -1,0 +1,385 @@
+"""What every metadata store must do: one suite, run on each engine.
+
+Serializability is checked by replaying: transactions with random reads (points and ranges) and writes run
+concurrently; then every committed one must have seen exactly what a serial run in commit order shows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fs3.errors import Conflict, Invalid, Unavailable
+from fs3.kv.api import KVEngine, Limits, Transaction, prefix_end, transact
+from fs3.kv.memory import MemoryKV
+from fs3.kv.occ_core import decode_counter
+from fs3.kv.sqlite import SqliteKV
+
+Open = Callable[..., KVEngine]
+Body = Callable[[KVEngine], Awaitable[None]]
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def open_kv(request: pytest.FixtureRequest, tmp_path: Path) -> Open:
+    if request.param == "memory":
+        return MemoryKV
+    return lambda **options: SqliteKV(tmp_path / "kv.db", **options)
+
+
+def drive(open_kv: Open, body: Body, **options: Limits) -> None:
+    async def run() -> None:
+        kv = open_kv(**options)
+        try:
+            await body(kv)
+        finally:
+            await kv.close()
+
+    asyncio.run(run())
+
+
+async def put(kv: KVEngine, **pairs: str) -> None:
+    txn = kv.begin()
+    for key, value in pairs.items():
+        txn.put(key.encode(), value.encode())
+    await txn.commit()
+
+
+async def dump(kv: KVEngine) -> dict[str, str]:
+    return {key.decode(): value.decode() for key, value in await kv.begin().range(b"", b"\xff", limit=10_000)}
+
+
+async def loses(txn_commit: Awaitable[None]) -> bool:
+    try:
+        await txn_commit
+    except Conflict:
+        return True
+    return False
+
+
+def test_a_transaction_reads_its_snapshot_and_its_own_writes(open_kv: Open) -> None:
+    async def body(kv: KVEngine) -> None:
+        await put(kv, a="1", b="2", c="3")
+        txn = kv.begin()
+        await put(kv, a="changed", d="new")
+        assert await txn.get(b"a") == b"1"
+        assert await txn.get(b"d") is None
+        txn.put(b"aa", b"own")
+        txn.delete(b"b")
+        txn.delete_range(b"c", b"d")
+        txn.put(b"cc", b"own")
+        assert await txn.get(b"c") is None
+        assert await txn.range(b"a", b"z", limit=10) == [(b"a", b"1"), (b"aa", b"own"), (b"cc", b"own")]
+        assert await txn.range(b"a", b"z", limit=2, reverse=True) == [(b"cc", b"own"), (b"aa", b"own")]
+        assert await txn.range(b"b", b"b", limit=1) == []
+        assert await dump(kv) == {"a": "changed", "b": "2", "c": "3", "d": "new"}
+
+    drive(open_kv, body)
+
+
+def test_range_limits_and_order_over_many_keys(open_kv: Open) -> None:
+    async def body(kv: KVEngine) -> None:
+        names = [f"k{index:04}" for index in range(1_000)]
+        await put(kv, **{name: name for name in names})
+        txn = kv.begin()
+        txn.delete_range(b"k0100", b"k0900")
+        txn.put(b"k0500", b"own")
+        left = [*names[:100], "k0500", *names[900:]]
+        for reverse in (False, True):
+            for limit in (1, 99, 100, 101, 150, 1_000):
+                found = await txn.range(b"k", b"l", limit=limit, reverse=reverse)
+                assert [key.decode() for key, _ in found] == (left[::-1] if reverse else left)[:limit]
+        whole = await kv.begin().range(b"k", b"l", limit=700, reverse=True)
+        assert [key.decode() for key, _ in whole] == names[::-1][:700]
+
+    drive(open_kv, body)
+
+
+def test_what_conflicts_and_what_does_not(open_kv: Open) -> None:
+    async def body(kv: KVEngine) -> None:
+        async def outcome(read: Callable[..., Awaitable[object]], change: Callable[..., None]) -> bool:
+            """Whether a transaction that read loses against one that changed."""
+            txn, other = kv.begin(), kv.begin()
+            other.delete_range(b"", b"\xff")
+            other.put(b"b", b"1")
+            other.put(b"d", b"1")
+            await other.commit()
+            txn, other = kv.begin(), kv.begin()
+            await read(txn)
+            txn.put(b"mine", b"1")
+            change(other)
+            await other.commit()
+            return await loses(txn.commit())
+
+        async def conflict_on_key(txn: Transaction) -> None:
+            txn.read_conflict(b"b")
+
+        async def conflict_on_range(txn: Transaction) -> None:
+            txn.read_conflict_range(b"b", b"c")
+
+        listed = lambda txn: txn.range(b"a", b"e", limit=10)  # noqa: E731
+        first = lambda txn: txn.range(b"a", b"e", limit=1)  # noqa: E731
+        last = lambda txn: txn.range(b"a", b"e", limit=1, reverse=True)  # noqa: E731
+        point = lambda txn: txn.get(b"b")  # noqa: E731
+        absent = lambda txn: txn.get(b"c")  # noqa: E731
+
+        # fmt: off
+        cases = [
+            (point, lambda o: o.put(b"b", b"2"), True),
+            (point, lambda o: o.put(b"bb", b"2"), False),
+            (point, lambda o: o.delete(b"b"), True),
+            (point, lambda o: o.add(b"b", 1), True),
+            (point, lambda o: o.delete_range(b"a", b"c"), True),
+            (point, lambda o: o.delete_range(b"c", b"e"), False),
+            (absent, lambda o: o.put(b"c", b"2"), True),
+            (listed, lambda o: o.put(b"c", b"2"), True),
+            (listed, lambda o: o.delete(b"d"), True),
+            (listed, lambda o: o.delete_range(b"c", b"x"), True),
+            (listed, lambda o: o.put(b"e", b"2"), False),
+            (first, lambda o: o.put(b"a", b"2"), True),
+            (first, lambda o: o.put(b"c", b"2"), False),
+            (first, lambda o: o.delete(b"b"), True),
+            (last, lambda o: o.put(b"dd", b"2"), True),
+            (last, lambda o: o.put(b"c", b"2"), False),
+            (lambda txn: txn.get(b"b", snapshot=True), lambda o: o.put(b"b", b"2"), False),
+            (lambda txn: txn.range(b"a", b"e", limit=9, snapshot=True), lambda o: o.put(b"c", b"2"), False),
+            (conflict_on_key, lambda o: o.put(b"b", b"2"), True),
+            (conflict_on_key, lambda o: o.put(b"c", b"2"), False),
+            (conflict_on_range, lambda o: o.put(b"bb", b"2"), True),
+            (conflict_on_range, lambda o: o.put(b"c", b"2"), False),
+        ]
+        # fmt: on
+        for number, (read, change, expected) in enumerate(cases):
+            assert await outcome(read, change) is expected, f"case {number}"
+
+    drive(open_kv, body)
+
+
+def test_a_conflict_writes_nothing_and_blind_writes_never_conflict(open_kv: Open) -> None:
+    async def body(kv: KVEngine) -> None:
+        await put(kv, a="1")
+        loser, winner = kv.begin(), kv.begin()
+        assert await loser.get(b"a") == await winner.get(b"a") == b"1"
+        loser.put(b"a", b"loser")
+        loser.put(b"b", b"loser")
+        winner.put(b"a", b"winner")
+        await winner.commit()
+        with pytest.raises(Conflict):
+            await loser.commit()
+        first, second = kv.begin(), kv.begin()
+        first.put(b"a", b"first")
+        second.put(b"a", b"second")
+        await first.commit()
+        await second.commit()
+        assert await dump(kv) == {"a": "second"}
+
+    drive(open_kv, body)
+
+
+def test_adders_commute_and_readers_of_the_counter_conflict(open_kv: Open) -> None:
+    async def body(kv: KVEngine) -> None:
+        async def add(delta: int) -> None:
+            txn = kv.begin()
+            txn.add(b"n", delta)
+            await txn.commit()
+
+        await asyncio.gather(*(add(delta) for delta in range(-20, 31)))
+        assert decode_counter(await kv.begin().get(b"n")) == sum(range(-20, 31))
+        txn = kv.begin()
+        txn.add(b"n", 5)
+        assert decode_counter(await txn.get(b"n")) == sum(range(-20, 31)) + 5
+        await add(1)
+        assert await loses(txn.commit())
+        txn = kv.begin()
+        txn.delete(b"n")
+        txn.add(b"n", -7)
+        txn.put(b"m", (2**63 - 1).to_bytes(8, "little"))
+        txn.add(b"m", 1)
+        await txn.commit()
+        assert decode_counter(await kv.begin().get(b"n")) == -7
+        assert decode_counter(await kv.begin().get(b"m")) == -(2**63)
+
+    drive(open_kv, body)
+
+
+def test_write_skew_is_refused(open_kv: Open) -> None:
+    async def body(kv: KVEngine) -> None:
+        await put(kv, on_call_a="yes", on_call_b="yes")
+        first, second = kv.begin(), kv.begin()
+        for txn, own in ((first, b"on_call_a"), (second, b"on_call_b")):
+            assert len(await txn.range(b"on_call", b"on_calm", limit=9)) == 2
+            txn.delete(own)
+        lost = await asyncio.gather(loses(first.commit()), loses(second.commit()))
+        assert lost == [False, True]
+        assert await dump(kv) == {"on_call_b": "yes"}
+
+    drive(open_kv, body)
+
+
+KEYS = [f"{folder}/{name}".encode() for folder in "ab" for name in "wxyz"]
+Step = tuple[str, Any, Any]
+
+
+def random_reads(rng: random.Random) -> list[Step]:
+    """Reads with `None` where the answer will go."""
+    points = [("get", rng.choice(KEYS), None) for _ in range(rng.randrange(3))]
+    limit, reverse = rng.randint(1, 5), rng.random() < 0.5
+    ranges = [("range", (rng.choice((b"a/", b"b/")), limit, reverse), None) for _ in range(rng.randrange(2))]
+    return rng.sample(points + ranges, len(points) + len(ranges))
+
+
+def random_writes(rng: random.Random, client: int) -> list[Step]:
+    """Up to two changes, and a key of the client's own, so that every transaction takes a place in the commit order."""
+    writes: list[Step] = [("put", b"own/%d" % client, b"")]
+    for key in rng.sample(KEYS, rng.randint(0, 2)):
+        kind = rng.choice(("put", "put", "delete", "delete_range", "add"))
+        writes.append((kind, key, {"put": f"{rng.random()}".encode(), "add": rng.randrange(9)}.get(kind)))
+    return writes
+
+
+async def read(txn: Transaction, kind: str, query: Any) -> object:
+    if kind == "get":
+        return await txn.get(query)
+    prefix, limit, reverse = query
+    return await txn.range(prefix, prefix_end(prefix), limit=limit, reverse=reverse)
+
+
+def write(txn: Transaction, kind: str, key: bytes, value: Any) -> None:
+    if kind == "put":
+        txn.put(key, value)
+    elif kind == "delete":
+        txn.delete(key)
+    elif kind == "delete_range":
+        txn.delete_range(key, prefix_end(key[:2]))
+    else:
+        txn.add(key, value)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_concurrent_transactions_equal_a_serial_run(open_kv: Open, seed: int) -> None:
+    async def body(kv: KVEngine) -> None:
+        log: list[tuple[list[Step], list[Step]]] = []
+        lost = 0
+
+        async def client(number: int) -> None:
+            nonlocal lost
+            rng = random.Random(seed * 100 + number)
+            for _ in range(25):
+                txn, seen = kv.begin(), []
+                for kind, query, _ in random_reads(rng):
+                    for _ in range(rng.randrange(3)):
+                        await asyncio.sleep(0)
+                    seen.append((kind, query, await read(txn, kind, query)))
+                writes = random_writes(rng, number)
+                for step in writes:
+                    write(txn, *step)
+                if await loses(txn.commit()):
+                    lost += 1
+                else:
+                    log.append((seen, writes))
+
+        await asyncio.gather(*(client(number) for number in range(8)))
+        model = MemoryKV()
+        for seen, writes in log:
+            txn = model.begin()
+            for kind, query, answer in seen:
+                assert await read(txn, kind, query) == answer
+            for step in writes:
+                write(txn, *step)
+            await txn.commit()
+        everything = (b"", b"\xff")
+        assert await kv.begin().range(*everything, limit=99) == await model.begin().range(*everything, limit=99)
+        assert lost > 5 and len(log) > 50, "the run must exercise both outcomes"
+
+    drive(open_kv, body)
+
+
+def test_transact_retries_until_it_wins_and_gives_up_after_its_attempts(open_kv: Open) -> None:
+    async def body(kv: KVEngine) -> None:
+        async def increment(txn: Transaction) -> None:
+            txn.put(b"n", str(int(await txn.get(b"n") or b"0") + 1).encode())
+
+        await asyncio.gather(*(transact(kv, increment, attempts=64) for _ in range(40)))
+        assert await kv.begin().get(b"n") == b"40"
+
+        async def sabotaged(txn: Transaction) -> None:
+            await increment(txn)
+            await transact(kv, increment)
+
+        with pytest.raises(Conflict):
+            await transact(kv, sabotaged, attempts=3)
+        assert await kv.begin().get(b"n") == b"43"
+
+    drive(open_kv, body)
+
+
+def test_watch_reports_changes_under_its_prefix_only(open_kv: Open) -> None:
+    async def body(kv: KVEngine) -> None:
+        watch, everything = kv.watch(b"dir/"), kv.watch(b"")
+        await put(kv, **{"other": "1"})
+        await asyncio.wait_for(anext(everything), 30)
+        pending = asyncio.ensure_future(anext(watch))
+        await put(kv, **{"dis": "1"})
+        assert not pending.done()
+        await put(kv, **{"dir/a": "1"})
+        await asyncio.wait_for(pending, 30)
+        txn = kv.begin()
+        txn.delete_range(b"d", b"e")
+        await txn.commit()
+        await asyncio.wait_for(anext(watch), 30)
+        txn = kv.begin()
+        txn.add(b"dir/n", 1)
+        await txn.commit()
+        await asyncio.wait_for(anext(watch), 30)
+        pending = asyncio.ensure_future(anext(watch))
+        await kv.close()
+        with pytest.raises(StopAsyncIteration):
+            await asyncio.wait_for(pending, 30)
+
+    drive(open_kv, body)
+
+
+def test_limits_refuse_the_whole_transaction(open_kv: Open) -> None:
+    async def body(kv: KVEngine) -> None:
+        for key, value, said in (
+            (b"k" * 11, b"", "key of 11 bytes"),
+            (b"", b"", "key of 0 bytes"),
+            (b"k", b"v" * 21, "value of 21 bytes"),
+        ):
+            txn = kv.begin()
+            txn.put(b"innocent", b"1")
+            txn.put(key, value)
+            with pytest.raises(Invalid, match=said):
+                await txn.commit()
+        txn = kv.begin()
+        for index in range(9):
+            txn.put(b"%d" % index, b"")
+        with pytest.raises(Invalid, match="9 operations: at most 8"):
+            await txn.commit()
+        txn = kv.begin()
+        for index in range(8):
+            txn.put(b"%d" % index, b"v" * 20)
+        with pytest.raises(Invalid, match="168 bytes: at most 150"):
+            await txn.commit()
+        assert await dump(kv) == {}
+        await put(kv, **{"k" * 10: "v" * 20})
+
+    limits = Limits(max_operations=8, max_transaction_bytes=150, max_key_bytes=10, max_value_bytes=20)
+    drive(open_kv, body, limits=limits)
+
+
+def test_a_closed_store_says_so(open_kv: Open) -> None:
+    async def body(kv: KVEngine) -> None:
+        txn = kv.begin()
+        txn.put(b"a", b"1")
+        await kv.close()
+        with pytest.raises(Unavailable):
+            kv.begin()
+        with pytest.raises(Unavailable):
+            await txn.commit()
+
+    drive(open_kv, body)

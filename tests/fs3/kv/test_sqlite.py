@@ -1,0 +1,183 @@
+"""What only the SQLite engine promises: the file, crashes, exclusive use, group commit, bounded snapshots."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fs3.errors import Conflict, Invalid
+from fs3.kv.api import KVEngine, Transaction
+from fs3.kv.sqlite import SqliteKV
+
+_WRITER = """
+import asyncio, os, sys
+from fs3.kv.sqlite import SqliteKV
+
+async def main():
+    kv = SqliteKV(sys.argv[1])
+    for number in range(1_000_000):
+        txn = kv.begin()
+        txn.put(b"n%08d" % number, b"value")
+        txn.add(b"count", 1)
+        await txn.commit()
+        print(number, flush=True)
+        if number == int(sys.argv[2]):
+            os._exit(7)
+
+asyncio.run(main())
+"""
+
+
+async def keys(kv: KVEngine) -> int:
+    return len(await kv.begin().range(b"n", b"o", limit=100_000))
+
+
+def reopened(path: Path) -> tuple[int, int]:
+    """How many rows the store has, and what its counter says."""
+
+    async def run() -> tuple[int, int]:
+        kv = SqliteKV(path)
+        try:
+            return await keys(kv), int.from_bytes(await kv.begin().get(b"count") or b"", "little")
+        finally:
+            await kv.close()
+
+    return asyncio.run(run())
+
+
+def test_reopened_after_os_exit_everything_committed_is_there(tmp_path: Path) -> None:
+    path = tmp_path / "kv.db"
+    done = subprocess.run([sys.executable, "-c", _WRITER, path, "20"], check=False, capture_output=True, text=True)
+    assert done.returncode == 7, done.stderr
+    assert reopened(path) == (21, 21)
+
+
+def test_reopened_after_sigkill_everything_acknowledged_is_there(tmp_path: Path) -> None:
+    path = tmp_path / "kv.db"
+    with subprocess.Popen([sys.executable, "-c", _WRITER, path, "-1"], stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        acknowledged = 0
+        for line in child.stdout:
+            acknowledged = int(line) + 1
+            if acknowledged == 50:
+                child.send_signal(signal.SIGKILL)
+    assert child.returncode == -signal.SIGKILL and acknowledged >= 50
+    rows, count = reopened(path)
+    assert rows == count and rows >= acknowledged
+
+
+def test_a_second_open_of_the_file_is_refused_and_names_the_holder(tmp_path: Path) -> None:
+    async def run() -> None:
+        kv = SqliteKV(tmp_path / "kv.db")
+        with pytest.raises(Invalid, match=f"in use by process {os.getpid()}"):
+            SqliteKV(tmp_path / "kv.db")
+        program = f"from fs3.kv.sqlite import SqliteKV; SqliteKV({str(tmp_path / 'kv.db')!r})"
+        other = await asyncio.create_subprocess_exec(sys.executable, "-c", program, stderr=subprocess.PIPE)
+        _, said = await other.communicate()
+        assert other.returncode != 0 and f"in use by process {os.getpid()}".encode() in said
+        await kv.close()
+        again = SqliteKV(tmp_path / "kv.db")
+        await again.close()
+        await again.close()
+
+    asyncio.run(run())
+
+
+def test_files_that_are_not_ours_are_refused_untouched(tmp_path: Path) -> None:
+    text = tmp_path / "notes.db"
+    text.write_bytes(b"these are notes, not a database" * 100)
+    foreign = tmp_path / "foreign.db"
+    with sqlite3.connect(foreign) as connection:
+        connection.execute("CREATE TABLE kv (k BLOB PRIMARY KEY, v BLOB)")
+    connection.close()
+    newer = tmp_path / "newer.db"
+    asyncio.run(SqliteKV(newer).close())
+    with sqlite3.connect(newer) as connection:
+        connection.execute("PRAGMA user_version=9")
+    connection.close()
+    for path, said in ((text, "not an fs3"), (foreign, "not an fs3"), (newer, "has format 9, this fs3 reads format 1")):
+        before = path.read_bytes()
+        with pytest.raises(Invalid, match=said):
+            SqliteKV(path)
+        assert path.read_bytes() == before
+    with pytest.raises(Invalid, match="choose a folder"):
+        SqliteKV(tmp_path / "missing" / "kv.db")
+
+
+def test_concurrent_commits_share_disk_transactions_and_one_conflict_spares_the_rest(tmp_path: Path) -> None:
+    async def run() -> None:
+        kv = SqliteKV(tmp_path / "kv.db")
+        transactions = 0
+
+        def count(statement: str) -> None:
+            nonlocal transactions
+            transactions += statement == "COMMIT"
+
+        kv._writer.set_trace_callback(count)
+        losers = [kv.begin(), kv.begin()]
+        for txn in losers:
+            await txn.get(b"hot")
+            txn.put(b"hot", b"1")
+
+        async def write(number: int) -> None:
+            txn = kv.begin()
+            txn.put(b"n%08d" % number, b"value")
+            await txn.commit()
+
+        outcomes = await asyncio.gather(
+            *(txn.commit() for txn in losers), *(write(number) for number in range(300)), return_exceptions=True
+        )
+        assert [type(outcome) for outcome in outcomes] == [type(None), Conflict] + [type(None)] * 300
+        assert await keys(kv) == 300
+        assert 1 <= transactions < 30
+        await kv.close()
+
+    asyncio.run(run())
+
+
+def test_close_waits_for_what_was_submitted(tmp_path: Path) -> None:
+    async def run() -> None:
+        kv = SqliteKV(tmp_path / "kv.db")
+        tasks = []
+        for number in range(50):
+            txn = kv.begin()
+            txn.put(b"n%08d" % number, b"value")
+            tasks.append(asyncio.ensure_future(txn.commit()))
+        await asyncio.sleep(0)
+        await kv.close()
+        assert all(task.done() and task.exception() is None for task in tasks)
+        assert not (tmp_path / "kv.db-wal").exists(), "the log is folded into the file"
+
+    asyncio.run(run())
+    assert reopened(tmp_path / "kv.db")[0] == 50
+
+
+def test_transactions_that_are_never_ended_do_not_pile_up(tmp_path: Path) -> None:
+    async def run() -> None:
+        kv = SqliteKV(tmp_path / "kv.db")
+        forgotten = []
+        for number in range(60):
+            txn = kv.begin()
+            assert await keys_of(txn) == number
+            forgotten.append(txn)
+            change = kv.begin()
+            change.put(b"n%08d" % number, b"value")
+            await change.commit()
+        with pytest.raises(Conflict, match="outlived its snapshot"):
+            await forgotten[0].get(b"n")
+        assert await keys_of(forgotten[-1]) == 59
+        assert len(kv._pool) + len(kv._snapshots) < 40
+        del forgotten, txn, change
+        await kv.close()
+
+    async def keys_of(txn: Transaction) -> int:
+        return len(await txn.range(b"n", b"o", limit=1_000))
+
+    asyncio.run(run())
