@@ -62,8 +62,7 @@ def main(
         # The second signal ends the process at once.
         signal.signal(signum, signal.SIG_DFL)
 
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, stop)
+    previous = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}
     options = Options(
         config=config,
         data=data,
@@ -84,5 +83,8 @@ def main(
     except Fs3Error as error:
         click.echo(f"fs3-train: {error}", err=True)
         raise SystemExit(1) from None
+    finally:
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)
     if not done:
         raise SystemExit(128 + caught[0])

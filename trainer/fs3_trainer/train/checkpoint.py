@@ -119,7 +119,7 @@ class Checkpoints:
         name = step_name(state.step)
         part = f".tmp-{name}-{uuid.uuid4().hex[:8]}"
         try:
-            with _plain_errors(self.location.show(name)):
+            with _plain_errors("written", self.location.show(name)):
                 writer = FsspecWriter(self.location.show(part), sync_files=self.location.is_local)
                 dcp.save(dict(tensors), storage_writer=writer, no_dist=True)
             self._write(f"{part}/{STATE_NAME}", state.to_json().encode())
@@ -152,7 +152,7 @@ class Checkpoints:
             Corrupt: one is not there, of another shape, or cannot be read.
         """
         name = step_name(step)
-        with _plain_errors(self.location.show(name)):
+        with _plain_errors("read", self.location.show(name)):
             dcp.load(tensors, storage_reader=FsspecReader(self.location.show(name)), no_dist=True)
 
     def tokenizer_json(self) -> str | None:
@@ -232,22 +232,28 @@ def step_name(step: int) -> str:
 
 
 @contextlib.contextmanager
-def _plain_errors(where: str) -> Iterator[None]:
-    """torch.distributed.checkpoint wraps what failed in a traceback of its own: this gets it out, as fs3's errors."""
+def _plain_errors(done: str, where: str) -> Iterator[None]:
+    """Unwraps what torch.distributed.checkpoint wraps in its own tracebacks; `done`: "read" or "written"."""
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
             yield
     except CheckpointException as wrapped:
         cause, _ = next(iter(wrapped.failures.values()))
-        raise _as_fs3(cause, where) from None
+        raise _as_fs3(cause, done, where) from None
     except (OSError, *_UNREADABLE) as error:
-        raise _as_fs3(error, where) from None
+        raise _as_fs3(error, done, where) from None
 
 
-def _as_fs3(error: BaseException, where: str) -> BaseException:
-    if isinstance(error, OSError):
-        return as_fs3_error(error, where)
+def _as_fs3(error: BaseException, done: str, where: str) -> BaseException:
+    # torch.save on a full disk ends in a RuntimeError about positions; what the disk said is in its context.
+    link: BaseException | None = error
+    while link is not None and not isinstance(link, OSError | Fs3Error):
+        link = link.__cause__ or link.__context__
+    if isinstance(link, Fs3Error):
+        return link
+    if isinstance(link, OSError):
+        return as_fs3_error(link, where)
     if isinstance(error, _UNREADABLE):
-        return Corrupt(f"checkpoint {where} cannot be read: {one_line(error)[:200]}")
+        return Corrupt(f"checkpoint {where} cannot be {done}: {one_line(error)[:200]}")
     return error
