@@ -2,12 +2,13 @@
 
 An engine keeps the chunks of the targets of one disk. Every chunk has at most one committed and one pending version
 (CRAQ); data is copied on write, so a block that a reader was told of never changes while the reader holds it. All
-methods block and may be called from any thread. `fs3/storage/engine.py` is the implementation on block files and RocksDB.
+methods block and may be called from any thread. `fs3/storage/engine.py` is the implementation, on block files and
+RocksDB.
 
 How a reader stays safe: `hold()`, then `lookup`, then read or send, then `release`. A block that any lookup after a
-`hold` named is neither reused nor overwritten before its `release`. A hold costs O(1) however many blocks it covers, but
-delays the reuse of every block freed meanwhile; for long times (a mapped block, an unacknowledged reply), `pin` the
-blocks during a hold and release the hold.
+`hold` named is neither reused nor overwritten before its `release`. A hold costs O(1) however many blocks it covers,
+but delays the reuse of every block freed meanwhile; for long times (a mapped block, an unacknowledged reply), `pin`
+the blocks during a hold and release the hold.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ class Update:
 
     `fine` are the writer's sums of the update's 4 KiB pieces, cut on the chunk's grid (`checksum.fine_sums`).
     `version` is the version the chunk is to become; 0 lets the engine take the one after the committed one. With
-    `UpdateFlag.SYNC_REPLACE` or `SYNC_REMOVE` it may also be lower than what is there. SYNC_REMOVE with version 0 erases
-    the chunk without leaving a tombstone. `durable=False` (page cache suffices) skips the syncs.
+    `UpdateFlag.SYNC_REPLACE` or `SYNC_REMOVE` it may also be lower than what is there. SYNC_REMOVE with version 0
+    erases the chunk without leaving a tombstone. `durable=False` (page cache suffices) skips the syncs.
     """
 
     target_id: int
@@ -76,9 +77,10 @@ class Staged:
 class Located:
     """What `lookup` knows of n chunks, as parallel arrays [n].
 
-    `found` is false for an absent chunk, a tombstone, and a chunk that only has a pending version; `version` is then that
-    of the tombstone, or 0. `pending` is the pending version or 0. `file` is -1 where there is no block (not found, or
-    empty); `position` is the byte offset of the block in its file; `block` the physical id that `pin` takes (-1: none).
+    `found` is false for an absent chunk, a tombstone, and a chunk that only has a pending version; `version` is then
+    that of the tombstone, or 0. `pending` is the pending version or 0. `file` is -1 where there is no block (not found,
+    or empty); `position` is the byte offset of the block in its file; `block` the physical id that `pin` takes
+    (negative: none).
     """
 
     found: NDArray[np.bool_]
@@ -206,8 +208,8 @@ class BlockView(Protocol):
 class ChunkEngine(Protocol):
     """The port. Errors of single updates come back in their place; errors of the whole call are raised.
 
-    `Unavailable` from any changing call means that the disk failed an fsync or the metadata store broke: the engine takes
-    no more changes until it is reopened.
+    `Unavailable` from any changing call means that the disk failed an fsync or the metadata store broke: the engine
+    takes no more changes until it is reopened.
     """
 
     def close(self) -> None: ...
@@ -228,7 +230,7 @@ class ChunkEngine(Protocol):
     def hold(self) -> int: ...
     def release(self, token: int) -> None: ...
     def pin(self, blocks: NDArray[np.int64]) -> int:
-        """Keep `blocks` (-1 is skipped) from reuse until `unpin`; call during the hold whose lookup named them."""
+        """Keep `blocks` (negative ones are skipped) from reuse until `unpin`; call during the hold that covers them."""
 
     def unpin(self, token: int) -> None: ...
     def lookup(self, target_ids: NDArray[np.uint32], hi: NDArray[np.uint64], lo: NDArray[np.uint64]) -> Located: ...
