@@ -1,0 +1,171 @@
+"""Blocking control-plane calls that live through `os.fork`, as a training job's data workers need them.
+
+gRPC's threads do not exist in a forked child, and a child that opens a channel to the same address shares the parent's
+socket; both end in calls that fail or hang (grpcio 1.85: the child's first call fails with `Stream removed`, and with
+GRPC_ENABLE_FORK_SUPPORT set a long poll dead-locks the fork). What works, and is done here: before a fork close every
+channel and let the threads that are inside gRPC leave it; afterwards both sides open channels anew when they next use
+them. A call that a fork interrupted is sent again, so what is sent must be safe to repeat.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import grpc
+
+from fs3.clock import lease_now_s
+from fs3.errors import Unavailable
+from fs3.transport import rpc
+
+_LEAVE_S = 5.0
+
+
+class ControlChannel:
+    """A lazily opened channel to one address; thread-safe.
+
+    `make_stub` is the generated stub class, e.g. `mgmtd_pb2_grpc.MgmtdStub`.
+    """
+
+    def __init__(self, address: str, make_stub: Callable[[grpc.Channel], Any]) -> None:
+        self.address = address
+        self._make_stub = make_stub
+        self._condition = threading.Condition()
+        self._channel: grpc.Channel | None = None
+        self._stub: Any = None
+        self._inside = 0
+        self._forks = 0
+        self._forking = False
+        self._closed = False
+        _open_channels.add(self)
+
+    def call(self, method: str, request: Any, *, timeout_s: float, credentials: rpc.Credentials) -> Any:
+        """The reply of `method`, which must be safe to repeat.
+
+        Raises:
+            Fs3Error: what the server raised.
+            Unavailable: no answer within `timeout_s`, or the channel was closed.
+        """
+        deadline_s = lease_now_s() + timeout_s
+        while True:
+            stub, forks = self._enter()
+            try:
+                left_s = max(deadline_s - lease_now_s(), 0.001)
+                return getattr(stub, method)(request, timeout=left_s, metadata=credentials.metadata())
+            except grpc.RpcError as error:
+                failure = rpc.error_of(error, self.address)
+            except ValueError:  # gRPC's word for a call on a channel that was closed since
+                failure = Unavailable(f"{self.address}: the connection was closed")
+            finally:
+                interrupted = self._leave(forks)
+            if not interrupted or lease_now_s() >= deadline_s:
+                raise failure
+
+    def close(self) -> None:
+        """Cancel what is under way and refuse later calls."""
+        with self._condition:
+            self._closed = True
+            self._drop()
+
+    def _enter(self) -> tuple[Any, int]:
+        with self._condition:
+            while self._forking:
+                self._condition.wait()
+            if self._closed:
+                raise Unavailable(f"{self.address}: the connection was closed")
+            if self._channel is None:
+                self._channel = rpc.sync_channel(self.address)
+                self._stub = self._make_stub(self._channel)
+            self._inside += 1
+            return self._stub, self._forks
+
+    def _leave(self, forks: int) -> bool:
+        """Whether a fork came in between."""
+        with self._condition:
+            self._inside -= 1
+            self._condition.notify_all()
+            return forks != self._forks and not self._closed
+
+    def _drop(self) -> None:
+        if self._channel is not None:
+            self._channel.close()
+        self._channel = self._stub = None
+
+    def before_fork(self) -> None:
+        """Leave gRPC: whoever is inside is cancelled and waited for."""
+        with self._condition:
+            self._forking = True
+            self._forks += 1
+            self._drop()
+            self._condition.wait_for(lambda: self._inside == 0, _LEAVE_S)
+
+    def after_fork(self, *, child: bool) -> None:
+        """Calls may go on; a child starts with fresh locks, since nobody is left who could release the old ones."""
+        if child:
+            self._condition = threading.Condition()
+            self._inside = 0
+        with self._condition:
+            self._forking = False
+            self._condition.notify_all()
+
+
+class ControlService:
+    """Several daemons of one service, any of which may answer: the one that did last is asked first."""
+
+    def __init__(self, addresses: Sequence[str], make_stub: Callable[[grpc.Channel], Any]) -> None:
+        assert addresses, "at least one address"
+        self.addresses = tuple(addresses)
+        self._channels = [ControlChannel(address, make_stub) for address in addresses]
+        self._preferred = 0
+
+    def call(self, method: str, request: Any, *, timeout_s: float, credentials: rpc.Credentials) -> Any:
+        """The reply of the first daemon that answers, within `timeout_s` in all; must be safe to repeat.
+
+        Raises:
+            Fs3Error: what the daemon that answered raised.
+            Unavailable: none answered; the message names every address.
+        """
+        deadline_s = lease_now_s() + timeout_s
+        reasons: list[str] = []
+        count = len(self._channels)
+        first = self._preferred
+        for attempt in range(count):
+            index = (first + attempt) % count
+            share_s = max((deadline_s - lease_now_s()) / (count - attempt), 0.001)
+            try:
+                reply = self._channels[index].call(method, request, timeout_s=share_s, credentials=credentials)
+            except Unavailable as error:
+                reasons.append(str(error))
+                continue
+            self._preferred = index
+            return reply
+        raise Unavailable("; ".join(reasons))
+
+    def close(self) -> None:
+        """Cancel what is under way and refuse later calls."""
+        for channel in self._channels:
+            channel.close()
+
+
+_open_channels: weakref.WeakSet[ControlChannel] = weakref.WeakSet()
+
+
+def _before_fork() -> None:
+    for channel in list(_open_channels):
+        channel.before_fork()
+
+
+def _after_fork_in_parent() -> None:
+    for channel in list(_open_channels):
+        channel.after_fork(child=False)
+
+
+def _after_fork_in_child() -> None:
+    for channel in list(_open_channels):
+        channel.after_fork(child=True)
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

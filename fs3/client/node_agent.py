@@ -1,0 +1,242 @@
+"""A daemon's side of its lease: heartbeats out, routing in.
+
+One task renews the lease (and reports the targets at once when the daemon pokes it), one long-polls the routing, so
+that a chain's change reaches the daemon without waiting for a timer. The agent also holds back the targets of a daemon
+that has just started, until it has seen them off duty in a routing of its own generation: what they had missed must be
+recovered before they serve, so every return goes through recovery (3FS, mgmtd design notes).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from fs3.clock import lease_now_s
+from fs3.errors import Fs3Error, Unavailable
+from fs3.ids import TargetId
+from fs3.pb import mgmtd_pb2, mgmtd_pb2_grpc
+from fs3.routing import Node, Routing, TargetState, node_to_pb, routing_from_pb
+from fs3.transport import rpc
+
+_log = logging.getLogger(__name__)
+_OFF_DUTY = (TargetState.OFFLINE, TargetState.WAITING, TargetState.LASTSRV)
+_BEATS_PER_LEASE = 10
+_LONG_POLL_MS = 10_000
+_FIRST_LEASE_S = 10.0
+_MAKE_STUB: Any = mgmtd_pb2_grpc.MgmtdStub
+
+
+class NodeAgent:
+    """Keeps one daemon registered; everything runs on the loop that runs `run`, callbacks included.
+
+    `local_targets` and `disks` are asked at every heartbeat. `on_routing` gets every newer routing, once. `on_create`
+    gets the targets that mgmtd wants here and has not heard of, again at every heartbeat until `local_targets` names
+    them: it must do nothing for those that exist.
+    """
+
+    def __init__(
+        self,
+        addresses: Sequence[str],
+        credentials: rpc.Credentials,
+        node: Node,
+        *,
+        local_targets: Callable[[], list[mgmtd_pb2.LocalTarget]],
+        disks: Callable[[], list[mgmtd_pb2.DiskInfo]],
+        on_routing: Callable[[Routing], None],
+        on_create: Callable[[list[mgmtd_pb2.CreateTarget]], None],
+    ) -> None:
+        assert addresses, "a daemon needs the address of at least one mgmtd"
+        self.node = node
+        self.routing = Routing()
+        self.credentials = credentials
+        self._addresses = tuple(addresses)
+        self._local_targets = local_targets
+        self._disks = disks
+        self._on_routing = on_routing
+        self._on_create = on_create
+        self._channels: dict[str, grpc.aio.Channel] = {}
+        self._preferred = 0
+        self._lease_s = _FIRST_LEASE_S
+        self._renewed_s = float("-inf")
+        self._poked = asyncio.Event()
+        self._registered = asyncio.Event()
+        self._ready = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._may_report: set[TargetId] = set()
+        self._reachable = True
+
+    @property
+    def lease_s(self) -> float:
+        """T, as mgmtd last told it."""
+        return self._lease_s
+
+    @property
+    def lease_valid_until_s(self) -> float:
+        """When mgmtd may call this node offline (`lease_now_s` clock): T after the last answered heartbeat was sent."""
+        return self._renewed_s + self._lease_s
+
+    @property
+    def serve_until_s(self) -> float:
+        """When the daemon must stop answering (`lease_now_s` clock): T/2 after the last answered heartbeat was sent."""
+        return self._renewed_s + self._lease_s / 2
+
+    def poke(self) -> None:
+        """Send a heartbeat now, because a target's state has changed. From the loop of `run` only."""
+        self._poked.set()
+
+    async def wait_registered(self) -> None:
+        """Wait for the first answered heartbeat."""
+        await self._registered.wait()
+
+    async def wait_ready(self) -> None:
+        """Wait until this node is registered and the cluster's chain tables exist."""
+        await self._registered.wait()
+        await self._ready.wait()
+
+    async def run(self) -> None:
+        """Keep the lease until `stop`; a cancelled run says no goodbye, and mgmtd finds out at T.
+
+        Raises:
+            PermissionDenied: mgmtd belongs to another cluster, or the secret is wrong.
+            Conflict: another daemon with this node id was started later.
+        """
+        try:
+            async with asyncio.TaskGroup() as group:
+                loops = [group.create_task(self._renew()), group.create_task(self._follow())]
+                await self._stopping.wait()
+                for task in loops:
+                    task.cancel()
+        except BaseExceptionGroup as failed:
+            error = next((item for item in failed.exceptions if isinstance(item, Fs3Error)), None)
+            if error is None:
+                raise
+            raise error from None
+        finally:
+            for channel in self._channels.values():
+                await channel.close()
+            self._channels.clear()
+
+    async def stop(self) -> None:
+        """Say goodbye, so that mgmtd need not wait for the lease, and end `run`. The daemon must not serve any more."""
+        request = mgmtd_pb2.GoodbyeRequest(node_id=self.node.node_id, generation=self.node.generation)
+        with contextlib.suppress(Fs3Error):
+            await self._call("Goodbye", request, timeout_s=1.0)
+        self._stopping.set()
+
+    async def suspect(self, node_id: int, generation: int) -> None:
+        """Tell mgmtd that this node was refused or reset; it looks for itself. A mgmtd out of reach is no error."""
+        with contextlib.suppress(Unavailable):
+            request = mgmtd_pb2.SuspectRequest(node_id=node_id, generation=generation)
+            await self._call("Suspect", request, timeout_s=1.0)
+
+    async def _renew(self) -> None:
+        while True:
+            self._poked.clear()
+            pause_s = self._lease_s / _BEATS_PER_LEASE
+            sent_s = lease_now_s()
+            try:
+                reply = await self._call("Heartbeat", self._heartbeat(), timeout_s=max(self._lease_s / 4, 0.5))
+            except Unavailable as error:
+                self._unreachable(error)
+                pause_s = min(pause_s, 0.25)
+            else:
+                self._renewed(sent_s, reply)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await self._poked.wait()
+
+    async def _follow(self) -> None:
+        await self._registered.wait()
+        while True:
+            request = mgmtd_pb2.GetRoutingRequest(known_version=self.routing.version, wait_ms=_LONG_POLL_MS)
+            try:
+                reply = await self._call("GetRouting", request, timeout_s=_LONG_POLL_MS / 1000 + 5)
+            except Unavailable:
+                await asyncio.sleep(0.25)  # heartbeats log it, and find the mgmtd that answers
+                continue
+            if reply.HasField("routing"):
+                self._adopt(routing_from_pb(reply.routing))
+
+    def _heartbeat(self) -> mgmtd_pb2.HeartbeatRequest:
+        reported = [target for target in self._local_targets() if self._may_speak_for(TargetId(target.target_id))]
+        return mgmtd_pb2.HeartbeatRequest(
+            node=node_to_pb(self.node), targets=reported, disks=self._disks(), known_routing=self.routing.version
+        )
+
+    def _may_speak_for(self, target_id: TargetId) -> bool:
+        if target_id not in self._may_report and self._routing_is_ours() and target_id not in self.routing.targets:
+            self._may_report.add(target_id)  # not in any chain yet, so there is nothing it could have missed
+        return target_id in self._may_report
+
+    def _routing_is_ours(self) -> bool:
+        """Whether the routing was made knowing that this generation of the daemon has started."""
+        known = self.routing.nodes.get(self.node.node_id)
+        return known is not None and known.generation == self.node.generation
+
+    def _renewed(self, sent_s: float, reply: mgmtd_pb2.HeartbeatReply) -> None:
+        if not self._reachable:
+            _log.info("node %d: mgmtd answers again", self.node.node_id)
+        self._reachable = True
+        self._renewed_s = sent_s
+        self._lease_s = reply.lease_ms / 1000
+        if reply.HasField("routing"):
+            self._adopt(routing_from_pb(reply.routing))
+        self._registered.set()
+        if reply.create:
+            self._on_create(list(reply.create))
+
+    def _adopt(self, routing: Routing) -> None:
+        if routing.version <= self.routing.version:
+            return
+        before, self.routing = self.routing, routing
+        if routing.cluster_id and not self.credentials.cluster_id:
+            self.credentials = dataclasses.replace(self.credentials, cluster_id=routing.cluster_id)
+        mine = [target for target in routing.targets.values() if target.node_id == self.node.node_id]
+        if self._routing_is_ours():
+            self._may_report.update(target.target_id for target in mine if target.state in _OFF_DUTY)
+        if routing.ready:
+            self._ready.set()
+        self._on_routing(routing)
+        chains = {target.chain_id for target in mine}
+        if any(before.chains.get(chain) != routing.chains.get(chain) for chain in chains):
+            self.poke()  # what is reported is reported for a chain version
+
+    def _unreachable(self, error: Unavailable) -> None:
+        if self._reachable:
+            _log.warning("node %d: no mgmtd answers: %s", self.node.node_id, error)
+        self._reachable = False
+
+    async def _call(self, method: str, request: Any, *, timeout_s: float) -> Any:
+        """Raises: Unavailable after trying every mgmtd; the next call starts with the one that answered last."""
+        reasons = []
+        count = len(self._addresses)
+        first = self._preferred
+        for attempt in range(count):
+            index = (first + attempt) % count
+            address = self._addresses[index]
+            try:
+                reply = await getattr(self._stub(address), method)(
+                    request, timeout=timeout_s / count, metadata=self.credentials.metadata()
+                )
+            except grpc.RpcError as failed:
+                error = rpc.error_of(failed, address)
+                if not isinstance(error, Unavailable):
+                    raise error from None
+                reasons.append(str(error))
+                continue
+            self._preferred = index
+            return reply
+        raise Unavailable("; ".join(reasons))
+
+    def _stub(self, address: str) -> Any:
+        channel = self._channels.get(address)
+        if channel is None:
+            channel = self._channels[address] = rpc.aio_channel(address)
+        return _MAKE_STUB(channel)
