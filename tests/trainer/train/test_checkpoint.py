@@ -14,6 +14,7 @@ import torch
 
 from fs3.errors import Corrupt, Fs3Error, NotADirectory, NotFound
 from fs3_trainer.model import DeepseekV3
+from fs3_trainer.train import range_reader
 from fs3_trainer.train.checkpoint import Checkpoints, load_model
 from fs3_trainer.train.state import RunState
 
@@ -187,3 +188,10 @@ def test_readonly_folders_are_refused_by_name(tiny, tmp_path):
         tmp_path.chmod(0o500)
         with pytest.raises(Fs3Error, match=tmp_path.name):
             Checkpoints(str(tmp_path / "run")).prepare(tiny, None)
+
+
+def test_windows_smaller_than_the_checkpoint_read_the_same_bits(tiny, tmp_path, monkeypatch):
+    model = DeepseekV3.fresh(tiny, seed=1)
+    Checkpoints(str(tmp_path)).save(tensors_of(model), state_of(tiny, 5))
+    monkeypatch.setattr(range_reader, "WINDOW_BYTES", 20_000)
+    assert load_model(str(tmp_path)).model.weights_digest() == model.weights_digest()

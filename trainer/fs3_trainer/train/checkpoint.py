@@ -24,12 +24,13 @@ from typing import NamedTuple
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader, FsspecWriter
+from torch.distributed.checkpoint._fsspec_filesystem import FsspecWriter
 from torch.distributed.checkpoint.api import CheckpointException
 
 from fs3.errors import Corrupt, Fs3Error, NotADirectory, NotFound
 from fs3_loader.location import Location, as_fs3_error, one_line
 from fs3_trainer.model import DeepseekV3, ModelConfig
+from fs3_trainer.train.range_reader import RangeReader
 from fs3_trainer.train.state import RunState
 
 CONFIG_NAME = "config.json"
@@ -153,7 +154,8 @@ class Checkpoints:
         """
         name = step_name(step)
         with _plain_errors("read", self.location.show(name)):
-            dcp.load(tensors, storage_reader=FsspecReader(self.location.show(name)), no_dist=True)
+            folder = Location.parse(self.location.show(name))
+            dcp.load(tensors, storage_reader=RangeReader(folder), no_dist=True)
 
     def tokenizer_json(self) -> str | None:
         """The tokenizer that the run's data set had."""
