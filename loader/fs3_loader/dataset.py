@@ -1,7 +1,7 @@
 """A dataset of token samples, opened by URL: any sample by number, a batch in one call, every byte checked.
 
 Reading a sample never returns bytes that fail their crc32c. The checksums of a shard (4 bytes a sample) are fetched
-once, when the shard is first read, as long as those of the whole dataset fit `CHECKSUM_CACHE_BYTES`; for larger
+once, when the shard is first read, as long as those of the whole dataset fit `checksum_cache_bytes`; for larger
 datasets the checksum of each sample is read with the sample, as one more range of the same batch.
 """
 
@@ -35,7 +35,9 @@ class Dataset:
     Not meant for several threads at once: give each its own.
     """
 
-    def __init__(self, location: Location, manifest: Manifest) -> None:
+    def __init__(
+        self, location: Location, manifest: Manifest, checksum_cache_bytes: int = CHECKSUM_CACHE_BYTES
+    ) -> None:
         self._location = location
         self._manifest = manifest
         counts = np.array([shard.samples for shard in manifest.shards], dtype=np.int64)
@@ -44,11 +46,14 @@ class Dataset:
         self._reader: RangeReader | None = None
         self._reader_pid = 0
         self._tables: dict[int, NDArray[np.uint32]] = {}
-        self._keep_tables = manifest.num_samples * CRC_BYTES <= CHECKSUM_CACHE_BYTES
+        self._checksum_cache_bytes = checksum_cache_bytes
+        self._keep_tables = manifest.num_samples * CRC_BYTES <= checksum_cache_bytes
 
     @classmethod
-    def open(cls, url: str) -> Dataset:
+    def open(cls, url: str, *, checksum_cache_bytes: int = CHECKSUM_CACHE_BYTES) -> Dataset:
         """The dataset in the folder `url`: a local path, fs3://HOST:PORT/path, or any fsspec URL.
+
+        `checksum_cache_bytes`: memory for checksums, 4 bytes a sample; a dataset with more has them read as they come.
 
         Raises: NotFound or NotADirectory if there is none; Corrupt if its manifest is damaged; Unavailable.
         """
@@ -57,7 +62,11 @@ class Dataset:
             data = location.read(MANIFEST_NAME)
         except (NotFound, NotADirectory, IsADirectory):
             raise _no_dataset(location) from None
-        return cls(location, Manifest.decode(data, location.show(MANIFEST_NAME)))
+        return cls(location, Manifest.decode(data, location.show(MANIFEST_NAME)), checksum_cache_bytes)
+
+    def twin(self) -> Dataset:
+        """The same dataset with open files of its own, for another thread."""
+        return Dataset(self._location, self._manifest, self._checksum_cache_bytes)
 
     @property
     def url(self) -> str:
@@ -107,10 +116,14 @@ class Dataset:
         return list(self.read(indices))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"location": self._location, "manifest": self._manifest}
+        return {
+            "location": self._location,
+            "manifest": self._manifest,
+            "checksum_cache_bytes": self._checksum_cache_bytes,
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["location"], state["manifest"])  # type: ignore[misc]
+        self.__init__(**state)  # type: ignore[misc]
 
     def __repr__(self) -> str:
         return f"Dataset({self.url!r}, {len(self)} samples of {self.seq_len} tokens)"

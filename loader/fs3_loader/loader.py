@@ -193,7 +193,7 @@ class _Fetch:
 
     def __init__(self, dataset: Dataset, plan: Plan, group: int) -> None:
         # Its own reader, so that the caller may read the dataset from another thread meanwhile.
-        self.dataset = Dataset(dataset.location, dataset.manifest)
+        self.dataset = dataset.twin()
         self._plan = plan
         self._group = group
 

@@ -30,7 +30,9 @@ def shard_bytes(samples: np.ndarray, token_bytes: int) -> tuple[bytes, ShardFoot
 
 def example_manifest() -> Manifest:
     shards = tuple(
-        ShardEntry(file=f"tokens-0000-0000{i}.shard", samples=n, bytes=n * (10 + CRC_BYTES) + FOOTER_BYTES, end_crc32c=i)
+        ShardEntry(
+            file=f"tokens-0000-0000{i}.shard", samples=n, bytes=n * (10 + CRC_BYTES) + FOOTER_BYTES, end_crc32c=i
+        )
         for i, n in enumerate((3, 2))
     )
     return Manifest(

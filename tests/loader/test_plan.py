@@ -1,4 +1,4 @@
-"""Batches: the stream cut exactly once, whatever the ranks; the state resumes anywhere and refuses what is not its own."""
+"""Batches: the stream cut exactly once, whatever the ranks; the state resumes anywhere, and only its own."""
 
 from __future__ import annotations
 
@@ -66,7 +66,10 @@ def test_drop_leaves_out_the_rest_of_each_epoch_and_nothing_else(num_samples: in
 
 
 @given(
-    num_samples=st.integers(8, 50), local=st.integers(1, 4), batch=st.integers(0, 40), tail=st.sampled_from(["carry", "drop"])
+    num_samples=st.integers(8, 50),
+    local=st.integers(1, 4),
+    batch=st.integers(0, 40),
+    tail=st.sampled_from(["carry", "drop"]),
 )
 def test_a_batch_is_found_by_its_number(num_samples: int, local: int, batch: int, tail: Tail) -> None:
     plan = replace(make_plan(num_samples, 2 * local, tail=tail), dp_rank=1, dp_size=2)

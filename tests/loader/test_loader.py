@@ -1,0 +1,254 @@
+"""The loader: the plan's batches as tensors, a state that counts what was taken, errors once, a clean end."""
+
+from __future__ import annotations
+
+import gc
+import json
+import multiprocessing
+import multiprocessing.queues
+import subprocess
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain, islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from fs3.errors import Corrupt, Invalid
+from fs3_loader import Dataset, Loader
+from fs3_loader.formats.manifest import Manifest
+from fs3_loader.prefetch import Prefetcher
+from fs3_loader.sampler_core import perm
+
+MakeDataset = Callable[..., tuple[Manifest, NDArray[np.uint32]]]
+
+
+def loader_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "fs3-loader"]
+
+
+def flat(parts: Iterable[list[int]]) -> list[int]:
+    return list(chain.from_iterable(parts))
+
+
+def take(loaders: Sequence[Loader], count: int = 1) -> list[int]:
+    """The samples of `count` batches, rank by rank."""
+    return flat(next(loader).sample_ids.tolist() for _ in range(count) for loader in loaders)
+
+
+def stream(num_samples: int, seed: int, epochs: int) -> list[int]:
+    return np.concatenate([perm(num_samples, seed, epoch, np.arange(num_samples)) for epoch in range(epochs)]).tolist()
+
+
+def test_yields_the_planned_samples_as_tokens_and_labels(url: str, make_dataset: MakeDataset) -> None:
+    _, samples = make_dataset(url, 30)
+    with Loader(Dataset.open(url), global_batch=4, seed=5, request_samples=8) as loader:
+        batches = list(islice(loader, 20))
+    ids = [batch.sample_ids.tolist() for batch in batches]
+    assert flat(ids) == stream(30, 5, 3)[:80]
+    assert [batch.index for batch in batches] == list(range(20))
+    assert [batch.epoch for batch in batches] == [4 * i // 30 for i in range(20)]
+    for batch in batches:
+        assert batch.tokens.shape == batch.labels.shape == (4, 8)
+        assert batch.tokens.dtype == batch.labels.dtype == torch.int64
+        assert batch.tokens.is_contiguous()
+        assert batch.labels.is_contiguous()
+        assert np.array_equal(batch.tokens.numpy(), samples[batch.sample_ids][:, :-1])
+        assert np.array_equal(batch.labels.numpy(), samples[batch.sample_ids][:, 1:])
+
+
+@pytest.mark.parametrize("dp_size", [1, 2, 4])
+def test_ranks_share_each_batch(tmp_path: Path, make_dataset: MakeDataset, dp_size: int) -> None:
+    make_dataset(str(tmp_path / "c"), 30)
+    ds = Dataset.open(str(tmp_path / "c"))
+    loaders = [Loader(ds, global_batch=8, dp_rank=rank, dp_size=dp_size, seed=1) for rank in range(dp_size)]
+    read = [take(loaders) for _ in range(6)]
+    states = {json.dumps(loader.state_dict()) for loader in loaders}
+    for loader in loaders:
+        loader.close()
+    assert flat(read) == stream(30, 1, 2)[:48]
+    assert len(states) == 1
+
+
+def test_the_state_counts_what_was_taken_and_resumes_on_other_ranks(tmp_path: Path, make_dataset: MakeDataset) -> None:
+    """Every batch of a run is the beginning of some resume; read-ahead is never counted."""
+    make_dataset(str(tmp_path / "c"), 30)
+    ds = Dataset.open(str(tmp_path / "c"))
+    expected, read, state = stream(30, 2, 5), [], None
+    for dp_size, count in ((1, 3), (4, 1), (2, 5), (4, 7), (1, 1)):
+        loaders = [
+            Loader(ds, global_batch=8, dp_rank=rank, dp_size=dp_size, seed=2, prefetch=6, request_samples=16)
+            for rank in range(dp_size)
+        ]
+        for loader in loaders:
+            if state is not None:
+                loader.load_state_dict(json.loads(state))
+        read += take(loaders, count)
+        states = {json.dumps(loader.state_dict()) for loader in loaders}
+        for loader in loaders:
+            loader.close()
+        assert len(states) == 1
+        state = states.pop()
+        assert len(state) <= 1024
+    assert read == expected[: len(read)]
+
+
+def test_a_running_loader_can_go_back_and_to_a_batch(tmp_path: Path, make_dataset: MakeDataset) -> None:
+    make_dataset(str(tmp_path / "c"), 30)
+    with Loader(Dataset.open(str(tmp_path / "c")), global_batch=7) as loader:
+        before = loader.state_dict()
+        first = [batch.sample_ids.tolist() for batch in islice(loader, 9)]
+        loader.load_state_dict(before)
+        assert [batch.sample_ids.tolist() for batch in islice(loader, 9)] == first
+        loader.seek(6)
+        assert next(loader).sample_ids.tolist() == first[6]
+        assert loader.state_dict()["batches"] == 7
+        assert loader.epoch == 1
+        assert loader.stats().batches == 19
+        assert len(loader_threads()) == 1
+
+
+def test_a_refused_state_changes_nothing(tmp_path: Path, make_dataset: MakeDataset) -> None:
+    make_dataset(str(tmp_path / "a"), 30, seed=0)
+    make_dataset(str(tmp_path / "b"), 30, seed=1)
+    with (
+        Loader(Dataset.open(str(tmp_path / "a")), global_batch=5) as one,
+        Loader(Dataset.open(str(tmp_path / "b")), global_batch=5) as other,
+    ):
+        next(one)
+        state = other.state_dict()
+        with pytest.raises(Invalid, match="belongs to dataset"):
+            other.load_state_dict(one.state_dict())
+        assert other.state_dict() == state
+
+
+def test_a_bad_sample_is_raised_once_at_its_batch_and_again_when_tried_again(
+    tmp_path: Path, make_dataset: MakeDataset
+) -> None:
+    make_dataset(str(tmp_path / "c"), 30)
+    expected = stream(30, 0, 1)
+    bad = expected[13]
+    shard, number = divmod(bad, 7)
+    path = tmp_path / "c" / f"tokens-0000-{shard:05d}.shard"
+    good_bytes = path.read_bytes()
+    data = bytearray(good_bytes)
+    data[number * 18] ^= 255
+    path.write_bytes(data)
+    with Loader(Dataset.open(str(tmp_path / "c")), global_batch=4) as loader:
+        assert take([loader], 3) == expected[:12]
+        for _ in range(2):
+            with pytest.raises(Corrupt, match=rf"sample {bad} \(number {number} of shard .*{path.name}\)"):
+                next(loader)
+            assert loader.state_dict()["batches"] == 3
+            assert not loader_threads()
+        path.write_bytes(good_bytes)
+        assert next(loader).sample_ids.tolist() == expected[12:16]
+
+
+def test_reading_ahead_is_bounded() -> None:
+    """The thread fetches only while fewer than `low_water` items wait."""
+    fetched: list[int] = []
+    reached = threading.Semaphore(0)
+
+    def fetch(cursor: int) -> tuple[list[int], int]:
+        fetched.append(cursor)
+        reached.release()
+        return [cursor, cursor + 1, cursor + 2], cursor + 3
+
+    prefetcher = Prefetcher(fetch, 0, low_water=4)
+    for _ in range(2):
+        reached.acquire()
+    assert [prefetcher.take()[0] for _ in range(2)] == [0, 1]
+    assert fetched == [0, 3]
+    assert prefetcher.take()[0] == 2
+    reached.acquire()
+    prefetcher.stop()
+    assert fetched == [0, 3, 6]
+
+
+def test_an_error_comes_after_the_items_before_it() -> None:
+    def fetch(cursor: int) -> tuple[list[int], int]:
+        if cursor == 2:
+            raise ValueError("the third")
+        return [cursor], cursor + 1
+
+    prefetcher = Prefetcher(fetch, 0, low_water=10)
+    assert [prefetcher.take()[0] for _ in range(2)] == [0, 1]
+    with pytest.raises(ValueError, match="the third"):
+        prefetcher.take()
+    prefetcher.stop()
+
+
+def test_closing_and_dropping_end_the_thread(tmp_path: Path, make_dataset: MakeDataset) -> None:
+    make_dataset(str(tmp_path / "c"), 30)
+    ds = Dataset.open(str(tmp_path / "c"))
+    loader = Loader(ds, global_batch=4)
+    assert not loader_threads()
+    next(loader)
+    assert len(loader_threads()) == 1
+    loader.close()
+    loader.close()
+    assert not loader_threads()
+    assert loader.state_dict()["batches"] == 1
+    with pytest.raises(Invalid, match="closed"):
+        next(loader)
+    dropped = Loader(ds, global_batch=4)
+    next(dropped)
+    gone = weakref.ref(dropped)
+    del dropped
+    gc.collect()
+    assert gone() is None
+    assert not loader_threads()
+
+
+@pytest.mark.parametrize("ending", ["pass", "raise SystemExit(0)", "del loader", "loader.close()"])
+def test_a_process_ends_with_its_loader_open(tmp_path: Path, make_dataset: MakeDataset, ending: str) -> None:
+    make_dataset(str(tmp_path / "c"), 30)
+    script = (
+        "from fs3_loader import Dataset, Loader\n"
+        f"loader = Loader(Dataset.open({str(tmp_path / 'c')!r}), global_batch=4)\n"
+        f"next(loader)\n{ending}\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def _take_in_child(loader: Loader, queue: multiprocessing.queues.SimpleQueue[list[int]]) -> None:
+    queue.put(next(loader).sample_ids.tolist())
+    loader.close()
+
+
+def test_a_forked_child_goes_on_by_itself(tmp_path: Path, make_dataset: MakeDataset) -> None:
+    make_dataset(str(tmp_path / "c"), 30)
+    expected = stream(30, 0, 1)
+    with Loader(Dataset.open(str(tmp_path / "c")), global_batch=4) as loader:
+        next(loader)
+        context = multiprocessing.get_context("fork")
+        queue = context.SimpleQueue()
+        child = context.Process(target=_take_in_child, args=(loader, queue))
+        child.start()
+        assert queue.get() == expected[4:8]
+        child.join()
+        assert child.exitcode == 0
+        assert next(loader).sample_ids.tolist() == expected[4:8]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"global_batch": 4, "prefetch": 0}, "prefetch 0"),
+        ({"global_batch": 4, "dp_size": 3}, "dp_size 3"),
+        ({"global_batch": 31, "tail": "drop"}, "leaves nothing"),
+    ],
+)
+def test_refuses_numbers_that_make_no_loader(
+    tmp_path: Path, make_dataset: MakeDataset, arguments: dict[str, object], said: str
+) -> None:
+    make_dataset(str(tmp_path / "c"), 30)
+    with pytest.raises(Invalid, match=said):
+        Loader(Dataset.open(str(tmp_path / "c")), **arguments)
