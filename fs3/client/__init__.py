@@ -1,0 +1,1 @@
+"""What runs in a client process: routing, the read and write paths, metadata calls."""

@@ -1,0 +1,1 @@
+"""The cluster manager: who is alive, which target serves which chain."""

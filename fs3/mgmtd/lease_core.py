@@ -1,0 +1,114 @@
+"""Node leases: who counts as alive, decided from heartbeats, goodbyes and refused connections.
+
+A node is alive until T has passed since its last heartbeat arrived; the daemon itself stops answering T/2 after it sent
+one that was answered, so that whoever mgmtd calls offline has been silent for at least T/2. A goodbye ends the lease at
+once and for good; so does a refusal at the daemon's own sockets, until it is heard again. A mgmtd that has just started
+counts every lease from its own start: it cannot know what its predecessor heard last. Source: 3FS, mgmtd design notes.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from enum import Enum
+
+from fs3.ids import NodeId
+
+_RETIRED_KEPT = 16
+
+
+class Heard(Enum):
+    """What a heartbeat meant for its node's lease."""
+
+    RENEWED = "renewed"
+    REVIVED = "revived"
+    STARTED = "started"
+    RETIRED = "retired"
+
+
+@dataclass(slots=True)
+class _Lease:
+    generation: int
+    since_s: float
+    alive: bool
+    heard: bool
+    retired: deque[int] = field(default_factory=lambda: deque(maxlen=_RETIRED_KEPT))
+
+
+class LeaseTable:
+    """The leases of all nodes. Times are seconds on one monotone clock."""
+
+    def __init__(self, lease_s: float) -> None:
+        assert lease_s > 0, lease_s
+        self.lease_s = lease_s
+        self._leases: dict[NodeId, _Lease] = {}
+
+    def restore(self, node_id: NodeId, generation: int, *, alive: bool, started_s: float) -> None:
+        """Take over a node that an earlier mgmtd knew; if it was alive, its lease counts from `started_s`."""
+        self._leases[node_id] = _Lease(generation, started_s, alive, heard=False)
+
+    def heard(self, node_id: NodeId, generation: int, now_s: float) -> Heard:
+        """Count a heartbeat that arrived at `now_s`. RETIRED changes nothing: a later daemon has taken the id."""
+        lease = self._leases.get(node_id)
+        if lease is None:
+            self._leases[node_id] = _Lease(generation, now_s, True, heard=True)
+            return Heard.STARTED
+        if generation in lease.retired:
+            return Heard.RETIRED
+        if generation != lease.generation:
+            lease.retired.append(lease.generation)
+            lease.generation, lease.since_s, lease.alive, lease.heard = generation, now_s, True, True
+            return Heard.STARTED
+        verdict = Heard.RENEWED if lease.alive else Heard.REVIVED
+        lease.since_s, lease.alive, lease.heard = now_s, True, True
+        return verdict
+
+    def goodbye(self, node_id: NodeId, generation: int) -> bool:
+        """End the lease of this generation for good; whether it was the current one."""
+        lease = self._leases.get(node_id)
+        if lease is None or lease.generation != generation:
+            return False
+        lease.alive = False
+        lease.retired.append(generation)
+        return True
+
+    def refused(self, node_id: NodeId, generation: int) -> bool:
+        """End the lease because nobody listens at the node's endpoints; whether it was alive in this generation."""
+        lease = self._leases.get(node_id)
+        if lease is None or lease.generation != generation or not lease.alive:
+            return False
+        lease.alive = False
+        return True
+
+    def expire(self, now_s: float) -> list[NodeId]:
+        """End the leases that have run out; the nodes that were alive until now."""
+        gone = [
+            node_id for node_id, lease in self._leases.items() if lease.alive and now_s >= lease.since_s + self.lease_s
+        ]
+        for node_id in gone:
+            self._leases[node_id].alive = False
+        return gone
+
+    def next_expiry_s(self) -> float | None:
+        """When the first lease runs out if nobody is heard."""
+        return min((lease.since_s + self.lease_s for lease in self._leases.values() if lease.alive), default=None)
+
+    def alive(self, node_id: NodeId) -> bool:
+        """Whether the node counts as alive."""
+        lease = self._leases.get(node_id)
+        return lease is not None and lease.alive
+
+    def was_heard(self, node_id: NodeId) -> bool:
+        """Whether this mgmtd has heard the node itself."""
+        lease = self._leases.get(node_id)
+        return lease is not None and lease.heard
+
+    def generation(self, node_id: NodeId) -> int | None:
+        """The generation that holds, or last held, the lease."""
+        lease = self._leases.get(node_id)
+        return None if lease is None else lease.generation
+
+    def age_s(self, node_id: NodeId, now_s: float) -> float:
+        """Seconds since the last heartbeat, or since this mgmtd's start if there was none."""
+        lease = self._leases.get(node_id)
+        return 0.0 if lease is None else max(now_s - lease.since_s, 0.0)

@@ -1,0 +1,144 @@
+"""The next routing of the whole cluster, as one pure function from what was published and what has been heard since.
+
+mgmtd runs it at every heartbeat that says something new and whenever a lease runs out, commits the result, and only
+then shows it: routing in memory is always what was committed, and a decision that could not be committed is simply made
+again. A daemon whose generation changed counts as having been away in between, whatever it reports: what its targets
+missed must be recovered first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from fs3.ids import ChainId, NodeId, TargetId
+from fs3.mgmtd.chain_core import NOT_HEARD, ChainView, Member, Report, next_chain, presumed
+from fs3.mgmtd.lease_core import LeaseTable
+from fs3.mgmtd.placement_core import Plan
+from fs3.routing import Chain, LocalState, Node, NodeKind, Routing, Target, TargetState
+
+_MAX_STEPS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The next routing (the same object if nothing changed) and a line for each transition."""
+
+    routing: Routing
+    notes: tuple[str, ...]
+
+
+def next_routing(
+    routing: Routing, announced: Mapping[NodeId, Node], leases: LeaseTable, reports: Mapping[TargetId, Report]
+) -> Decision:
+    """What the published `routing` becomes.
+
+    `announced` has the newest record of every node heard of, `reports` the newest report of every target whose daemon
+    speaks for it.
+    """
+    notes: list[str] = []
+    nodes = _next_nodes(routing, announced, leases, notes)
+    targets = dict(routing.targets)
+    chains = dict(routing.chains)
+    for chain_id in routing.chains:
+        _settle(chain_id, chains, targets, routing, leases, reports, notes)
+    for target_id, target in targets.items():
+        node = nodes[target.node_id]
+        worker = target.disk % len(node.endpoints) if node.endpoints else 0
+        if worker != target.worker:
+            targets[target_id] = replace(target, worker=worker)
+    if nodes == routing.nodes and targets == routing.targets and chains == routing.chains:
+        return Decision(routing, ())
+    changed = replace(routing, version=routing.version + 1, nodes=nodes, targets=targets, chains=chains)
+    return Decision(changed, tuple(notes))
+
+
+def publish(routing: Routing, plan: Plan) -> Routing:
+    """The routing once every target of `plan` exists: its chains serve, its tables can be used."""
+    assert not routing.ready and not routing.targets
+    targets = {}
+    for target in plan.targets:
+        endpoints = routing.nodes[target.node_id].endpoints
+        targets[target.target_id] = replace(target, worker=target.disk % max(len(endpoints), 1))
+    return replace(
+        routing,
+        version=routing.version + 1,
+        targets=targets,
+        chains={chain.chain_id: chain for chain in plan.chains},
+        tables={(table.table_id, table.version): table for table in plan.tables},
+        ready=True,
+    )
+
+
+def plan_is_created(plan: Plan, leases: LeaseTable, reports: Mapping[TargetId, Report]) -> bool:
+    """Whether the daemons of all targets are alive and have created them."""
+    return all(
+        leases.alive(target.node_id) and reports.get(target.target_id, NOT_HEARD).state == LocalState.UPTODATE
+        for target in plan.targets
+    )
+
+
+def _next_nodes(
+    routing: Routing, announced: Mapping[NodeId, Node], leases: LeaseTable, notes: list[str]
+) -> dict[NodeId, Node]:
+    nodes = dict(routing.nodes)
+    for node_id in {**routing.nodes, **announced}:
+        before = routing.nodes.get(node_id)
+        record = announced.get(node_id, before)
+        assert record is not None
+        after = replace(record, alive=leases.alive(node_id), last_heartbeat_age_ms=0)
+        if after == before:
+            continue
+        nodes[node_id] = after
+        kind = NodeKind(after.kind).name.lower()
+        where = ", ".join(after.endpoints)
+        if before is None:
+            notes.append(f"node {node_id}: a {kind} daemon joins at {where}")
+        elif before.generation != after.generation:
+            notes.append(f"node {node_id}: the {kind} daemon was started again, at {where}")
+        elif before.alive != after.alive:
+            notes.append(f"node {node_id}: the {kind} daemon is {'heard again' if after.alive else 'offline'}")
+    return nodes
+
+
+def _settle(
+    chain_id: ChainId,
+    chains: dict[ChainId, Chain],
+    targets: dict[TargetId, Target],
+    routing: Routing,
+    leases: LeaseTable,
+    reports: Mapping[TargetId, Report],
+    notes: list[str],
+) -> None:
+    """Step one chain until it rests (a target that is back goes OFFLINE -> WAITING -> SYNCING)."""
+    for _ in range(_MAX_STEPS):
+        chain = chains[chain_id]
+        members = tuple(Member(target_id, targets[target_id].state) for target_id in chain.targets)
+        known = {
+            member.target_id: _report_of(targets[member.target_id], member.state, routing, leases, reports)
+            for member in members
+        }
+        step = next_chain(ChainView(chain_id, chain.version, members), known)
+        if step.chain.version == chain.version:
+            return
+        for member in step.chain.members:
+            targets[member.target_id] = replace(targets[member.target_id], state=member.state)
+        order = tuple(member.target_id for member in step.chain.members)
+        chains[chain_id] = replace(chain, version=step.chain.version, targets=order)
+        moved = "; ".join(
+            f"target {move.target_id} {move.before.name}->{move.after.name}, {move.reason}" for move in step.moves
+        )
+        notes.append(f"chain {chain_id} v{chain.version}->{step.chain.version}: {moved or 'reordered'}")
+    raise AssertionError(f"chain {chain_id} does not come to rest: {notes[-_MAX_STEPS:]}")
+
+
+def _report_of(
+    target: Target, state: TargetState, routing: Routing, leases: LeaseTable, reports: Mapping[TargetId, Report]
+) -> Report:
+    """What is known of a target, whose daemon may be away, just restarted, or not yet heard by this mgmtd."""
+    node_id = target.node_id
+    if not leases.alive(node_id) or leases.generation(node_id) != routing.nodes[node_id].generation:
+        return NOT_HEARD
+    if not leases.was_heard(node_id):
+        return Report(presumed(state))
+    return reports.get(target.target_id, NOT_HEARD)

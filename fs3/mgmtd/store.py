@@ -1,0 +1,176 @@
+"""What mgmtd must not forget, in the key-value store: one key per node, target, chain and table, one version for all.
+
+    MGMT/cluster            the cluster's id, made at the first start
+    MGMT/epoch              counts the primaries; a change is written only under the epoch of who writes it
+    MGMT/version            the version of the routing, u64
+    MGMT/ready              there once the chain tables are published; until then chains and targets are a plan
+    MGMT/node/<u32>         pb NodeInfo          MGMT/target/<u32>       pb TargetInfo
+    MGMT/chain/<u32>        pb ChainInfo         MGMT/table/<u32><u32>   pb ChainTable (id, version)
+
+Numbers are big-endian. Each decision is one transaction that compares the epoch, so that a mgmtd which has been
+replaced cannot write any more. Space and load figures are not kept: daemons report them anew.
+"""
+
+from __future__ import annotations
+
+import secrets
+import struct
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from fs3.errors import Conflict, Corrupt
+from fs3.kv.api import KVEngine, Transaction, prefix_end, transact
+from fs3.mgmtd.placement_core import Plan
+from fs3.pb import mgmtd_pb2
+from fs3.routing import Routing, routing_from_pb, routing_to_pb
+
+_CLUSTER = b"MGMT/cluster"
+_EPOCH = b"MGMT/epoch"
+_VERSION = b"MGMT/version"
+_READY = b"MGMT/ready"
+_NODE = b"MGMT/node/"
+_TARGET = b"MGMT/target/"
+_CHAIN = b"MGMT/chain/"
+_TABLE = b"MGMT/table/"
+_PAGE = 1_000
+
+_U32 = struct.Struct(">I")
+_U32X2 = struct.Struct(">II")
+_U64 = struct.Struct(">Q")
+
+V = TypeVar("V")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """What was there at the start: the published routing, and the plan if its targets are not all created yet."""
+
+    epoch: int
+    routing: Routing
+    plan: Plan | None
+
+
+class MgmtdStore:
+    """mgmtd's truth in `kv`, which it does not close."""
+
+    def __init__(self, kv: KVEngine) -> None:
+        self._kv = kv
+        self._epoch = 0
+
+    async def take_over(self) -> Loaded:
+        """Become the one that writes, and read everything; makes the cluster's id if this is its first start."""
+
+        async def body(txn: Transaction) -> Loaded:
+            raw = await txn.get(_EPOCH)
+            epoch = (_U64.unpack(raw)[0] if raw else 0) + 1
+            txn.put(_EPOCH, _U64.pack(epoch))
+            cluster = await txn.get(_CLUSTER)
+            if cluster is None:
+                cluster = secrets.token_hex(8).encode()
+                txn.put(_CLUSTER, cluster)
+            return await self._load(txn, epoch, cluster.decode())
+
+        loaded = await transact(self._kv, body)
+        self._epoch = loaded.epoch
+        return loaded
+
+    async def save(self, before: Routing, after: Routing) -> None:
+        """Commit the step from `before` (what is stored) to `after`.
+
+        Raises:
+            Conflict: another mgmtd has taken over; this one must stop deciding.
+        """
+
+        async def body(txn: Transaction) -> None:
+            await self._check_epoch(txn)
+            txn.put(_VERSION, _U64.pack(after.version))
+            if after.ready and not before.ready:
+                txn.put(_READY, b"1")
+            message = routing_to_pb(
+                replace(
+                    after,
+                    nodes=_changed(before.nodes, after.nodes),
+                    targets=_changed(before.targets, after.targets),
+                    chains=_changed(before.chains, after.chains),
+                    tables=_changed(before.tables, after.tables),
+                )
+            )
+            _put_all(txn, message)
+
+        await transact(self._kv, body)
+
+    async def save_plan(self, plan: Plan) -> None:
+        """Commit what is to be created, before any daemon is told. Raises: Conflict, as `save`."""
+
+        async def body(txn: Transaction) -> None:
+            await self._check_epoch(txn)
+            _put_all(txn, routing_to_pb(_as_routing(plan)))
+
+        await transact(self._kv, body)
+
+    async def _check_epoch(self, txn: Transaction) -> None:
+        raw = await txn.get(_EPOCH)
+        newest = _U64.unpack(raw)[0] if raw else 0
+        if newest != self._epoch:
+            raise Conflict(f"another mgmtd has taken over (epoch {newest}, this one has {self._epoch})")
+
+    async def _load(self, txn: Transaction, epoch: int, cluster_id: str) -> Loaded:
+        message = mgmtd_pb2.Routing(cluster_id=cluster_id)
+        raw = await txn.get(_VERSION)
+        message.version = _U64.unpack(raw)[0] if raw else 0
+        message.ready = await txn.get(_READY) is not None
+        for prefix, repeated in (
+            (_NODE, message.nodes),
+            (_TARGET, message.targets),
+            (_CHAIN, message.chains),
+            (_TABLE, message.tables),
+        ):
+            async for value in _values(txn, prefix):
+                repeated.add().ParseFromString(value)
+        everything = routing_from_pb(message)
+        for chain in everything.chains.values():
+            if any(target not in everything.targets for target in chain.targets):
+                raise Corrupt(
+                    f"chain {chain.chain_id} names a target that the store lacks; restore mgmtd's data folder"
+                )
+        if everything.ready or not everything.chains:
+            return Loaded(epoch=epoch, routing=everything, plan=None)
+        plan = Plan(
+            tuple(everything.targets.values()), tuple(everything.chains.values()), tuple(everything.tables.values())
+        )
+        return Loaded(epoch=epoch, routing=replace(everything, targets={}, chains={}, tables={}), plan=plan)
+
+
+def _as_routing(plan: Plan) -> Routing:
+    return Routing(
+        targets={target.target_id: target for target in plan.targets},
+        chains={chain.chain_id: chain for chain in plan.chains},
+        tables={(table.table_id, table.version): table for table in plan.tables},
+    )
+
+
+def _changed(before: Mapping[Any, V], after: Mapping[Any, V]) -> dict[Any, V]:
+    return {key: value for key, value in after.items() if before.get(key) != value}
+
+
+def _put_all(txn: Transaction, message: mgmtd_pb2.Routing) -> None:
+    for node in message.nodes:
+        txn.put(_NODE + _U32.pack(node.node_id), node.SerializeToString())
+    for target in message.targets:
+        txn.put(_TARGET + _U32.pack(target.target_id), target.SerializeToString())
+    for chain in message.chains:
+        txn.put(_CHAIN + _U32.pack(chain.chain_id), chain.SerializeToString())
+    for table in message.tables:
+        txn.put(_TABLE + _U32X2.pack(table.table_id, table.version), table.SerializeToString())
+
+
+async def _values(txn: Transaction, prefix: bytes) -> AsyncIterator[bytes]:
+    begin, end = prefix, prefix_end(prefix)
+    while True:
+        page = await txn.range(begin, end, limit=_PAGE)
+        for _, value in page:
+            yield value
+        if len(page) < _PAGE:
+            return
+        begin = page[-1][0] + b"\0"
