@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fs3.errors import Invalid
-from fs3.pb import common_pb2
+from fs3.pb import common_pb2, meta_pb2
 from fs3.routing import ChainTable
 
 MIN_CHUNK_BYTES = 64 << 10
@@ -43,6 +43,16 @@ class Layout:
     stripe: int = DEFAULT_STRIPE
     seed: int = 0
     durability: Durability = Durability.SYNC
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayoutChoice:
+    """What a caller chooses of a layout; None is inherited from the directory."""
+
+    replicas: int | None = None
+    chunk_bytes: int | None = None
+    stripe: int | None = None
+    durability: Durability | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +105,15 @@ def check_choice(*, chunk_bytes: int, stripe: int) -> None:
         raise Invalid(f"chunk size {chunk_bytes}: must be a power of two from 64KiB to 64MiB")
     if not 1 <= stripe <= 65_536:
         raise Invalid(f"stripe {stripe}: must be from 1 to 65536")
+
+
+def choice_to_pb(choice: LayoutChoice) -> meta_pb2.LayoutChoice:
+    return meta_pb2.LayoutChoice(
+        replicas=choice.replicas,
+        chunk_bytes=choice.chunk_bytes,
+        stripe=choice.stripe,
+        durability=None if choice.durability is None else common_pb2.Durability.ValueType(choice.durability),
+    )
 
 
 def layout_to_pb(layout: Layout) -> common_pb2.Layout:
