@@ -1,0 +1,339 @@
+"""The block files: data and its sums in one file, so that one fdatasync covers both.
+
+    header (4 KiB) | sums area: per slot, 4 B per 4 KiB and then 4 B per 256 KiB | data area: slots, one after the other
+
+(A sidecar in a file of its own would cost every durable write a second flush of the disk: 3 ms on the machine where
+this was measured.) A file has its full length from the start and holes where it has not been grown, so that its mapping
+never changes and is never shorter than what a reader was told; groups of slots are allocated with `posix_fallocate`,
+their sums too, so that a full disk shows there. docs/formats.md has the bytes.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import mmap
+import os
+import struct
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fs3 import checksum
+from fs3.errors import Corrupt, Fs3Error, NoSpace, Unavailable
+from fs3.storage.allocator_core import CLASS_BYTES, FILES_PER_CLASS, Growth
+
+MAGIC = b"FS3BLK\x00\x01"
+FORMAT = 1
+HEADER_BYTES = 4096
+_HEADER = struct.Struct("<8sIIQQQQ")
+_CRC = struct.Struct("<I")
+_GROWN_AT = 2048  # its own sector: written when the file grows
+_GROWN = struct.Struct("<QI")
+_DATA_ALIGN = 1 << 20
+
+Position = TypeVar("Position", int, NDArray[np.int64])
+Step = Callable[[str, int, int, int], None]  # what, file number, offset, bytes: called before each step that can fail
+
+
+def no_step(_what: str, _file: int, _offset: int, _length: int) -> None:
+    """The `Step` of production: nothing to do. Tests crash or fail there."""
+
+
+def disk_error(error: OSError, doing: str) -> Fs3Error:
+    """What the engine raises for an error of the disk."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return NoSpace(f"{doing}: the disk is full; remove data or add a disk")
+    return Unavailable(f"{doing}: {os.strerror(error.errno or 0)}; look at the kernel's log for this disk")
+
+
+class _SharedSync:
+    """fdatasync for many threads: a call that begins after a write covers it, so those who wait share the next one."""
+
+    def __init__(self, sync: Callable[[], None]) -> None:
+        self._sync = sync
+        self._turn = threading.Condition()
+        self._started = 0
+        self._finished = 0
+        self._running = False
+        self._failure: OSError | None = None
+        self.calls = 0
+
+    def __call__(self) -> None:
+        """Everything written before this call is on stable storage after it.
+
+        Raises: OSError. Once a sync has failed all later ones do: the kernel may have dropped the pages (fsyncgate).
+        """
+        with self._turn:
+            wanted = self._started + 1
+            while self._running and self._finished < wanted and self._failure is None:
+                self._turn.wait()
+            if self._failure is not None:
+                raise OSError(self._failure.errno, os.strerror(self._failure.errno or 0))
+            if self._finished >= wanted:
+                return
+            self._running = True
+            self._started += 1
+            self.calls += 1
+            mine = self._started
+        failure: OSError | None = None
+        try:
+            self._sync()
+        except OSError as error:
+            failure = error
+        with self._turn:
+            self._running = False
+            self._finished = mine
+            self._failure = self._failure or failure
+            self._turn.notify_all()
+        if failure is not None:
+            raise failure
+
+
+class BlockFile:
+    """One block file; safe for any number of threads that write different slots."""
+
+    def __init__(self, path: Path, file_no: int, fd: int, slots: int, *, step: Step) -> None:
+        self.path = path
+        self.file_no = file_no
+        self.slots = slots
+        self.block_bytes = CLASS_BYTES[file_no // FILES_PER_CLASS]
+        self._fine = self.block_bytes // checksum.FINE_BYTES
+        self._stride = self._fine + -(-self.block_bytes // checksum.COARSE_BYTES)
+        self._data_at = _data_offset(self._stride, slots)
+        self._fd = fd
+        self._step = step
+        self._map = mmap.mmap(fd, self._data_at + slots * self.block_bytes, access=mmap.ACCESS_READ)
+        self._view = memoryview(self._map)
+        self._sums = np.frombuffer(self._map, dtype="<u4", count=slots * self._stride, offset=HEADER_BYTES)
+        self._shared_sync = _SharedSync(self._fdatasync)
+
+    @classmethod
+    def create(cls, path: Path, file_no: int, slots: int, *, step: Step = no_step) -> BlockFile:
+        """Raises: OSError."""
+        block_bytes = CLASS_BYTES[file_no // FILES_PER_CLASS]
+        stride = block_bytes // checksum.FINE_BYTES + -(-block_bytes // checksum.COARSE_BYTES)
+        data_at = _data_offset(stride, slots)
+        fields = (MAGIC, FORMAT, file_no, block_bytes, slots, HEADER_BYTES, data_at)
+        header = _HEADER.pack(*fields)
+        # Under another name until it is whole, so that a crash leaves no file that cannot be opened.
+        draft = path.with_suffix(".new")
+        fd = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        try:
+            os.ftruncate(fd, data_at + slots * block_bytes)
+            os.pwrite(fd, header + _CRC.pack(checksum.crc(header)), 0)
+            os.fsync(fd)
+            os.rename(draft, path)
+            sync_folder(path.parent)
+            return cls(path, file_no, fd, slots, step=step)
+        except BaseException:
+            os.close(fd)
+            raise
+
+    @classmethod
+    def open(cls, path: Path, file_no: int, *, step: Step = no_step) -> BlockFile:
+        """Raises: Corrupt (not a block file of this format)."""
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            raw = os.pread(fd, _HEADER.size + _CRC.size, 0)
+            if len(raw) < _HEADER.size + _CRC.size or raw[:8] != MAGIC:
+                raise Corrupt(f"{path}: not a block file")
+            _magic, version, number, block_bytes, slots, sums_at, data_at = _HEADER.unpack_from(raw)
+            if version != FORMAT:
+                raise Corrupt(f"{path}: block file format {version}; this fs3 reads format {FORMAT}")
+            expected = (file_no, CLASS_BYTES[file_no // FILES_PER_CLASS], HEADER_BYTES)
+            if checksum.crc(raw[: _HEADER.size]) != _CRC.unpack_from(raw, _HEADER.size)[0] or (
+                expected != (number, block_bytes, sums_at)
+            ):
+                raise Corrupt(f"{path}: its header is damaged; restore the file, or empty the disk to refill it")
+            if os.fstat(fd).st_size < data_at + slots * block_bytes:
+                raise Corrupt(f"{path}: shorter than its header says; restore the file, or empty the disk to refill it")
+            return cls(path, file_no, fd, slots, step=step)
+        except BaseException:
+            os.close(fd)
+            raise
+
+    @property
+    def fd(self) -> int:
+        return self._fd
+
+    @property
+    def view(self) -> memoryview:
+        return self._view
+
+    @property
+    def sums(self) -> NDArray[np.uint32]:
+        return self._sums
+
+    @property
+    def sync_calls(self) -> int:
+        return self._shared_sync.calls
+
+    def position(self, slot: int) -> int:
+        """The byte offset of a slot's data."""
+        return self._data_at + slot * self.block_bytes
+
+    def slot(self, position: int) -> int:
+        """The slot whose data begins at `position`."""
+        return (position - self._data_at) // self.block_bytes
+
+    def fine_at(self, position: Position) -> Position:
+        return (position - self._data_at) // self.block_bytes * self._stride
+
+    def coarse_at(self, position: Position) -> Position:
+        return (position - self._data_at) // self.block_bytes * self._stride + self._fine
+
+    def grown_slots(self) -> int:
+        """How many slots were ever allocated on disk, as far as the header knows (a crash may have lost the last)."""
+        raw = os.pread(self._fd, _GROWN.size, _GROWN_AT)
+        grown, crc = _GROWN.unpack(raw)
+        return min(grown, self.slots) if crc == checksum.crc(raw[:8]) else 0
+
+    def grow(self, growth: Growth) -> None:
+        """Allocate slots on disk. Raises: OSError; nothing is lost then, and trying again is right."""
+        self._step("fallocate", self.file_no, self.position(growth.first), growth.slots * self.block_bytes)
+        sums_bytes = self._stride * 4
+        os.posix_fallocate(self._fd, HEADER_BYTES + growth.first * sums_bytes, growth.slots * sums_bytes)
+        os.posix_fallocate(self._fd, self.position(growth.first), growth.slots * self.block_bytes)
+        count = struct.pack("<Q", growth.first + growth.slots)
+        os.pwrite(self._fd, count + _CRC.pack(checksum.crc(count)), _GROWN_AT)
+
+    def write(
+        self, slot: int, parts: Sequence[memoryview], fine: NDArray[np.uint32], coarse: NDArray[np.uint32]
+    ) -> None:
+        """Put the concatenated parts and their sums into a slot. Raises: OSError."""
+        position = self.position(slot)
+        self._step("write data", self.file_no, position, sum(len(part) for part in parts))
+        _write_all(self._fd, list(parts), position)
+        at = HEADER_BYTES + slot * self._stride * 4
+        if len(fine) == self._fine:
+            both = np.concatenate([fine, coarse]).astype("<u4", copy=False)
+            self._step("write sums", self.file_no, at, both.nbytes)
+            _write_all(self._fd, [both.data.cast("B")], at)
+            return
+        self._step("write sums", self.file_no, at, self._stride * 4)
+        _write_all(self._fd, [np.ascontiguousarray(fine, dtype="<u4").data.cast("B")], at)
+        _write_all(self._fd, [np.ascontiguousarray(coarse, dtype="<u4").data.cast("B")], at + self._fine * 4)
+
+    def read(self, position: int, out: memoryview) -> None:
+        """Fill `out` from `position`. Raises: Corrupt (the disk cannot read it)."""
+        done = 0
+        while done < len(out):
+            try:
+                got = os.preadv(self._fd, [out[done:]], position + done)
+            except OSError as error:
+                raise Corrupt(f"{self.path} at byte {position + done}: {os.strerror(error.errno or 0)}") from None
+            if got == 0:
+                raise Corrupt(f"{self.path} at byte {position + done}: the file ends there")
+            done += got
+
+    def fine(self, position: int, length: int) -> NDArray[np.uint32]:
+        """A copy of the 4 KiB sums of the block at `position`, of whose bytes `length` count."""
+        at = self.fine_at(position)
+        return self._sums[at : at + -(-length // checksum.FINE_BYTES)].copy()
+
+    def coarse(self, position: int, length: int) -> NDArray[np.uint32]:
+        """As `fine`, of the 256 KiB sums."""
+        at = self.coarse_at(position)
+        return self._sums[at : at + -(-length // checksum.COARSE_BYTES)].copy()
+
+    def sync(self) -> None:
+        """What was written before is on stable storage after. Raises: OSError, and then for ever."""
+        self._shared_sync()
+
+    def _fdatasync(self) -> None:
+        self._step("fdatasync", self.file_no, 0, 0)
+        os.fdatasync(self._fd)
+        self._step("fdatasync done", self.file_no, 0, 0)
+
+    def close(self) -> None:
+        """The mapping goes when the last view of it does."""
+        os.close(self._fd)
+
+
+class BlockFiles:
+    """All block files of an engine, by number."""
+
+    def __init__(self, folder: Path, *, step: Step = no_step) -> None:
+        self._folder = folder
+        self._step = step
+        self._files: dict[int, BlockFile] = {}
+
+    def open_all(self) -> None:
+        """Raises: Corrupt."""
+        for path in sorted(self._folder.glob("*.blk")):
+            cls, _, number = path.stem.partition("-")
+            try:
+                file_no = int(cls) * FILES_PER_CLASS + int(number)
+            except ValueError:
+                raise Corrupt(f"{path}: not a block file's name") from None
+            self._files[file_no] = BlockFile.open(path, file_no, step=self._step)
+
+    def create(self, file_no: int, slots: int) -> BlockFile:
+        """Raises: OSError."""
+        cls, number = divmod(file_no, FILES_PER_CLASS)
+        path = self._folder / f"{cls:02d}-{number:04d}.blk"
+        file = BlockFile.create(path, file_no, slots, step=self._step)
+        self._files[file_no] = file
+        return file
+
+    def __getitem__(self, file_no: int) -> BlockFile:
+        return self._files[file_no]
+
+    def __contains__(self, file_no: int) -> bool:
+        return file_no in self._files
+
+    def __iter__(self) -> Iterator[BlockFile]:
+        return iter(list(self._files.values()))
+
+    def gather(
+        self, files: NDArray[np.int32], positions: NDArray[np.int64], index: NDArray[np.int64], *, coarse: bool
+    ) -> NDArray[np.uint32]:
+        """The sums number `index` of the blocks at `positions` of `files`; all [n]."""
+        if len(files) == 0:
+            return np.empty(0, dtype=np.uint32)
+        first = int(files[0])
+        if (files == first).all():
+            file = self._files[first]
+            picked: NDArray[np.uint32] = file.sums[
+                (file.coarse_at(positions) if coarse else file.fine_at(positions)) + index
+            ]
+            return picked
+        out = np.empty(len(files), dtype=np.uint32)
+        for number in np.unique(files).tolist():
+            rows = np.flatnonzero(files == number)
+            file, where = self._files[number], positions[rows]
+            out[rows] = file.sums[(file.coarse_at(where) if coarse else file.fine_at(where)) + index[rows]]
+        return out
+
+    def close(self) -> None:
+        for file in self._files.values():
+            file.close()
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable. Raises: OSError."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@functools.cache
+def _data_offset(stride: int, slots: int) -> int:
+    return -(-(HEADER_BYTES + slots * stride * 4) // _DATA_ALIGN) * _DATA_ALIGN
+
+
+def _write_all(fd: int, parts: list[memoryview], position: int) -> None:
+    while parts:
+        done = os.pwritev(fd, parts[:512], position)
+        position += done
+        while parts and done >= len(parts[0]):
+            done -= len(parts.pop(0))
+        if done:
+            parts[0] = parts[0][done:]

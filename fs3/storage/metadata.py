@@ -1,0 +1,235 @@
+"""The chunk records of an engine in RocksDB: keys, values, atomic batches, and refusing a damaged log.
+
+Keys, all integers big-endian so that chunks sort by target and id:
+
+    C target u32, chunk id 16 B         the committed version, or the tombstone of a removal
+    P target u32, chunk id 16 B         the pending version
+    D target u32, client u64, channel u32   the result of the channel's last update
+    S target u32, name                  the write path's own state of a target
+    T target u32                        a target
+
+Values are fixed-size, little-endian structs; docs/formats.md has them, tests/golden holds bytes.
+
+rocksdict 0.3.29, what to know: `write(batch)` holds the GIL, so it goes unsynced and `flush_wal(True)`, which does not,
+makes it durable. The default recovery silently drops everything after a flipped bit in the log: the mode set here
+refuses, and only a torn tail, which no acknowledged batch can be part of, is cut off. `items()` silently ends at a
+damaged table block (630 of 2,000 records were returned): `scan` asks an iterator's status where it ended.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+from rocksdict import BlockBasedOptions, Cache, DBRecoveryMode, Options, Rdict, WriteBatch
+
+from fs3 import ids
+from fs3.errors import Corrupt, Fs3Error, NoSpace, Unavailable
+
+Put = tuple[bytes, bytes | None]  # key, value; None deletes
+
+COMMITTED, PENDING, RESULT_OF, STATE, TARGET = b"C", b"P", b"D", b"S", b"T"
+
+FLAG_REMOVED = 1  # a tombstone (committed), or a removal to come (pending)
+FLAG_OS = 2  # written without syncs: after a power loss its sums must be checked before it is believed
+
+CHUNK = np.dtype(
+    [
+        ("format", "u1"),
+        ("flags", "u1"),
+        ("reserved", "<u2"),
+        ("chain_version", "<u4"),
+        ("version", "<u8"),
+        ("length", "<u4"),
+        ("file", "<i4"),  # -1: no block (a removal, or no bytes)
+        ("slot", "<u4"),
+        ("crc", "<u4"),  # of the coarse sums
+    ]
+)
+CHUNK_KEY = np.dtype([("kind", "S1"), ("target", ">u4"), ("hi", ">u8"), ("lo", ">u8")])
+_CHUNK = struct.Struct("<BBHIQIiII")
+_FORMAT = 1
+_RESULT = struct.Struct("<QQIHH")  # seq, version, length, status, reserved
+_RESULT_KEY = struct.Struct(">4xQI")
+_TARGET = struct.Struct("<II")  # chain, reserved
+_U32 = struct.Struct(">I")
+assert CHUNK.itemsize == _CHUNK.size == 32
+assert CHUNK_KEY.itemsize == 21
+
+
+class Version(NamedTuple):
+    """One version of a chunk, as its record has it."""
+
+    version: int
+    chain_version: int
+    length: int
+    file: int  # -1: no block
+    slot: int
+    crc: int
+    flags: int
+
+    @property
+    def removed(self) -> bool:
+        return bool(self.flags & FLAG_REMOVED)
+
+    def pack(self) -> bytes:
+        return _CHUNK.pack(
+            _FORMAT,
+            self.flags,
+            0,
+            self.chain_version,
+            self.version,
+            self.length,
+            self.file,
+            self.slot,
+            self.crc,
+        )
+
+
+def unpack_version(raw: bytes) -> Version:
+    """Raises: Corrupt."""
+    if len(raw) != _CHUNK.size or raw[0] != _FORMAT:
+        raise Corrupt(f"chunk record of format {raw[0] if raw else 'none'}; this fs3 reads format {_FORMAT}")
+    _, flags, _, chain_version, version, length, file, slot, crc = _CHUNK.unpack(raw)
+    return Version(version, chain_version, length, file, slot, crc, flags)
+
+
+def target_prefix(kind: bytes, target: int) -> bytes:
+    return kind + _U32.pack(target)
+
+
+def chunk_key(kind: bytes, target: int, hi: int, lo: int) -> bytes:
+    return kind + _U32.pack(target) + ids.chunk_bytes(hi, lo)
+
+
+def result_key(target: int, client: int, channel: int) -> bytes:
+    return RESULT_OF + _U32.pack(target) + client.to_bytes(8, "big") + _U32.pack(channel)
+
+
+def unpack_result_key(key: bytes) -> tuple[int, int, int]:
+    """(target, client, channel)."""
+    client, channel = _RESULT_KEY.unpack(key[1:])
+    return _U32.unpack_from(key, 1)[0], client, channel
+
+
+def pack_result(seq: int, version: int, length: int, status: int) -> bytes:
+    return _RESULT.pack(seq, version, length, status, 0)
+
+
+def unpack_result(raw: bytes) -> tuple[int, int, int, int]:
+    """(seq, version, length, status)."""
+    seq, version, length, status, _ = _RESULT.unpack(raw)
+    return seq, version, length, status
+
+
+def pack_target(chain_id: int) -> bytes:
+    return _TARGET.pack(chain_id, 0)
+
+
+def unpack_target(raw: bytes) -> int:
+    """The chain's id."""
+    chain: int = _TARGET.unpack(raw)[0]
+    return chain
+
+
+class Metadata:
+    """The store of one engine. `apply` and `sync` are for one thread (commit.py), reading is for any."""
+
+    def __init__(self, path: Path, *, write_buffer_bytes: int) -> None:
+        """Raises: Corrupt, Unavailable (in use, or unreadable)."""
+        self._path = path
+        self._write_buffer_bytes = write_buffer_bytes
+        self._db = self._open()
+
+    def _open(self) -> Rdict:
+        options = Options(raw_mode=True)
+        options.create_if_missing(True)
+        options.set_wal_recovery_mode(DBRecoveryMode.tolerate_corrupted_tail_records())
+        options.set_paranoid_checks(True)
+        options.set_write_buffer_size(self._write_buffer_bytes)
+        options.set_max_total_wal_size(4 * self._write_buffer_bytes)
+        options.set_max_background_jobs(2)
+        options.set_keep_log_file_num(4)
+        options.set_max_log_file_size(4 << 20)
+        tables = BlockBasedOptions()
+        tables.set_bloom_filter(10, False)
+        tables.set_block_cache(Cache(16 << 20))
+        options.set_block_based_table_factory(tables)
+        try:
+            return Rdict(str(self._path), options)
+        except Exception as error:  # noqa: BLE001 (rocksdict raises nothing more exact)
+            raise self._error(error, "cannot be opened") from None
+
+    def _error(self, error: Exception, what: str) -> Fs3Error:
+        text = str(error)
+        if "Corruption" in text:
+            return Corrupt(
+                f"metadata in {self._path} is damaged ({text}); nothing was dropped or changed. Its chunks are on the "
+                f"other replicas: move this disk's folder away and start again, and recovery refills it"
+            )
+        if "No space" in text:
+            return NoSpace(f"metadata in {self._path} {what}: the disk is full; remove data or add a disk")
+        return Unavailable(f"metadata in {self._path} {what}: {text}")
+
+    def apply(self, puts: Iterable[Put]) -> None:
+        """One atomic batch, not yet durable. Raises: NoSpace, Unavailable, Corrupt."""
+        batch = WriteBatch(raw_mode=True)
+        for key, value in puts:
+            if value is None:
+                batch.delete(key)
+            else:
+                batch.put(key, value)
+        try:
+            self._db.write(batch)
+        except Exception as error:  # noqa: BLE001
+            raise self._error(error, "cannot be written") from None
+
+    def sync(self) -> None:
+        """Every batch applied so far is on stable storage after this. Raises: NoSpace, Unavailable, Corrupt."""
+        try:
+            self._db.flush_wal(True)
+        except Exception as error:  # noqa: BLE001
+            raise self._error(error, "cannot be synced") from None
+
+    def reopen(self) -> None:
+        """After an error of writing: a store that has met one takes no more. Raises: as the constructor."""
+        self._db.close()
+        self._db = self._open()
+
+    def get(self, key: bytes) -> bytes | None:
+        """Raises: Corrupt, Unavailable."""
+        try:
+            value: bytes | None = self._db.get(key)
+        except Exception as error:  # noqa: BLE001
+            raise self._error(error, "cannot be read") from None
+        return value
+
+    def scan(self, prefix: bytes, start: bytes = b"", limit: int = 1 << 62) -> list[tuple[bytes, bytes]]:
+        """The first `limit` (key, value) of `prefix` from key `prefix + start` on, in order. Raises: Corrupt."""
+        found: list[tuple[bytes, bytes]] = []
+        begin = prefix + start
+        if limit <= 0:
+            return found
+        pairs: Iterator[tuple[bytes, bytes]] = cast(Any, self._db.items(from_key=begin))
+        for pair in pairs:
+            if not pair[0].startswith(prefix):
+                return found
+            found.append(pair)
+            if len(found) == limit:
+                return found
+        # The end of the store, or of what can be read.
+        iterator = self._db.iter()
+        iterator.seek(found[-1][0] if found else begin)
+        if found and iterator.valid():
+            iterator.next()
+        try:
+            iterator.status()
+        except Exception as error:  # noqa: BLE001
+            raise self._error(error, "cannot be read") from None
+        return found
+
+    def close(self) -> None:
+        self._db.close()

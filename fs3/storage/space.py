@@ -1,0 +1,191 @@
+"""The blocks of an engine as its threads use them.
+
+The allocator's and the quarantine's decisions are made under one lock, which readers take for an instant too; files grow
+outside it, so that a slow `fallocate` stops no reader. The limits of disk and quota are checked here.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fs3.errors import NoSpace
+from fs3.storage.allocator_core import (
+    CLASS_BYTES,
+    FILES_PER_CLASS,
+    Allocator,
+    Block,
+    Growth,
+    Quarantine,
+    class_of,
+)
+from fs3.storage.blocks import BlockFile, BlockFiles, disk_error
+from fs3.storage.engine_api import EngineConfig
+
+_BLOCK_SHIFT = 44  # physical id of a block: file << 44 | position >> 12
+_POSITION_SHIFT = 12
+_LARGER_CLASSES = 4  # when its own class cannot grow, a block may come from one up to twice as large
+_UNSYNCED_BLOCKS = 64  # freed blocks that wait for a sync of the metadata before one is asked for
+
+
+def block_ids(file: NDArray[np.int32], position: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The physical ids [n] of blocks; negative where `file` is."""
+    ids: NDArray[np.int64] = (file.astype(np.int64) << _BLOCK_SHIFT) | (position >> _POSITION_SHIFT)
+    return ids
+
+
+class Space:
+    """Allocation, reuse and limits."""
+
+    def __init__(self, folder: Path, files: BlockFiles, config: EngineConfig) -> None:
+        self._folder = folder
+        self._files = files
+        self._config = config
+        self._lock = threading.Lock()
+        self._grow_lock = threading.Lock()
+        self._allocator = Allocator(file_bytes=config.file_bytes, group_bytes=config.group_bytes)
+        self._quarantine = Quarantine()
+
+    def rebuild(self, used: dict[int, NDArray[np.int64]]) -> None:
+        """Take over the slots in use, by file. Raises: Corrupt."""
+        for file in self._files:
+            self._allocator.add_file(file.file_no, file.slots)
+            slots = used.get(file.file_no, np.empty(0, dtype=np.int64))
+            self._allocator.rebuild(file.file_no, slots, file.grown_slots())
+
+    def allocate(self, length: int, drain: Callable[[], None]) -> Block:
+        """A block for `length` bytes; `drain` syncs the metadata, so that freed blocks come back.
+
+        Raises: NoSpace, Unavailable.
+        """
+        wanted = class_of(length)
+        for attempt in range(2):
+            block = self._take(wanted) or self._grow(wanted)
+            if block is not None:
+                return block
+            for larger in range(wanted + 1, min(wanted + 1 + _LARGER_CLASSES, len(CLASS_BYTES))):
+                block = self._take(larger)
+                if block is not None:
+                    return block
+            if attempt == 0:
+                drain()
+        raise NoSpace(
+            f"{self._folder}: no room for a block of {CLASS_BYTES[wanted]} bytes; remove data, add a disk, "
+            f"or raise max_bytes ({self._config.max_bytes or 'no limit'})"
+        )
+
+    def _take(self, cls: int) -> Block | None:
+        with self._lock:
+            return self._allocator.allocate(cls)
+
+    def _grow(self, cls: int) -> Block | None:
+        with self._grow_lock:
+            with self._lock:
+                block = self._allocator.allocate(cls)
+                growth = self._allocator.growth(cls)
+            if block is not None or growth is None or not self._has_room(growth):
+                return block
+            try:
+                file = self._file_for(growth)
+                file.grow(growth)
+            except OSError as error:
+                failure = disk_error(error, f"growing block files in {self._folder}")
+                if isinstance(failure, NoSpace):
+                    return None
+                raise failure from None
+            with self._lock:
+                self._allocator.grown(growth)
+                return self._allocator.allocate(cls)
+
+    def _file_for(self, growth: Growth) -> BlockFile:
+        if growth.file not in self._files:
+            slots = self._allocator.slots_of_new_file(growth.file // FILES_PER_CLASS)
+            self._files.create(growth.file, slots)
+            with self._lock:
+                self._allocator.add_file(growth.file, slots)
+        return self._files[growth.file]
+
+    def _has_room(self, growth: Growth) -> bool:
+        return growth.slots * CLASS_BYTES[growth.file // FILES_PER_CLASS] <= self._growable_bytes()
+
+    def _growable_bytes(self) -> int:
+        disk = os.statvfs(self._folder)
+        free = disk.f_bavail * disk.f_frsize - self._config.reserve_bytes
+        if self._config.max_bytes:
+            free = min(free, self._config.max_bytes - self.grown_bytes)
+        return max(0, free)
+
+    @property
+    def grown_bytes(self) -> int:
+        with self._lock:
+            return self._allocator.grown_bytes
+
+    @property
+    def used_bytes(self) -> int:
+        with self._lock:
+            return self._allocator.used_bytes
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """(blocks in quarantine, holds, pins)."""
+        with self._lock:
+            return self._quarantine.counts
+
+    def total_and_free(self) -> tuple[int, int]:
+        """Bytes for chunks."""
+        with self._lock:
+            used, grown = self._allocator.used_bytes, self._allocator.grown_bytes
+        free = grown - used + self._growable_bytes()
+        return used + free, free
+
+    def hold(self) -> int:
+        with self._lock:
+            return self._quarantine.hold()
+
+    def release(self, token: int) -> None:
+        with self._lock:
+            self._quarantine.release(token)
+            self._reclaim()
+
+    def pin(self, blocks: NDArray[np.int64]) -> int:
+        kept: list[Block] = []
+        for block in blocks.tolist():
+            if block >= 0:
+                file = block >> _BLOCK_SHIFT
+                position = (block & (1 << _BLOCK_SHIFT) - 1) << _POSITION_SHIFT
+                kept.append(Block(file, self._files[file].slot(position)))
+        with self._lock:
+            return self._quarantine.pin(kept)
+
+    def unpin(self, token: int) -> None:
+        with self._lock:
+            for block in self._quarantine.unpin(token):
+                self._allocator.free(block)
+
+    def retire(self, blocks: Sequence[Block], batch: int) -> bool:
+        """No record names these blocks from metadata batch `batch` on. True: it is time to sync the metadata."""
+        with self._lock:
+            self._quarantine.retire(blocks, batch)
+            self._reclaim()
+            return self._quarantine.unsynced >= _UNSYNCED_BLOCKS
+
+    def synced(self, batch: int) -> None:
+        """Metadata batches up to `batch` are durable."""
+        with self._lock:
+            self._quarantine.synced(batch)
+            self._reclaim()
+
+    def give_back(self, blocks: Sequence[Block]) -> None:
+        """Free blocks that no record ever named."""
+        with self._lock:
+            for block in blocks:
+                self._allocator.free(block)
+
+    def _reclaim(self) -> None:
+        for block in self._quarantine.reclaim():
+            self._allocator.free(block)
