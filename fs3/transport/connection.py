@@ -383,11 +383,13 @@ class ConnectionPool:
         self._lent: dict[str, int] = {}
         self._closed = False
 
-    def borrow(self, endpoint: str, *, deadline_s: float, connect_timeout_s: float = 5.0) -> Connection:
+    def borrow(
+        self, endpoint: str, *, deadline_s: float, connect_timeout_s: float = 5.0, wait: bool = True
+    ) -> Connection:
         """A connection to `endpoint` that nobody else uses; hand it to `give_back` whatever happens to it.
 
         Raises:
-            Busy: all of the endpoint's connections stayed in use until the deadline.
+            Busy: all of the endpoint's connections stayed in use until the deadline, or are in use, without `wait`.
             Unavailable, PermissionDenied, Invalid: as `Connection.open`.
         """
         if os.getpid() != self._pid:
@@ -395,7 +397,7 @@ class ConnectionPool:
         with self._changed:
             while self._lent.get(endpoint, 0) >= self._max:
                 left_s = deadline_s - lease_now_s()
-                if left_s <= 0 or not self._changed.wait(left_s):
+                if not wait or left_s <= 0 or not self._changed.wait(left_s):
                     raise Busy(f"all {self._max} connections to {endpoint} are in use")
             if self._closed:
                 raise Unavailable("the client is closed")

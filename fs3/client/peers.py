@@ -1,0 +1,178 @@
+"""What all calls of a client share: its identity, connections, the routing as arrays, and which endpoints to avoid."""
+
+from __future__ import annotations
+
+import os
+import random
+import secrets
+import threading
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fs3.client.channels import Channels
+from fs3.client.mgmtd import MgmtdClient
+from fs3.client.retry_core import pause_s
+from fs3.client.select_core import ReplicaTable, replica_table
+from fs3.clock import lease_now_s
+from fs3.errors import Unavailable
+from fs3.pb import storage_pb2
+from fs3.routing import NodeKind, Routing
+from fs3.transport.connection import Connection, ConnectionPool
+
+PROTOCOL = 1
+LANE_THREADS = 16
+WRITE_STALL = 3  # a durable write down a chain may be silent so many times longer than a read
+AVOID_S = 1.0  # how long an endpoint that failed is asked only if nobody else can answer
+SUSPECT_EVERY_S = 1.0
+SLACK_BYTES = 8 << 20  # how far behind the least loaded replica another may be and still get its turn
+
+
+class Peers:
+    """The storage daemons as one client process sees them. Thread-safe."""
+
+    def __init__(
+        self, mgmtd: MgmtdClient, *, secret: str, client_id: int | None, max_connections: int, stall_s: float
+    ) -> None:
+        self.mgmtd = mgmtd
+        self.stall_s = stall_s
+        self.write_stall_s = stall_s * WRITE_STALL
+        self._secret = secret
+        self._max_connections = max_connections
+        self._closed = threading.Event()
+        self._begin(client_id if client_id is not None else secrets.randbits(63) | 1)
+        _living.add(self)
+
+    def _begin(self, client_id: int) -> None:
+        self.client_id = client_id
+        self.channels = Channels()
+        hello = storage_pb2.Hello(
+            protocol=PROTOCOL,
+            cluster_id=self.mgmtd.routing.cluster_id,
+            secret=self._secret,
+            client_id=client_id,
+            role="client",
+        )
+        self._pool = ConnectionPool(hello, max_per_endpoint=self._max_connections)
+        self._random = random.Random(client_id)
+        self._lock = threading.Lock()
+        self._lanes: ThreadPoolExecutor | None = None
+        self._table: tuple[Routing, ReplicaTable] | None = None
+        self._load: dict[str, int] = {}
+        self._avoid_until_s: dict[str, float] = {}
+        self._suspected_s: dict[tuple[int, int], float] = {}
+
+    def begin_again(self) -> None:
+        """Become a client of one's own in a forked child: another id, no connections, no locks that others hold."""
+        closed, self._closed = self._closed.is_set(), threading.Event()
+        if closed:
+            self._closed.set()
+        self._begin(secrets.randbits(63) | 1)
+
+    def lanes(self) -> ThreadPoolExecutor:
+        """Threads that receive large replies, and send large writes, beside the caller's own."""
+        with self._lock:
+            if self._lanes is None:
+                self._lanes = ThreadPoolExecutor(LANE_THREADS, thread_name_prefix="fs3-lane")
+            return self._lanes
+
+    def close(self) -> None:
+        """Close every connection; calls in flight and later ones raise Unavailable."""
+        self._closed.set()
+        self._pool.close()
+        with self._lock:
+            lanes, self._lanes = self._lanes, None
+        if lanes is not None:
+            lanes.shutdown(wait=False)
+
+    def table(self) -> ReplicaTable:
+        """The newest routing this process has seen, as arrays. Raises: Unavailable if the client was closed."""
+        if self._closed.is_set():
+            raise Unavailable("the client is closed")
+        routing = self.mgmtd.routing
+        known = self._table
+        if known is None or known[0] is not routing:
+            known = self._table = (routing, replica_table(routing, _endpoints(routing)))
+        return known[1]
+
+    def rotation(self) -> int:
+        """A number that spreads choices."""
+        return self._random.getrandbits(16)
+
+    def loads(self, table: ReplicaTable) -> NDArray[np.int64]:
+        """The bytes that each endpoint of `table` owes this client: [endpoints]."""
+        return np.array([self._load.get(name, 0) for name in table.endpoints], dtype=np.int64)
+
+    def avoided(self, table: ReplicaTable) -> NDArray[np.bool_] | None:
+        """Which endpoints of `table` have failed lately, None if none has: [endpoints]."""
+        if not self._avoid_until_s:
+            return None
+        now_s = lease_now_s()
+        with self._lock:
+            for name in [name for name, until_s in self._avoid_until_s.items() if until_s <= now_s]:
+                del self._avoid_until_s[name]
+            return np.array([name in self._avoid_until_s for name in table.endpoints], dtype=np.bool_)
+
+    def add_load(self, endpoint: str, bytes_: int) -> None:
+        """Count bytes asked of an endpoint, or, negative, received from it."""
+        with self._lock:
+            self._load[endpoint] = self._load.get(endpoint, 0) + bytes_
+
+    def borrow(self, table: ReplicaTable, endpoint: int, *, deadline_s: float, wait: bool = True) -> Connection:
+        """A connection to an endpoint of `table`. Raises: as `ConnectionPool.borrow`; Busy at once without `wait`."""
+        name = table.endpoints[endpoint]
+        connection = self._pool.borrow(name, deadline_s=deadline_s, connect_timeout_s=self.stall_s, wait=wait)
+        connection.stall_s = self.stall_s
+        return connection
+
+    def give_back(self, connection: Connection) -> None:
+        """Take a connection back, whatever happened to it."""
+        self._pool.give_back(connection)
+
+    def failed(self, table: ReplicaTable, endpoint: int) -> None:
+        """An endpoint refused, broke off or stalled: leave it alone for a while and tell mgmtd."""
+        name, node = table.endpoints[endpoint], table.nodes[endpoint]
+        now_s = lease_now_s()
+        key = (int(node.node_id), node.generation)
+        with self._lock:
+            self._avoid_until_s[name] = now_s + AVOID_S
+            if now_s - self._suspected_s.get(key, -SUSPECT_EVERY_S) < SUSPECT_EVERY_S:
+                return
+            self._suspected_s[key] = now_s
+        self._pool.drop_idle(name)
+        threading.Thread(target=self.mgmtd.suspect, args=key, name="fs3-suspect", daemon=True).start()
+
+    def pause(self, attempt: int, deadline_s: float) -> None:
+        """Wait before the next try; not once the client is closed."""
+        wait_s = min(pause_s(attempt, self._random.random()), deadline_s - lease_now_s())
+        self._closed.wait(max(wait_s, 0.0))
+
+    def refresh(self, newer_than: int, attempt: int, deadline_s: float) -> None:
+        """Wait for a routing newer than the one that failed, as long as a pause would last.
+
+        Raises: Unavailable, PermissionDenied: as `MgmtdClient.refresh`.
+        """
+        wait_s = min(pause_s(attempt, self._random.random()), deadline_s - lease_now_s())
+        self.mgmtd.refresh(newer_than, max(wait_s, 0.001))
+
+
+_living: weakref.WeakSet[Peers] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for peers in list(_living):
+        peers.begin_again()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def _endpoints(routing: Routing) -> dict[tuple[int, int], str]:
+    return {
+        (int(node.node_id), worker): endpoint
+        for node in routing.nodes.values()
+        if node.kind == NodeKind.STORAGE
+        for worker, endpoint in enumerate(node.endpoints)
+    }

@@ -1,0 +1,143 @@
+"""From ranges of files to what is asked of each storage daemon, for a whole batch at once and without a Python object
+per range.
+
+    file ranges [n] --plan_file_ranges--> chunk ranges [m >= n] --group_by--> one run per endpoint --frames--> requests
+
+A range that crosses a chunk's end becomes several; most do not, and the batch then stays as it is. `out_offsets` says
+where in the caller's memory each piece's bytes go, so that a reply can be received straight into place (`out_runs`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fs3.ids import KIND_FILE
+from fs3.transport.messages import RANGE, Records
+
+I64 = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class FileTable:
+    """The layouts of the files of a batch, as parallel arrays [files]; file f's stripe is
+    `chains[stripe_start[f] :][: stripe[f]]`."""
+
+    hi: NDArray[np.uint64]
+    length: I64
+    chunk_bytes: I64
+    stripe_start: I64
+    stripe: I64
+    chains: I64
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkPlan:
+    """Chunk ranges [m] (RANGE records, chain_version not filled in), where their bytes go in the caller's memory, and
+    which of the n ranges asked for each is a part of."""
+
+    ranges: Records
+    out_offsets: I64
+    source: I64
+
+
+def file_table(
+    inodes: Sequence[int], lengths: Sequence[int], chunk_bytes: Sequence[int], stripes: Sequence[I64]
+) -> FileTable:
+    """The table of files that are given as parallel sequences; `stripes` as `layout.stripe_chains` makes them."""
+    stripe = np.array([len(chains) for chains in stripes], dtype=np.int64)
+    start = np.zeros(len(stripes), dtype=np.int64)
+    np.cumsum(stripe[:-1], out=start[1:])
+    return FileTable(
+        np.array([KIND_FILE << 56 | inode for inode in inodes], dtype=np.uint64),
+        np.array(lengths, dtype=np.int64),
+        np.array(chunk_bytes, dtype=np.int64),
+        start,
+        stripe,
+        np.concatenate(stripes) if len(stripes) else np.zeros(0, dtype=np.int64),
+    )
+
+
+def first_outside(files: FileTable, file_index: I64, offsets: I64, lengths: I64) -> int | None:
+    """The first range that is not within its file, if there is one."""
+    bad = (offsets < 0) | (lengths < 0) | (offsets + lengths > files.length[file_index])
+    return int(np.argmax(bad)) if bad.any() else None
+
+
+def packed_offsets(lengths: I64) -> I64:
+    """Where ranges start when they are laid one after the other: [n] -> [n]."""
+    out = np.zeros(len(lengths), dtype=np.int64)
+    np.cumsum(lengths[:-1], out=out[1:])
+    return out
+
+
+def plan_file_ranges(files: FileTable, file_index: I64, offsets: I64, lengths: I64, out_offsets: I64) -> ChunkPlan:
+    """The chunk ranges of file ranges [n], in their order; ranges must lie within their files."""
+    size = files.chunk_bytes[file_index]
+    chunk = offsets // size
+    within = offsets - chunk * size
+    source = np.arange(len(offsets), dtype=np.int64)
+    if not ((within + lengths <= size) & (lengths > 0)).all():
+        ends = offsets + lengths
+        parts = np.where(lengths > 0, (ends - 1) // size - chunk + 1, 0)
+        source = np.repeat(source, parts)
+        first = np.repeat(packed_offsets(parts), parts)
+        file_index, size = file_index[source], size[source]
+        chunk = chunk[source] + np.arange(len(source)) - first
+        begin = np.maximum(chunk * size, offsets[source])
+        within = begin - chunk * size
+        out_offsets = out_offsets[source] + begin - offsets[source]
+        lengths = np.minimum((chunk + 1) * size, ends[source]) - begin
+    ranges = np.zeros(len(source), dtype=RANGE)
+    ranges["hi"] = files.hi[file_index]
+    ranges["lo"] = chunk
+    ranges["offset"] = within
+    ranges["length"] = lengths
+    ranges["chain"] = files.chains[files.stripe_start[file_index] + chunk % files.stripe[file_index]]
+    return ChunkPlan(ranges, out_offsets, source)
+
+
+def group_by(keys: I64) -> list[tuple[int, I64]]:
+    """(key, the places that have it, in order) for every key, rising."""
+    if not len(keys):
+        return []
+    if (keys == keys[0]).all():
+        return [(int(keys[0]), np.arange(len(keys), dtype=np.int64))]
+    order = np.argsort(keys, kind="stable")
+    ranked = keys[order]
+    cuts = np.flatnonzero(ranked[1:] != ranked[:-1]) + 1
+    return [(int(keys[places[0]]), places) for places in np.split(order, cuts)]
+
+
+def frames(lengths: I64, *, max_count: int, max_bytes: int) -> list[tuple[int, int]]:
+    """Cuts [begin, end) of a run of records that keep both limits; a record that alone breaks them stands alone."""
+    if len(lengths) <= max_count and int(lengths.sum()) <= max_bytes:
+        return [(0, len(lengths))] if len(lengths) else []
+    out: list[tuple[int, int]] = []
+    begin = total = 0
+    for index, length in enumerate(lengths.tolist()):
+        if index > begin and (index - begin >= max_count or total + length > max_bytes):
+            out.append((begin, index))
+            begin, total = index, 0
+        total += length
+    out.append((begin, len(lengths)))
+    return out
+
+
+def out_runs(out_offsets: I64, lengths: I64) -> list[tuple[int, int]]:
+    """[begin, end) of the caller's memory that a body fills one after the other, neighbours merged."""
+    filled = lengths > 0
+    if not filled.all():
+        out_offsets, lengths = out_offsets[filled], lengths[filled]
+    if not len(lengths):
+        return []
+    ends = out_offsets + lengths
+    breaks = np.flatnonzero(out_offsets[1:] != ends[:-1])
+    if not len(breaks):
+        return [(int(out_offsets[0]), int(ends[-1]))]
+    begins = out_offsets[np.concatenate(([0], breaks + 1))]
+    stops = ends[np.concatenate((breaks, [len(ends) - 1]))]
+    return list(zip(begins.tolist(), stops.tolist(), strict=True))

@@ -1,0 +1,131 @@
+"""Which replica of a chain answers each range of a batch.
+
+Any SERVING target may. Ranges are spread so that every endpoint gets its share of the bytes, given what it still owes
+this client (`load`), and endpoints that have failed lately are left alone as long as another one can answer. Ties go
+round from `rotation`, a number the caller draws, so that many clients do not march in step.
+
+    few ranges   each in turn to the endpoint with the fewest bytes outstanding
+    many         each chain's ranges go round its replicas, those left out that are further behind than `slack` bytes
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fs3.errors import StaleRouting
+from fs3.routing import Chain, Node, Routing, Target, TargetState
+
+I64 = NDArray[np.int64]
+
+FEW = 48
+NONE = -1
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaTable:
+    """A routing as arrays: chains [c] rising, each with up to r serving targets, head first; `NONE` fills up.
+
+    `endpoint[c, r]` indexes `endpoints`, whose nodes are `nodes`.
+    """
+
+    version: int
+    chains: I64
+    chain_version: NDArray[np.uint32]
+    serving: I64
+    endpoint: I64
+    target: I64
+    endpoints: tuple[str, ...]
+    nodes: tuple[Node, ...]
+
+    def rows(self, chains: NDArray[np.uint32]) -> I64:
+        """The rows of chains [m]. Raises: StaleRouting if the routing does not know one."""
+        if not len(self.chains):
+            raise StaleRouting("the routing has no chains yet")
+        wanted = chains.astype(np.int64)
+        rows: I64 = np.searchsorted(self.chains, wanted)
+        rows[rows == len(self.chains)] = 0
+        unknown = self.chains[rows] != wanted
+        if unknown.any():
+            raise StaleRouting(f"chain {int(wanted[np.argmax(unknown)])} is not in routing version {self.version}")
+        return rows
+
+
+def replica_table(routing: Routing, endpoint_of: dict[tuple[int, int], str]) -> ReplicaTable:
+    """The table of `routing`; `endpoint_of[node id, worker]` is where to connect for a target."""
+    chains = sorted(routing.chains.values(), key=lambda chain: chain.chain_id)
+    serving = [_serving(routing, chain) for chain in chains]
+    width = max((len(targets) for targets in serving), default=0) or 1
+    node_of = {endpoint_of[one.node_id, one.worker]: one.node_id for targets in serving for one in targets}
+    names = sorted(node_of)  # in an order that all calls agree on, since they take connections in it
+    index = {name: place for place, name in enumerate(names)}
+    endpoint = np.full((len(chains), width), NONE, dtype=np.int64)
+    target_ids = np.full((len(chains), width), NONE, dtype=np.int64)
+    for row, targets in enumerate(serving):
+        for column, target in enumerate(targets):
+            endpoint[row, column] = index[endpoint_of[target.node_id, target.worker]]
+            target_ids[row, column] = target.target_id
+    return ReplicaTable(
+        routing.version,
+        np.array([chain.chain_id for chain in chains], dtype=np.int64),
+        np.array([chain.version for chain in chains], dtype=np.uint32),
+        np.array([len(targets) for targets in serving], dtype=np.int64),
+        endpoint,
+        target_ids,
+        tuple(names),
+        tuple(routing.nodes[node_of[name]] for name in names),
+    )
+
+
+def _serving(routing: Routing, chain: Chain) -> list[Target]:
+    targets = [routing.targets[target_id] for target_id in chain.targets]
+    return [target for target in targets if target.state == TargetState.SERVING]
+
+
+def choose(
+    candidates: I64, usable: NDArray[np.bool_], lengths: I64, load: I64, *, slack: int, rotation: int, groups: I64
+) -> I64:
+    """The column of `candidates` [m, r] (endpoint indexes) that each range goes to, `NONE` where none is usable.
+
+    `load` [endpoints] is in bytes, `groups` [m] the row of each range's chain.
+    """
+    if len(candidates) <= FEW:
+        return _choose_by_load(candidates, usable, lengths, load, rotation)
+    cost = np.where(usable, load[candidates], np.iinfo(np.int64).max)
+    eligible = usable & (cost <= cost.min(axis=1, keepdims=True) + np.where(usable, slack, 0))
+    count = eligible.sum(axis=1)
+    turn = (_rank_within(groups) + groups + rotation) % np.maximum(count, 1)
+    picked = eligible & (np.cumsum(eligible, axis=1) - 1 == turn[:, None])
+    column: I64 = np.argmax(picked, axis=1)
+    column[count == 0] = NONE
+    return column
+
+
+def _choose_by_load(candidates: I64, usable: NDArray[np.bool_], lengths: I64, load: I64, rotation: int) -> I64:
+    owed = load.tolist()
+    out = np.full(len(candidates), NONE, dtype=np.int64)
+    rows = zip(candidates.tolist(), usable.tolist(), lengths.tolist(), strict=True)
+    for index, (endpoints, allowed, length) in enumerate(rows):
+        width = len(endpoints)
+        best, least = NONE, 0
+        for step in range(width):
+            column = (index + rotation + step) % width
+            if allowed[column] and (best == NONE or owed[endpoints[column]] < least):
+                best, least = column, owed[endpoints[column]]
+        if best != NONE:
+            out[index] = best
+            owed[endpoints[best]] += max(length, 1)
+    return out
+
+
+def _rank_within(groups: I64) -> I64:
+    """How many earlier elements have the same value: [m] -> [m]."""
+    order = np.argsort(groups, kind="stable")
+    ranked = groups[order]
+    starts = np.flatnonzero(np.concatenate(([True], ranked[1:] != ranked[:-1])))
+    sizes = np.diff(np.concatenate((starts, [len(groups)])))
+    rank = np.empty(len(groups), dtype=np.int64)
+    rank[order] = np.arange(len(groups)) - np.repeat(starts, sizes)
+    return rank

@@ -1,0 +1,203 @@
+"""The client of the storage daemons: batches of chunk ranges and chunk updates, over whatever replicas serve them.
+
+Every call is one request per storage node (or a few, where a frame's limits cut it), fails over inside, and ends before
+its deadline. Thread-safe; a forked child goes on as a client of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fs3.client.mgmtd import MgmtdClient
+from fs3.client.peers import Peers
+from fs3.client.plan_core import I64
+from fs3.client.read_path import ReadCall
+from fs3.client.write_path import ChunkUpdate, WriteCall
+from fs3.clock import lease_now_s
+from fs3.errors import Invalid, NotFound
+from fs3.ids import file_chunk
+from fs3.layout import Layout, stripe_chains
+from fs3.transport.frame_core import Kind
+from fs3.transport.messages import LIST_CHUNKS, MAX_LISTED, RANGE, RESULT, Op, Records
+
+__all__ = ["ChunkUpdate", "StorageClient"]
+
+UPDATES_AT_ONCE = 1_024
+
+
+class StorageClient:
+    """Chunk reads and writes of one process; share it among threads, close it at the end."""
+
+    def __init__(
+        self,
+        mgmtd: MgmtdClient,
+        *,
+        secret: str = "",
+        client_id: int | None = None,
+        timeout_s: float = 30.0,
+        stall_s: float = 3.0,
+        max_connections: int = 16,
+    ) -> None:
+        """`timeout_s` bounds a call that names no deadline; a daemon silent for `stall_s` inside one is given up for
+        another; `max_connections` is per endpoint."""
+        self._timeout_s = timeout_s
+        self._mgmtd = mgmtd
+        self._peers = Peers(mgmtd, secret=secret, client_id=client_id, max_connections=max_connections, stall_s=stall_s)
+
+    @property
+    def client_id(self) -> int:
+        """By which daemons know this client's update channels; another one in a forked child."""
+        return self._peers.client_id
+
+    def close(self) -> None:
+        """Close every connection; later calls raise Unavailable."""
+        self._peers.close()
+
+    def read(
+        self, ranges: Records, out: memoryview, out_offsets: NDArray[np.int64], *, deadline_s: float | None = None
+    ) -> Records:
+        """Read RANGE records [n], each into `out[out_offsets[i] :][: length]`; RESULT records [n].
+
+        `chain_version` of `ranges` is filled in here. A chunk that does not exist is status NotFound in its result, a
+        chunk shorter than its range a smaller `length`; the rest of `out` there is left as it was. Every byte of
+        `length` has been verified.
+
+        Raises:
+            Corrupt: no replica of a chunk has bytes that match their sums.
+            Unavailable: not all was answered before the deadline (a `lease_now_s` time; default `timeout_s` from now).
+        """
+        begun_s, deadline_s = self._times(deadline_s)
+        if not len(ranges):
+            return np.zeros(0, dtype=RESULT)
+        lengths: I64 = ranges["length"].astype(np.int64)
+        if (
+            len(out_offsets) != len(ranges)
+            or int(out_offsets.min()) < 0
+            or int((out_offsets + lengths).max()) > len(out)
+        ):
+            raise Invalid(f"{len(ranges)} ranges do not fit into a buffer of {len(out)} bytes where they should go")
+        call = ReadCall(self._peers, Kind.READ, ranges, deadline_s, begun_s)
+        call.into(out, out_offsets)
+        return call.run()
+
+    def write(self, updates: Sequence[ChunkUpdate], *, deadline_s: float | None = None) -> Records:
+        """Apply updates of distinct chunks, in any order; RESULT records [n], with each chunk's version and length.
+
+        Acknowledged means: on every serving replica, on stable storage unless `durable` is false.
+
+        Raises:
+            Fs3Error: what became of the first update that failed; those before and after it may have been applied.
+            MaybeApplied: nobody knows whether that update was, or still will be, applied.
+        """
+        results, errors = self.try_write(updates, deadline_s=deadline_s)
+        for error in errors:
+            if error is not None:
+                raise error
+        return results
+
+    def try_write(
+        self, updates: Sequence[ChunkUpdate], *, deadline_s: float | None = None
+    ) -> tuple[Records, list[Exception | None]]:
+        """As `write`, with each update's error, or None, beside the results. Raises: Busy, if none was sent."""
+        begun_s, deadline_s = self._times(deadline_s)
+        results = np.zeros(len(updates), dtype=RESULT)
+        errors: list[Exception | None] = []
+        for at in range(0, len(updates), UPDATES_AT_ONCE):
+            call = WriteCall(self._peers, updates[at : at + UPDATES_AT_ONCE], deadline_s, begun_s)
+            errors += call.run()
+            results[at : at + UPDATES_AT_ONCE] = call.results
+        return results, errors
+
+    def put_if_absent(self, updates: Sequence[ChunkUpdate], *, deadline_s: float | None = None) -> NDArray[np.bool_]:
+        """Write whole chunks that do not exist yet; which of them this call wrote: [n]. Raises: as `write`."""
+        for update in updates:
+            assert update.op == Op.PUT_IF_ABSENT, update.op
+        return np.asarray(self.write(updates, deadline_s=deadline_s)["version"] != 0)
+
+    def query(
+        self,
+        hi: NDArray[np.uint64],
+        lo: NDArray[np.uint64],
+        chain: NDArray[np.uint32],
+        *,
+        deadline_s: float | None = None,
+    ) -> Records:
+        """RESULT records of chunks [n] without their bytes: version and chunk_length, or status NotFound.
+
+        Raises: Unavailable.
+        """
+        begun_s, deadline_s = self._times(deadline_s)
+        ranges = np.zeros(len(hi), dtype=RANGE)
+        ranges["hi"], ranges["lo"], ranges["chain"] = hi, lo, chain
+        return ReadCall(self._peers, Kind.QUERY, ranges, deadline_s, begun_s).run()
+
+    def list_chunks(self, hi: int, chain: int, *, deadline_s: float | None = None) -> Iterator[Records]:
+        """Pages of LISTED records, by rising `lo`, of the chunks on `chain` whose upper half is `hi`.
+
+        Raises: Unavailable.
+        """
+        after = 0
+        while True:
+            begun_s, page_deadline_s = self._times(deadline_s)
+            ranges = np.zeros(1, dtype=RANGE)
+            ranges["hi"], ranges["lo"], ranges["chain"], ranges["offset"] = hi, after, chain, LIST_CHUNKS
+            call = ReadCall(self._peers, Kind.QUERY, ranges, page_deadline_s, begun_s)
+            call.run()
+            page = call.listed
+            if len(page):
+                yield page
+            if len(page) < MAX_LISTED:
+                return
+            after = int(page["lo"][-1]) + 1
+
+    def remove(
+        self,
+        hi: NDArray[np.uint64],
+        lo: NDArray[np.uint64],
+        chain: NDArray[np.uint32],
+        *,
+        durable: bool = True,
+        deadline_s: float | None = None,
+    ) -> None:
+        """Remove chunks [n]; one that does not exist is no error. Raises: as `write`."""
+        rows = zip(hi.tolist(), lo.tolist(), chain.tolist(), strict=True)
+        self._remove((ChunkUpdate(hi=a, lo=b, chain=c, op=Op.REMOVE, durable=durable) for a, b, c in rows), deadline_s)
+
+    def remove_file_chunks(
+        self, inode: int, layout: Layout, length: int | None, *, deadline_s: float | None = None
+    ) -> None:
+        """Remove every chunk of a file; if nobody knows its length (None), its chains are asked what they have.
+
+        Raises: as `write`, or NotFound: its chain table is gone.
+        """
+        chains = stripe_chains(layout, self._mgmtd.routing.table(layout.chain_table, layout.chain_table_version))
+        durable = layout.durability == 0
+        hi, _ = file_chunk(inode, 0)
+
+        def of_known_length(length: int) -> Iterator[ChunkUpdate]:
+            for index in range(-(-length // layout.chunk_bytes)):
+                chain = int(chains[index % len(chains)])
+                yield ChunkUpdate(hi=hi, lo=index, chain=chain, op=Op.REMOVE, durable=durable)
+
+        def of_unknown_length() -> Iterator[ChunkUpdate]:
+            for chain in chains.tolist():
+                for page in self.list_chunks(hi, chain, deadline_s=deadline_s):
+                    for lo in page["lo"].tolist():
+                        yield ChunkUpdate(hi=hi, lo=lo, chain=chain, op=Op.REMOVE, durable=durable)
+
+        self._remove(of_unknown_length() if length is None else of_known_length(length), deadline_s)
+
+    def _remove(self, updates: Iterable[ChunkUpdate], deadline_s: float | None) -> None:
+        rest = iter(updates)
+        while batch := list(islice(rest, UPDATES_AT_ONCE)):
+            for error in self.try_write(batch, deadline_s=deadline_s)[1]:
+                if error is not None and not isinstance(error, NotFound):
+                    raise error
+
+    def _times(self, deadline_s: float | None) -> tuple[float, float]:
+        begun_s = lease_now_s()
+        return begun_s, deadline_s if deadline_s is not None else begun_s + self._timeout_s

@@ -1,0 +1,59 @@
+"""Which bytes each sum of a READ reply covers, and whether they match (DESIGN.md, D7).
+
+The rule that cuts a range is `checksum.pieces`, part of the wire format. Here it is applied to a whole batch in numpy
+where no range contains a whole 256 KiB unit (small reads, of which there are many), and range by range where one does
+(large reads, of which there are few). tests/fs3/client hold the two equal.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from crc32c import crc32c
+from numpy.typing import NDArray
+
+from fs3.checksum import COARSE_BYTES, FINE_BYTES, pieces
+
+I64 = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Cuts:
+    """Pieces [s] of ranges [m]: `count[m]` per range, and each piece's [begin, end) in its chunk."""
+
+    count: I64
+    begin: I64
+    end: I64
+
+
+def cuts(offset: I64, length: I64, chunk_length: I64) -> Cuts:
+    """The pieces of ranges [m] of chunks; a range of no bytes has none. Each range lies within its chunk."""
+    end = offset + length
+    first = offset // FINE_BYTES
+    count = np.where(length > 0, (end - 1) // FINE_BYTES - first + 1, 0)
+    if (count == 1).all():
+        return Cuts(count, offset, end)
+    unit = -(-offset // COARSE_BYTES) * COARSE_BYTES
+    has_unit = (count > 1) & (unit < end) & (np.minimum(unit + COARSE_BYTES, chunk_length) <= end)
+    if has_unit.any():
+        return _cuts_one_by_one(offset, length, chunk_length)
+    owner = np.repeat(np.arange(len(offset)), count)
+    starts = np.cumsum(count) - count
+    block = (first[owner] + np.arange(len(owner)) - starts[owner]) * FINE_BYTES
+    return Cuts(count, np.maximum(block, offset[owner]), np.minimum(block + FINE_BYTES, end[owner]))
+
+
+def _cuts_one_by_one(offset: I64, length: I64, chunk_length: I64) -> Cuts:
+    cut = [
+        pieces(*one) if one[1] else []
+        for one in zip(offset.tolist(), length.tolist(), chunk_length.tolist(), strict=True)
+    ]
+    flat = np.array([piece for of_range in cut for piece in of_range], dtype=np.int64).reshape(-1, 2)
+    return Cuts(np.array([len(of_range) for of_range in cut], dtype=np.int64), flat[:, 0], flat[:, 1])
+
+
+def mismatches(memory: memoryview, begin: I64, end: I64, sums: NDArray[np.uint32]) -> I64:
+    """Which of the pieces [s], given as [begin, end) of `memory`, do not have their sum."""
+    found = [crc32c(memory[a:b]) for a, b in zip(begin.tolist(), end.tolist(), strict=True)]
+    return np.flatnonzero(np.array(found, dtype=np.uint32) != sums)

@@ -1,0 +1,313 @@
+"""A data-plane server for the client's tests: the frames of proto/data_plane.md over real sockets, chunks in a dict,
+and faults that a test sets. It shares no code with fs3/storage, so a misreading on one side shows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pytest
+
+from fs3 import checksum
+from fs3.errors import NotFound, StaleRouting
+from fs3.ids import ChainId, ChainTableId, NodeId, TargetId
+from fs3.pb import storage_pb2
+from fs3.routing import Chain, ChainTable, Node, NodeKind, Routing, Target, TargetState
+from fs3.transport.frame_core import HEADER_BYTES, Flag, Header, Kind, pack_header, pack_trailer, unpack_header
+from fs3.transport.messages import LIST_CHUNKS, LISTED, RANGE, RESULT, UPDATE, Op, records
+
+TABLE = 1
+
+
+@dataclass
+class ChunkData:
+    data: bytes
+    version: int = 1
+
+
+@dataclass
+class Shared:
+    """What all replicas of a cluster hold (a write is applied to all of them at once) and what they were asked."""
+
+    chunks: dict[tuple[int, int, int], ChunkData] = field(default_factory=dict)
+    seen: dict[tuple[int, int], tuple[int, bytes]] = field(default_factory=dict)  # (client, channel) -> (seq, result)
+    applied: Counter[tuple[int, int]] = field(default_factory=Counter)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+class ChunkServer:
+    """One storage node. Faults: `read_status[chain]`, `frame_status`, `corrupt` (a bit flipped in every body),
+    `die_in_reply` (closes inside the next bodies), `lose_ack` (applies writes and closes without an answer)."""
+
+    def __init__(self, shared: Shared, chain_versions: dict[int, int]) -> None:
+        self.shared = shared
+        self.chain_versions = chain_versions
+        self.read_status: dict[int, int] = {}
+        self.frame_status: list[int] = []
+        self.corrupt = False
+        self.die_in_reply = 0
+        self.lose_ack = 0
+        self.asked: list[Header] = []
+        self.limits = (4_096, 64 << 20)
+        self._sockets: list[socket.socket] = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.endpoint = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def stop(self) -> None:
+        """As a SIGKILL looks from outside."""
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for sock in self._sockets:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                sock, _ = self._listener.accept()
+            except OSError:
+                return
+            self._sockets.append(sock)
+            threading.Thread(target=self._talk, args=(sock,), daemon=True).start()
+
+    def _talk(self, sock: socket.socket) -> None:
+        try:
+            with sock:
+                while True:
+                    header = unpack_header(_exactly(sock, HEADER_BYTES))
+                    head, body = _exactly(sock, header.head_bytes), _exactly(sock, header.body_bytes)
+                    if not self._answer(sock, header, head, body):
+                        return
+        except (EOFError, OSError):
+            return
+
+    def _answer(self, sock: socket.socket, header: Header, head: bytes, body: bytes) -> bool:
+        if header.kind == Kind.ACK:
+            return True
+        if header.kind == Kind.HELLO:
+            reply = storage_pb2.HelloReply(protocol=1, max_ranges=self.limits[0], max_body_bytes=self.limits[1])
+            sock.sendall(_frame(header, reply.SerializeToString(), b""))
+            return True
+        self.asked.append(header)
+        if self.frame_status:
+            status = self.frame_status.pop(0)
+            sock.sendall(_frame(header, b"told so", b"", status=status))
+            return True
+        if header.kind == Kind.WRITE:
+            answer = self._write(header, head, body)
+            if self.lose_ack:
+                self.lose_ack -= 1
+                return False
+            sock.sendall(_frame(header, answer, b""))
+            return True
+        answer, data = self._read(header, head) if header.kind == Kind.READ else self._query(header, head)
+        if self.corrupt and data:
+            data = bytes([data[0] ^ 1]) + data[1:]
+        raw = _frame(header, answer, data, flags=Flag.TRAILER | Flag.NEED_ACK | Flag.CHECKSUM)
+        if self.die_in_reply:
+            self.die_in_reply -= 1
+            sock.sendall(raw[: len(raw) // 2])
+            return False
+        sock.sendall(raw)
+        return True
+
+    def _status(self, chain: int, version: int) -> int:
+        if self.chain_versions.get(chain) != version:
+            return StaleRouting.code
+        return self.read_status.get(chain, 0)
+
+    def _read(self, header: Header, head: bytes) -> tuple[bytes, bytes]:
+        results = np.zeros(header.count, dtype=RESULT)
+        sums: list[int] = []
+        body: list[bytes] = []
+        for result, asked in zip(results, records(head, RANGE, header.count), strict=True):
+            result["status"] = self._status(int(asked["chain"]), int(asked["chain_version"]))
+            chunk = self.shared.chunks.get((int(asked["chain"]), int(asked["hi"]), int(asked["lo"])))
+            if result["status"]:
+                continue
+            if chunk is None:
+                result["status"] = NotFound.code
+                continue
+            offset = int(asked["offset"])
+            part = chunk.data[offset : offset + int(asked["length"])]
+            pieces = checksum.pieces(offset, len(part), len(chunk.data)) if part else []
+            sums += [checksum.crc(chunk.data[a:b]) for a, b in pieces]
+            body.append(part)
+            result["n_sums"], result["length"] = len(pieces), len(part)
+            result["chunk_length"], result["version"] = len(chunk.data), chunk.version
+        return results.tobytes() + np.array(sums, dtype="<u4").tobytes(), b"".join(body)
+
+    def _query(self, header: Header, head: bytes) -> tuple[bytes, bytes]:
+        results = np.zeros(header.count, dtype=RESULT)
+        body = b""
+        for result, asked in zip(results, records(head, RANGE, header.count), strict=True):
+            key = (int(asked["chain"]), int(asked["hi"]), int(asked["lo"]))
+            if asked["offset"] == LIST_CHUNKS:
+                found = sorted(k[2] for k in self.shared.chunks if k[:2] == key[:2] and k[2] >= key[2])
+                listed = np.zeros(len(found), dtype=LISTED)
+                listed["lo"] = found
+                result["length"] = len(found)
+                body += listed.tobytes()
+                continue
+            chunk = self.shared.chunks.get(key)
+            result["status"] = self._status(key[0], int(asked["chain_version"])) or (0 if chunk else NotFound.code)
+            if chunk:
+                result["version"], result["chunk_length"] = chunk.version, len(chunk.data)
+        return results.tobytes(), body
+
+    def _write(self, header: Header, head: bytes, body: bytes) -> bytes:
+        updates = records(head, UPDATE, header.count)
+        sums = np.frombuffer(head, dtype="<u4", offset=header.count * UPDATE.itemsize)
+        results = np.zeros(header.count, dtype=RESULT)
+        at = sum_at = 0
+        for result, update in zip(results, updates, strict=True):
+            data = body[at : at + int(update["length"])]
+            fine = sums[sum_at : sum_at + int(update["n_sums"])]
+            at, sum_at = at + len(data), sum_at + len(fine)
+            assert (checksum.fine_sums(memoryview(data), int(update["offset"])) == fine).all()
+            status = self._status(int(update["chain"]), int(update["chain_version"]))
+            if status:
+                result["status"] = status
+                continue
+            with self.shared.lock:
+                channel = (int(update["client"]), int(update["channel"]))
+                seq, known = self.shared.seen.get(channel, (0, b""))
+                if seq == int(update["seq"]):
+                    for name in RESULT.names or ():
+                        result[name] = np.frombuffer(known, dtype=RESULT)[0][name]
+                    continue
+                assert int(update["seq"]) > seq, "a channel went back in time"
+                self._apply(update, data, result)
+                self.shared.seen[channel] = (int(update["seq"]), result.tobytes())
+        return results.tobytes()
+
+    def _apply(self, update: np.void, data: bytes, result: np.void) -> None:
+        key = (int(update["chain"]), int(update["hi"]), int(update["lo"]))
+        old = self.shared.chunks.get(key)
+        self.shared.applied[key[1:]] += 1
+        if update["op"] == Op.REMOVE:
+            result["status"] = 0 if self.shared.chunks.pop(key, None) else NotFound.code
+            return
+        if update["op"] == Op.PUT_IF_ABSENT and old is not None:
+            result["chunk_length"] = len(old.data)
+            return
+        if update["op"] == Op.WRITE and old is not None:
+            offset = int(update["offset"])
+            base = old.data.ljust(offset, b"\0")
+            data = base[:offset] + data + base[offset + len(data) :]
+        self.shared.chunks[key] = ChunkData(data, old.version + 1 if old else 1)
+        result["version"], result["chunk_length"] = self.shared.chunks[key].version, len(data)
+
+
+def _exactly(sock: socket.socket, size: int) -> bytes:
+    out = bytearray()
+    while len(out) < size:
+        got = sock.recv(min(size - len(out), 1 << 20))
+        if not got:
+            raise EOFError
+        out += got
+    return bytes(out)
+
+
+def _frame(asked: Header, head: bytes, body: bytes, *, flags: int = 0, status: int = 0) -> bytes:
+    header = Header(asked.kind, asked.request_id, True, flags, asked.count, len(head), len(body), status=status)
+    return pack_header(header, head) + head + body + (pack_trailer(0, 0) if flags & Flag.TRAILER else b"")
+
+
+class Mgmtd:
+    """Stands where MgmtdClient stands: a routing that a test changes, and what clients reported."""
+
+    def __init__(self, routing: Routing) -> None:
+        self.routing = routing
+        self.suspected: set[tuple[int, int]] = set()
+        self.on_refresh: Callable[[], None] = lambda: None
+        self.refreshed = 0
+
+    def refresh(self, newer_than: int, timeout_s: float) -> Routing:
+        self.refreshed += 1
+        self.on_refresh()
+        return self.routing
+
+    def suspect(self, node_id: int, generation: int) -> None:
+        self.suspected.add((node_id, generation))
+
+
+@dataclass
+class FakeCluster:
+    shared: Shared
+    servers: list[ChunkServer]
+    mgmtd: Mgmtd
+
+    def set_chain(self, chain: int, serving: list[int], *, tell_servers: bool = True) -> None:
+        """Publish a new version of `chain`, served by these nodes, head first."""
+        routing = self.mgmtd.routing
+        old = routing.chains[ChainId(chain)]
+        targets = dict(routing.targets)
+        for target_id in old.targets:
+            state = TargetState.SERVING if targets[target_id].node_id in serving else TargetState.OFFLINE
+            targets[target_id] = replace(targets[target_id], state=state)
+        rank = {node: place for place, node in enumerate(serving)}
+        ids = sorted(old.targets, key=lambda one: rank.get(int(targets[one].node_id), len(rank)))
+        chains = {**routing.chains, ChainId(chain): replace(old, version=old.version + 1, targets=tuple(ids))}
+        self.mgmtd.routing = replace(routing, version=routing.version + 1, targets=targets, chains=chains)
+        if tell_servers:
+            for server in self.servers:
+                server.chain_versions[chain] = old.version + 1
+
+
+def make_cluster(nodes: int, chains: int) -> FakeCluster:
+    """`nodes` servers; every chain has a replica on each, the heads going round."""
+    shared = Shared()
+    servers = [ChunkServer(shared, {chain: 1 for chain in range(1, chains + 1)}) for _ in range(nodes)]
+    targets: dict[TargetId, Target] = {}
+    table: dict[ChainId, Chain] = {}
+    for chain in range(1, chains + 1):
+        ids = []
+        for place in range(nodes):
+            node = (chain + place) % nodes + 1
+            target_id = TargetId(chain * 100 + node)
+            ids.append(target_id)
+            targets[target_id] = Target(
+                target_id=target_id,
+                node_id=NodeId(node),
+                disk=0,
+                worker=0,
+                chain_id=ChainId(chain),
+                state=TargetState.SERVING,
+            )
+        table[ChainId(chain)] = Chain(chain_id=ChainId(chain), version=1, targets=tuple(ids), replicas=nodes)
+    routing = Routing(
+        cluster_id="test",
+        version=1,
+        nodes={
+            NodeId(at + 1): Node(
+                node_id=NodeId(at + 1), kind=NodeKind.STORAGE, endpoints=(server.endpoint,), generation=5
+            )
+            for at, server in enumerate(servers)
+        },
+        targets=targets,
+        chains=table,
+        tables={
+            (ChainTableId(TABLE), 1): ChainTable(
+                table_id=ChainTableId(TABLE), version=1, replicas=nodes, chains=tuple(table)
+            )
+        },
+        ready=True,
+    )
+    return FakeCluster(shared, servers, Mgmtd(routing))
+
+
+@pytest.fixture
+def cluster() -> Iterator[FakeCluster]:
+    made = make_cluster(3, 6)
+    yield made
+    for server in made.servers:
+        with contextlib.suppress(OSError):
+            server.stop()

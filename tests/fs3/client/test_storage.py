@@ -1,0 +1,350 @@
+"""The storage client against real sockets and set faults: what is returned, what is asked again, and what is raised."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import threading
+
+import numpy as np
+import pytest
+
+from fs3.client.storage import ChunkUpdate, StorageClient
+from fs3.clock import deadline_after
+from fs3.errors import (
+    Busy,
+    Committing,
+    Corrupt,
+    Invalid,
+    MaybeApplied,
+    NoSpace,
+    NotFound,
+    StaleRouting,
+    Unavailable,
+)
+from fs3.ids import file_chunk
+from fs3.layout import Layout, stripe_chains
+from fs3.transport.frame_core import Kind
+from fs3.transport.messages import RANGE, Op
+
+HI, _ = file_chunk(7, 0)
+
+
+@pytest.fixture
+def client(cluster):
+    made = StorageClient(cluster.mgmtd, timeout_s=20.0)
+    yield made
+    made.close()
+
+
+def fill(cluster, count: int, size: int = 10_000, seed: int = 0) -> list[bytes]:
+    """Chunks 0..count-1 of file 7, going round the six chains."""
+    rng = np.random.default_rng(seed)
+    datas = [rng.bytes(size) for _ in range(count)]
+    with StorageClosing(cluster) as client:
+        client.write([update(at, data) for at, data in enumerate(datas)])
+    return datas
+
+
+class StorageClosing:
+    def __init__(self, cluster) -> None:
+        self.client = StorageClient(cluster.mgmtd, timeout_s=20.0)
+
+    def __enter__(self) -> StorageClient:
+        return self.client
+
+    def __exit__(self, *_) -> None:
+        self.client.close()
+
+
+def chain_of(lo: int) -> int:
+    return lo % 6 + 1
+
+
+def update(lo: int, data: bytes, **more) -> ChunkUpdate:
+    return ChunkUpdate(**{"hi": HI, "lo": lo, "chain": chain_of(lo), "data": data, **more})
+
+
+def ranges(*wanted: tuple[int, int, int]) -> np.ndarray:
+    out = np.zeros(len(wanted), dtype=RANGE)
+    for record, (lo, offset, length) in zip(out, wanted, strict=True):
+        record["hi"], record["lo"], record["offset"], record["length"] = HI, lo, offset, length
+        record["chain"] = chain_of(lo)
+    return out
+
+
+def read(client: StorageClient, *wanted: tuple[int, int, int], **more) -> tuple[np.ndarray, list[bytes]]:
+    asked = ranges(*wanted)
+    lengths = asked["length"].astype(np.int64)
+    starts = np.cumsum(lengths) - lengths
+    out = bytearray(int(lengths.sum()))
+    results = client.read(asked, memoryview(out), starts, **more)
+    return results, [bytes(out[a : a + n]) for a, n in zip(starts.tolist(), results["length"].tolist(), strict=True)]
+
+
+def test_random_batches_equal_memory(cluster, client) -> None:
+    datas = fill(cluster, 20, 70_000)
+    rng = np.random.default_rng(3)
+    for _ in range(12):
+        wanted = []
+        for _ in range(int(rng.integers(1, 120))):
+            begin, end = sorted(rng.integers(0, 70_001, 2).tolist())
+            wanted.append((int(rng.integers(0, 20)), begin, end - begin))
+        results, got = read(client, *wanted)
+        assert not results["status"].any()
+        assert got == [datas[lo][offset : offset + length] for lo, offset, length in wanted]
+
+
+def test_a_batch_is_one_request_per_node(cluster, client) -> None:
+    fill(cluster, 12)
+    before = [len(server.asked) for server in cluster.servers]
+    read(client, *[(lo % 12, 0, 4_096) for lo in range(240)])
+    assert [len(server.asked) - n for server, n in zip(cluster.servers, before, strict=True)] == [1, 1, 1]
+
+
+def test_frames_keep_to_what_hello_allowed(cluster) -> None:
+    for server in cluster.servers:
+        server.limits = (5, 30_000)
+    datas = fill(cluster, 12)
+    with StorageClosing(cluster) as client:
+        wanted = [(lo % 12, 0, 10_000) for lo in range(60)]
+        _, got = read(client, *wanted)
+        assert got == [datas[lo] for lo, _, _ in wanted]
+    for server in cluster.servers:
+        assert all(header.count <= 5 and header.body_bytes <= 30_000 for header in server.asked)
+        assert any(header.kind == Kind.WRITE and header.count == 3 for header in server.asked)
+
+
+def test_large_ranges_come_over_several_connections(cluster, client) -> None:
+    datas = fill(cluster, 12, 4 << 20)
+    wanted = [(lo, 0, 4 << 20) for lo in range(12)]
+    _, got = read(client, *wanted)
+    assert got == datas
+    cluster.servers[0].stop()
+    _, got = read(client, *wanted)
+    assert got == datas
+
+
+def test_missing_and_short_chunks_are_results(cluster, client) -> None:
+    datas = fill(cluster, 2)
+    results, got = read(client, (0, 9_000, 5_000), (77, 0, 10), (1, 20_000, 5), (1, 0, 0))
+    assert results["status"].tolist() == [0, NotFound.code, 0, 0]
+    assert results["chunk_length"].tolist() == [10_000, 0, 10_000, 10_000]
+    assert got == [datas[0][9_000:], b"", b"", b""]
+
+
+def test_a_buffer_too_small_is_invalid(cluster, client) -> None:
+    with pytest.raises(Invalid, match="do not fit"):
+        client.read(ranges((0, 0, 10)), memoryview(bytearray(9)), np.zeros(1, dtype=np.int64))
+
+
+@pytest.mark.parametrize("dead", [0, 1, 2])
+def test_a_dead_node_fails_no_read_and_is_reported(cluster, client, dead: int) -> None:
+    datas = fill(cluster, 18)
+    read(client, *[(lo, 0, 10_000) for lo in range(18)])
+    cluster.servers[dead].stop()
+    for _ in range(3):
+        _, got = read(client, *[(lo, 0, 10_000) for lo in range(18)])
+        assert got == datas
+    client.close()
+    assert cluster.mgmtd.suspected <= {(dead + 1, 5)}
+
+
+def test_a_node_that_dies_inside_a_reply_fails_no_read(cluster, client) -> None:
+    datas = fill(cluster, 18)
+    for server in cluster.servers:
+        server.die_in_reply = 1
+    _, got = read(client, *[(lo, 0, 10_000) for lo in range(18)])
+    assert got == datas
+
+
+def test_corruption_on_one_replica_is_read_from_another(cluster, client) -> None:
+    datas = fill(cluster, 18)
+    cluster.servers[1].corrupt = True
+    for _ in range(3):
+        _, got = read(client, *[(lo, 0, 10_000) for lo in range(18)])
+        assert got == datas
+
+
+def test_corruption_everywhere_names_the_chunk_and_the_targets(cluster, client) -> None:
+    fill(cluster, 2)
+    for server in cluster.servers:
+        server.corrupt = True
+    with pytest.raises(Corrupt, match=r"file 7 chunk 1 .*\(201, 202, 203\)"):
+        read(client, (1, 0, 10_000))
+
+
+def test_a_pending_chunk_is_read_from_the_tail(cluster, client) -> None:
+    datas = fill(cluster, 6)
+    tail = {chain: int(cluster.mgmtd.routing.serving(chain)[-1].node_id) for chain in range(1, 7)}
+    for node, server in enumerate(cluster.servers, 1):
+        server.read_status = {chain: Committing.code for chain in tail if tail[chain] != node}
+    for _ in range(4):
+        _, got = read(client, *[(lo, 0, 10_000) for lo in range(6)])
+        assert got == datas
+
+
+def test_a_stale_chain_version_fetches_the_routing(cluster, client) -> None:
+    datas = fill(cluster, 6)
+    newer = cluster.mgmtd.routing
+    cluster.set_chain(3, [2, 3])
+    newer, cluster.mgmtd.routing = cluster.mgmtd.routing, newer
+    cluster.mgmtd.on_refresh = lambda: setattr(cluster.mgmtd, "routing", newer)
+    _, got = read(client, *[(lo, 0, 10_000) for lo in range(6)])
+    assert got == datas and cluster.mgmtd.refreshed == 1
+    client.write([update(2, b"new")])
+    assert read(client, (2, 0, 3))[1] == [b"new"]
+
+
+@pytest.mark.parametrize("error", [Busy, Unavailable, StaleRouting])
+def test_a_refused_frame_is_asked_again(cluster, client, error) -> None:
+    datas = fill(cluster, 6)
+    for server in cluster.servers:
+        server.frame_status = [error.code]
+    _, got = read(client, *[(lo, 0, 10_000) for lo in range(6)])
+    assert got == datas
+    for server in cluster.servers:
+        server.frame_status = [error.code]
+    client.write([update(lo, b"again") for lo in range(6)])
+    assert read(client, (5, 0, 5))[1] == [b"again"]
+
+
+def test_an_answer_that_no_retry_changes_is_raised_with_the_chunk(cluster, client) -> None:
+    fill(cluster, 1)
+    for server in cluster.servers:
+        server.read_status = {1: Invalid.code}
+    with pytest.raises(Invalid, match="file 7 chunk 0"):
+        read(client, (0, 0, 1))
+    for server in cluster.servers:
+        server.read_status = {1: NoSpace.code}
+    with pytest.raises(NoSpace, match="file 7 chunk 0"):
+        client.write([update(0, b"x")])
+
+
+def test_nobody_left_ends_at_the_deadline(cluster, client) -> None:
+    fill(cluster, 1)
+    for server in cluster.servers:
+        server.stop()
+    with pytest.raises(Unavailable, match="file 7 chunk 0 was not read within"):
+        read(client, (0, 0, 1), deadline_s=deadline_after(0.05))
+    with pytest.raises(Unavailable, match="file 7 chunk 0 was not written"):
+        client.write([update(0, b"x")], deadline_s=deadline_after(0.05))
+    with pytest.raises(Unavailable):
+        client.read(
+            ranges((0, 0, 1)), memoryview(bytearray(1)), np.zeros(1, dtype=np.int64), deadline_s=deadline_after(-1.0)
+        )
+
+
+def test_a_write_whose_answer_is_lost_is_applied_once(cluster, client) -> None:
+    for server in cluster.servers:
+        server.lose_ack = 2
+    results = client.write([update(lo, bytes([lo]) * 5_000) for lo in range(24)])
+    assert results["version"].tolist() == [1] * 24
+    assert set(cluster.shared.applied.values()) == {1}
+    assert read(client, (23, 0, 5_000))[1] == [bytes([23]) * 5_000]
+
+
+def test_a_dead_head_waits_for_the_new_chain(cluster, client) -> None:
+    head = int(cluster.mgmtd.routing.serving(1)[0].node_id)
+    cluster.servers[head - 1].stop()
+    rest = [node for node in (1, 2, 3) if node != head]
+
+    def promote() -> None:
+        if cluster.mgmtd.routing.chains[1].version == 1:
+            for chain in range(1, 7):
+                cluster.set_chain(chain, rest)
+
+    cluster.mgmtd.on_refresh = promote
+    client.write([update(lo, b"%d" % lo) for lo in range(12)])
+    assert [read(client, (lo, 0, 2))[1] for lo in range(12)] == [[b"%d" % lo] for lo in range(12)]
+    assert set(cluster.shared.applied.values()) == {1}
+
+
+def test_an_unknown_outcome_says_so_and_its_channel_is_never_used_again(cluster, client) -> None:
+    for server in cluster.servers:
+        server.lose_ack = 1_000
+    with pytest.raises(MaybeApplied, match="file 7 chunk 0: the outcome of a write is unknown"):
+        client.write([update(0, b"x")], deadline_s=deadline_after(0.2))
+    used = set(cluster.shared.seen)
+    for server in cluster.servers:
+        server.lose_ack = 0
+    client.write([update(0, b"y")])
+    assert len(set(cluster.shared.seen) - used) == 1
+
+
+def test_channels_are_reused_one_after_the_other_and_distinct_at_once(cluster, client) -> None:
+    for _ in range(5):
+        client.write([update(lo, b"z") for lo in range(10)])
+    assert len(cluster.shared.seen) == 10
+    assert {seq for seq, _ in cluster.shared.seen.values()} == {5}
+
+
+def test_threads_share_a_client(cluster, client) -> None:
+    failures: list[BaseException] = []
+
+    def work(worker: int) -> None:
+        try:
+            for turn in range(10):
+                lo = worker * 10 + turn
+                client.write([update(lo, b"%d" % lo * 3_000)])
+                assert read(client, (lo, 0, 8_000))[1] == [(b"%d" % lo * 3_000)[:8_000]]
+        except BaseException as error:  # noqa: BLE001 - a thread's failure must reach the test
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(worker,)) for worker in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+
+
+def test_query_put_if_absent_remove_and_list(cluster, client) -> None:
+    fill(cluster, 3)
+    put = [update(lo, b"page", op=Op.PUT_IF_ABSENT) for lo in range(1, 6)]
+    assert client.put_if_absent(put).tolist() == [False, False, True, True, True]
+    lo = np.arange(8, dtype=np.uint64)
+    chain = np.array([chain_of(int(one)) for one in lo], dtype=np.uint32)
+    hi = np.full(8, HI, dtype=np.uint64)
+    found = client.query(hi, lo, chain)
+    assert found["chunk_length"].tolist() == [10_000] * 3 + [4] * 3 + [0] * 2
+    assert found["status"].tolist() == [0] * 6 + [NotFound.code] * 2
+    assert [page["lo"].tolist() for page in client.list_chunks(HI, 2)] == [[1]]
+    client.remove(hi[:3], lo[:3], chain[:3])
+    client.remove(hi[:3], lo[:3], chain[:3])
+    assert client.query(hi, lo, chain)["status"].tolist() == [NotFound.code] * 3 + [0] * 3 + [NotFound.code] * 2
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_files_chunks_are_removed_and_no_others(cluster, client, known: bool) -> None:
+    layout = Layout(chain_table=1, chain_table_version=1, chunk_bytes=64 << 10, stripe=4, seed=9)
+    chains = stripe_chains(layout, cluster.mgmtd.routing.table(1, 1))
+    mine = [update(lo, b"f", chain=int(chains[lo % 4])) for lo in range(11)]
+    other = dataclasses.replace(mine[0], hi=HI + 1)
+    client.write([*mine, other])
+    client.remove_file_chunks(7, layout, 10 * (64 << 10) + 1 if known else None)
+    assert set(cluster.shared.chunks) == {(other.chain, HI + 1, 0)}
+
+
+def test_a_forked_child_is_another_client(cluster, client) -> None:
+    fill(cluster, 3)
+    read(client, (0, 0, 10))
+    client.write([update(4, b"parent")])
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            client.write([update(4, b"child")])
+            code = 0 if read(client, (4, 0, 5))[1] == [b"child"] else 2
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert len({client_id for client_id, _ in cluster.shared.seen}) == 3
+    assert read(client, (4, 0, 6))[1] == [b"child"]
+    client.write([update(4, b"parent again")])
+
+
+def test_a_closed_client_says_so(cluster, client) -> None:
+    client.close()
+    with pytest.raises(Unavailable):
+        read(client, (0, 0, 1))
