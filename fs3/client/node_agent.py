@@ -19,13 +19,14 @@ import grpc
 import grpc.aio
 
 from fs3.clock import lease_now_s
-from fs3.errors import Fs3Error, Unavailable
+from fs3.errors import Conflict, Fs3Error, Invalid, PermissionDenied, Unavailable
 from fs3.ids import TargetId
 from fs3.pb import mgmtd_pb2, mgmtd_pb2_grpc
 from fs3.routing import Node, Routing, TargetState, node_to_pb, routing_from_pb
 from fs3.transport import rpc
 
 _log = logging.getLogger(__name__)
+_FATAL = (PermissionDenied, Conflict, Invalid)  # anything else may pass: a full disk at mgmtd ends no daemon
 _OFF_DUTY = (TargetState.OFFLINE, TargetState.WAITING, TargetState.LASTSRV)
 _BEATS_PER_LEASE = 10
 _LONG_POLL_MS = 10_000
@@ -106,6 +107,7 @@ class NodeAgent:
         Raises:
             PermissionDenied: mgmtd belongs to another cluster, or the secret is wrong.
             Conflict: another daemon with this node id was started later.
+            Invalid: mgmtd refuses the node's record, because its id belongs to a daemon of another kind.
         """
         try:
             async with asyncio.TaskGroup() as group:
@@ -139,15 +141,15 @@ class NodeAgent:
     async def _renew(self) -> None:
         while True:
             self._poked.clear()
-            pause_s = self._lease_s / _BEATS_PER_LEASE
             sent_s = lease_now_s()
             try:
                 reply = await self._call("Heartbeat", self._heartbeat(), timeout_s=max(self._lease_s / 4, 0.5))
             except Unavailable as error:
                 self._unreachable(error)
-                pause_s = min(pause_s, 0.25)
+                pause_s = min(self._lease_s / _BEATS_PER_LEASE, 0.25)
             else:
                 self._renewed(sent_s, reply)
+                pause_s = self._lease_s / _BEATS_PER_LEASE
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause_s):
                     await self._poked.wait()
@@ -227,7 +229,7 @@ class NodeAgent:
                 )
             except grpc.RpcError as failed:
                 error = rpc.error_of(failed, address)
-                if not isinstance(error, Unavailable):
+                if isinstance(error, _FATAL):
                     raise error from None
                 reasons.append(str(error))
                 continue

@@ -1,0 +1,308 @@
+"""The mgmtd that decides: what it has heard, what it has published, and the one path from the first to the second.
+
+Heartbeats, goodbyes, refused probes and the clock change what is known; `_decide` turns that into the next routing with
+the pure cores, commits it, and only then shows it to anybody. Decisions run one at a time. A decision whose commit
+failed leaves the published routing as it was and is made again at the next event.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from dataclasses import replace
+
+from fs3.clock import lease_now_s
+from fs3.errors import Conflict, Fs3Error, Invalid, Unavailable
+from fs3.ids import NodeId, TargetId
+from fs3.mgmtd.chain_core import Report
+from fs3.mgmtd.config import MgmtdConfig
+from fs3.mgmtd.lease_core import Heard, LeaseTable
+from fs3.mgmtd.placement_core import DiskSlot, Plan, plan_tables
+from fs3.mgmtd.routing_core import next_routing, plan_is_created, publish
+from fs3.mgmtd.store import Loaded, MgmtdStore
+from fs3.pb import mgmtd_pb2
+from fs3.routing import Disk, LocalState, Node, NodeKind, Routing, TargetState, disk_from_pb, node_from_pb
+
+_log = logging.getLogger(__name__)
+_SHORTEST_TICK_S = 0.02
+
+
+class Primary:
+    """Holds the routing and moves it forward; belongs to one event loop."""
+
+    def __init__(
+        self,
+        config: MgmtdConfig,
+        store: MgmtdStore,
+        loaded: Loaded,
+        *,
+        own_node: Node,
+        now: Callable[[], float] = lease_now_s,
+    ) -> None:
+        self.routing = loaded.routing
+        self.transitions: Counter[str] = Counter()
+        self._config = config
+        self._store = store
+        self._plan = loaded.plan
+        self._now = now
+        self._own = own_node.node_id
+        self._leases = LeaseTable(config.lease_s)
+        self._announced: dict[NodeId, Node] = {}
+        self._reports: dict[TargetId, Report] = {}
+        self._figures: dict[TargetId, mgmtd_pb2.LocalTarget] = {}
+        self._reported_by: dict[NodeId, set[TargetId]] = defaultdict(set)
+        self._disks: dict[NodeId, tuple[Disk, ...]] = {}
+        self._deciding = asyncio.Lock()
+        self._changed = asyncio.Condition()
+        self._wake = asyncio.Event()
+        self._bootstrap_refused = ""
+        self._undecided = False
+        self._replaced: Conflict | None = None
+        started_s = now()
+        for node in loaded.routing.nodes.values():
+            self._leases.restore(node.node_id, node.generation, alive=node.alive, started_s=started_s)
+        self._announced[self._own] = own_node
+        self._leases.heard(self._own, own_node.generation, started_s)
+
+    async def heartbeat(self, request: mgmtd_pb2.HeartbeatRequest) -> mgmtd_pb2.HeartbeatReply:
+        """Renew a lease, take in the reports, decide if they say anything new.
+
+        Raises:
+            Invalid: the record makes no sense, or the id belongs to a daemon of another kind.
+            Conflict: a daemon with this node id was started later.
+        """
+        node = self._checked(request.node)
+        verdict = self._leases.heard(node.node_id, node.generation, self._now())
+        if verdict == Heard.RETIRED:
+            raise Conflict(
+                f"node {node.node_id}: this daemon was stopped, or another one with the same node_id was started later;"
+                " give every daemon a node_id of its own"
+            )
+        self._announced[node.node_id] = node
+        self._disks[node.node_id] = tuple(replace(disk_from_pb(disk), node_id=node.node_id) for disk in request.disks)
+        news = self._take_reports(node.node_id, list(request.targets), just_started=verdict == Heard.STARTED)
+        if news or verdict != Heard.RENEWED or self._bootstrap_is_due():
+            await self._decide()
+        reply = mgmtd_pb2.HeartbeatReply(lease_ms=round(self._config.lease_s * 1000))
+        reply.create.extend(self._wanted(node.node_id, request.known_routing))
+        return reply
+
+    async def goodbye(self, node_id: NodeId, generation: int) -> None:
+        """End the lease of a daemon that stops."""
+        if self._leases.goodbye(node_id, generation):
+            _log.info("node %d: goodbye", node_id)
+            await self._decide()
+
+    async def refused(self, node_id: NodeId, generation: int) -> None:
+        """End the lease of a daemon at whose endpoints nobody listens."""
+        if self._leases.refused(node_id, generation):
+            _log.warning("node %d: connections are refused", node_id)
+            await self._decide()
+
+    def suspect(self, node_id: NodeId, generation: int) -> Node | None:
+        """The node to look at, if it is the current generation's and counts as alive."""
+        node = self.routing.nodes.get(node_id)
+        if node is None or node_id == self._own or node.generation != generation or not self._leases.alive(node_id):
+            return None
+        return node
+
+    async def newer_than(self, version: int, wait_s: float) -> Routing | None:
+        """The routing once its version is above `version`; None if that took longer than `wait_s`."""
+        async with self._changed:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await self._changed.wait_for(lambda: self.routing.version > version)
+        return self.routing if self.routing.version > version else None
+
+    def with_figures(self) -> Routing:
+        """The routing with the space, load and heartbeat figures of now, which do not change its version."""
+        now_s = self._now()
+        targets = {
+            target_id: replace(
+                target,
+                local_state=self._local_state(target_id, target.node_id),
+                used_bytes=figures.used_bytes,
+                chunks=figures.chunks,
+            )
+            for target_id, target in self.routing.targets.items()
+            for figures in (self._figures.get(target_id, mgmtd_pb2.LocalTarget()),)
+        }
+        nodes = {
+            node_id: replace(node, last_heartbeat_age_ms=self._age_ms(node_id, now_s))
+            for node_id, node in self.routing.nodes.items()
+        }
+        disks = tuple(disk for node_id in sorted(self._disks) for disk in self._disks[node_id])
+        return replace(self.routing, nodes=nodes, targets=targets, disks=disks)
+
+    async def run(self) -> None:
+        """Let leases run out on time, until cancelled.
+
+        Raises:
+            Conflict: another mgmtd has taken over.
+        """
+        await self._decide_or_retry()
+        while True:
+            self._leases.heard(self._own, self._announced[self._own].generation, self._now())
+            expiry_s = self._leases.next_expiry_s()
+            assert expiry_s is not None
+            pause_s = min(max(expiry_s - self._now(), _SHORTEST_TICK_S), self._config.lease_s / 4)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await self._wake.wait()
+            self._wake.clear()
+            expired = self._leases.expire(self._now())
+            if expired:
+                _log.warning("not heard for %g s: node %s", self._config.lease_s, ", ".join(map(str, expired)))
+            if expired or self._undecided:
+                await self._decide_or_retry()
+            if self._replaced is not None:
+                raise self._replaced
+
+    async def _decide_or_retry(self) -> None:
+        """A decision that cannot be committed is made again at the next tick; nothing was shown meanwhile."""
+        try:
+            await self._decide()
+        except Fs3Error as error:
+            self._undecided = True
+            _log.error("a decision could not be committed: %s", error)
+
+    def _age_ms(self, node_id: NodeId, now_s: float) -> int:
+        return 0 if node_id == self._own else round(self._leases.age_s(node_id, now_s) * 1000)
+
+    def _local_state(self, target_id: TargetId, node_id: NodeId) -> LocalState:
+        report = self._reports.get(target_id)
+        return report.state if report is not None and self._leases.alive(node_id) else LocalState.OFFLINE
+
+    def _checked(self, message: mgmtd_pb2.NodeInfo) -> Node:
+        if not message.node_id or not message.kind or not message.endpoints:
+            raise Invalid("a heartbeat needs node_id, kind and endpoints")
+        node = node_from_pb(message)
+        known = self._announced.get(node.node_id) or self.routing.nodes.get(node.node_id)
+        if known is not None and known.kind != node.kind:
+            raise Invalid(
+                f"node_id {node.node_id} belongs to a {NodeKind(known.kind).name.lower()} daemon at"
+                f" {', '.join(known.endpoints)}; give every daemon a node_id of its own"
+            )
+        return replace(node, alive=True, last_heartbeat_age_ms=0)
+
+    def _take_reports(self, node_id: NodeId, reported: list[mgmtd_pb2.LocalTarget], *, just_started: bool) -> bool:
+        """Whether anything but figures changed. A daemon that just started is not believed about published targets."""
+        accepted: dict[TargetId, Report] = {}
+        for message in reported:
+            target_id = TargetId(message.target_id)
+            published = self.routing.targets.get(target_id)
+            if published is not None and (just_started or published.node_id != node_id):
+                continue
+            accepted[target_id] = Report(LocalState(message.state or LocalState.OFFLINE), message.chain_version)
+            self._figures[target_id] = message
+        before = {
+            target_id: self._reports[target_id]
+            for target_id in self._reported_by[node_id]
+            if target_id in self._reports
+        }
+        for target_id in before:
+            del self._reports[target_id]
+        self._reports.update(accepted)
+        self._reported_by[node_id] = set(accepted)
+        return before != accepted
+
+    def _wanted(self, node_id: NodeId, known_routing: int) -> list[mgmtd_pb2.CreateTarget]:
+        """Targets that the daemon should create: planned ones, and those that a replaced disk has lost.
+
+        The second are OFFLINE though their daemon is up and knows it. A LASTSRV is never made anew: it holds the data.
+        """
+        planned = self._plan.targets if self._plan is not None else ()
+        wanted = [target for target in planned if target.node_id == node_id]
+        if known_routing >= self.routing.version:
+            wanted += [
+                target
+                for target in self.routing.targets.values()
+                if target.node_id == node_id and target.state == TargetState.OFFLINE
+            ]
+        return [
+            mgmtd_pb2.CreateTarget(target_id=target.target_id, chain_id=target.chain_id, disk=target.disk)
+            for target in wanted
+            if target.target_id not in self._reports
+        ]
+
+    def _bootstrap_is_due(self) -> bool:
+        return not self.routing.ready and self._plan is None and not self._bootstrap_refused
+
+    async def _decide(self) -> None:
+        """Make, commit and show the next routing.
+
+        Raises:
+            Unavailable: another mgmtd has taken over; `run` ends with the reason.
+            Fs3Error: the store could not commit it.
+        """
+        async with self._deciding:
+            self._undecided = True
+            decision = next_routing(self.routing, self._announced, self._leases, self._reports)
+            await self._commit(decision.routing, decision.notes)
+            if not self.routing.ready:
+                await self._bootstrap()
+            self._undecided = False
+        self._wake.set()
+
+    async def _bootstrap(self) -> None:
+        if self._plan is None:
+            self._plan = await self._make_plan()
+        if self._plan is not None and plan_is_created(self._plan, self._leases, self._reports):
+            plan, tables = self._plan, len(self._plan.tables)
+            note = f"cluster is ready: {len(plan.chains)} chains in {tables} tables on {len(plan.targets)} targets"
+            await self._commit(publish(self.routing, plan), (note,))
+            self._plan = None
+
+    async def _make_plan(self) -> Plan | None:
+        """The plan of the first chain tables, once enough storage nodes are there; saved before it is acted on."""
+        storage = [node for node in self.routing.nodes.values() if node.kind == NodeKind.STORAGE and node.alive]
+        if len(storage) < self._config.bootstrap_nodes:
+            return None
+        slots = [DiskSlot(node.node_id, disk.disk) for node in storage for disk in self._disks.get(node.node_id, ())]
+        try:
+            plan = plan_tables(slots, self._config.bootstrap_replicas, self._config.chains_per_disk)
+        except Invalid as error:
+            self._bootstrap_refused = str(error)
+            _log.error("no chain tables can be made: %s", error)
+            return None
+        await self._store.save_plan(plan)
+        _log.info("%d targets are to be created on %d disks", len(plan.targets), len(slots))
+        return plan
+
+    async def _commit(self, routing: Routing, notes: tuple[str, ...]) -> None:
+        if routing is self.routing:
+            return
+        try:
+            await self._store.save(self.routing, routing)
+        except Conflict as error:
+            self._replaced = error
+            self._wake.set()
+            raise Unavailable(f"this mgmtd no longer decides: {error}") from None
+        before, self.routing = self.routing, routing
+        for note in notes:
+            _log.info("%s", note)
+        for target_id, target in routing.targets.items():
+            earlier = before.targets.get(target_id)
+            if earlier is not None and earlier.state != target.state:
+                self.transitions[target.state.name.lower()] += 1
+        async with self._changed:
+            self._changed.notify_all()
+
+
+async def refuses_connections(endpoints: tuple[str, ...], timeout_s: float) -> bool:
+    """Whether every endpoint refuses; silence or an open listener is no refusal, and the lease decides."""
+    for endpoint in endpoints:
+        host, _, port = endpoint.rpartition(":")
+        try:
+            async with asyncio.timeout(timeout_s):
+                _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+        except ConnectionRefusedError:
+            continue
+        except (OSError, TimeoutError):
+            return False
+        writer.close()
+        return False
+    return True
