@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from fs3.errors import Exists, Invalid
+from fs3.errors import Exists, Invalid, NoSpace
 from fs3_loader import Dataset, Loader
 from fs3_trainer.model import DeepseekV3, ModelConfig
 from fs3_trainer.run_config import RunConfig, load_run_config
@@ -117,7 +117,10 @@ def _run(
             threads=threads,
             torch=torch.__version__,
         )
-        saved = checkpoints.save(trainer.tensors(), state)
+        try:
+            saved = checkpoints.save(trainer.tensors(), state)
+        except NoSpace as error:
+            raise NoSpace(f"{error}; earlier checkpoints are whole: make room and continue with --resume") from None
         saved_at = trainer.step
         speed = saved.bytes / max(saved.seconds, 1e-9) / 1e9
         say(f"checkpoint {saved.name}  {saved.bytes:,} bytes  {saved.seconds:.2f} s  {speed:.2f} GB/s")
