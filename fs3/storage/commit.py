@@ -105,30 +105,36 @@ class Committer:
                 return
 
     def _commit(self, group: list[_Batch], *, sync: bool) -> None:
-        failure: Fs3Error | None = self._broken
-        applied = False
-        if failure is None:
-            failure = Unavailable("the chunk engine's commit thread ended")
-            try:
-                if group:
-                    self._step("write metadata", -1, 0, len(group))
-                    self._metadata.apply(put for batch in group for put in batch.puts)
-                    self._number += 1
-                    self.groups += 1
-                applied = True
-                # Those who did not ask for a sync need not wait for the others'.
-                self._publish([batch for batch in group if not batch.sync])
-                if sync or any(batch.sync for batch in group):
-                    self._sync()
-            except Fs3Error as error:
-                failure = self._after_failure(error, group, applied=applied)
-        for batch in group:
-            if not batch.done.is_set():
-                if failure is None:
-                    self._publish([batch])
-                else:
-                    batch.failure = type(failure)(str(failure))
+        ended: Fs3Error = Unavailable("the chunk engine's commit thread ended")
+        failure: Fs3Error | None = ended  # until the way through is known; a programming error leaves it so
+        try:
+            failure = self._broken or self._write(group, sync=sync)
+            if failure is None:
+                self._publish([batch for batch in group if not batch.done.is_set()])
+        finally:
+            for batch in group:
+                if not batch.done.is_set():
+                    reason = failure or ended
+                    batch.failure = type(reason)(str(reason))
                     batch.done.set()
+
+    def _write(self, group: list[_Batch], *, sync: bool) -> Fs3Error | None:
+        """Write and sync a group; what those who are not done by then are told."""
+        applied = False
+        try:
+            if group:
+                self._step("write metadata", -1, 0, len(group))
+                self._metadata.apply(put for batch in group for put in batch.puts)
+                self._number += 1
+                self.groups += 1
+            applied = True
+            # Those who did not ask for a sync need not wait for the others'.
+            self._publish([batch for batch in group if not batch.sync])
+            if sync or any(batch.sync for batch in group):
+                self._sync()
+        except Fs3Error as error:
+            return self._after_failure(error, group, applied=applied)
+        return None
 
     def _publish(self, batches: list[_Batch]) -> None:
         for batch in batches:

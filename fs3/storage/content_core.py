@@ -106,6 +106,12 @@ def check_old(
             raise Corrupt(f"{what}: bytes {at} to {end} do not match their stored sum")
 
 
+def check_block(block: memoryview, number: int, expected: int, what: str) -> None:
+    """Compare one stored 4 KiB block with its sum. Raises: Corrupt."""
+    if checksum.crc(block) != expected:
+        raise Corrupt(f"{what}: 4 KiB block {number} does not match its stored sum")
+
+
 def block_range(begin: int, end: int, old_bytes: int) -> tuple[int, int]:
     """[begin, end) widened to whole blocks of a chunk of `old_bytes`."""
     return begin // FINE_BYTES * FINE_BYTES, min(-(-end // FINE_BYTES) * FINE_BYTES, old_bytes)

@@ -131,6 +131,9 @@ class PendingChunk(NamedTuple):
     length: int
     removes: bool
     committed_version: int
+    client: int
+    channel: int
+    seq: int
 
 
 class ChunkData(NamedTuple):

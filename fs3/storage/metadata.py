@@ -49,8 +49,13 @@ CHUNK = np.dtype(
         ("crc", "<u4"),  # of the coarse sums
     ]
 )
+PENDING_CHUNK = np.dtype(
+    [*[(name, CHUNK[name]) for name in CHUNK.names or ()], ("client", "<u8"), ("seq", "<u8"), ("channel", "<u4")]
+    + [("reserved_2", "<u4")]
+)
 CHUNK_KEY = np.dtype([("kind", "S1"), ("target", ">u4"), ("hi", ">u8"), ("lo", ">u8")])
 _CHUNK = struct.Struct("<BBHIQIiII")
+_ORIGIN = struct.Struct("<QQII")
 _FORMAT = 1
 _RESULT = struct.Struct("<QQIHH")  # seq, version, length, status, reserved
 _RESULT_KEY = struct.Struct(">4xQI")
@@ -58,6 +63,7 @@ _TARGET = struct.Struct("<II")  # chain, reserved
 _U32 = struct.Struct(">I")
 assert CHUNK.itemsize == _CHUNK.size == 32
 assert CHUNK_KEY.itemsize == 21
+assert PENDING_CHUNK.itemsize == 56
 
 
 class Version(NamedTuple):
@@ -70,6 +76,9 @@ class Version(NamedTuple):
     slot: int
     crc: int
     flags: int
+    client: int = 0  # of a pending version: whose update it is, so that its result is recorded whoever commits it
+    channel: int = 0
+    seq: int = 0
 
     @property
     def removed(self) -> bool:
@@ -88,6 +97,9 @@ class Version(NamedTuple):
             self.crc,
         )
 
+    def pack_pending(self) -> bytes:
+        return self.pack() + _ORIGIN.pack(self.client, self.seq, self.channel, 0)
+
 
 def unpack_version(raw: bytes) -> Version:
     """Raises: Corrupt."""
@@ -95,6 +107,14 @@ def unpack_version(raw: bytes) -> Version:
         raise Corrupt(f"chunk record of format {raw[0] if raw else 'none'}; this fs3 reads format {_FORMAT}")
     _, flags, _, chain_version, version, length, file, slot, crc = _CHUNK.unpack(raw)
     return Version(version, chain_version, length, file, slot, crc, flags)
+
+
+def unpack_pending(raw: bytes) -> Version:
+    """Raises: Corrupt."""
+    if len(raw) != PENDING_CHUNK.itemsize:
+        raise Corrupt(f"pending chunk record of {len(raw)} bytes; this fs3 reads {PENDING_CHUNK.itemsize}")
+    client, seq, channel, _ = _ORIGIN.unpack_from(raw, _CHUNK.size)
+    return unpack_version(raw[: _CHUNK.size])._replace(client=client, channel=channel, seq=seq)
 
 
 def target_prefix(kind: bytes, target: int) -> bytes:

@@ -1,0 +1,493 @@
+"""The chunk engine of one disk: block files for the bytes, RocksDB for the records, an index in memory for lookups.
+
+How one update goes through, and why a crash at any point loses nothing that was acknowledged:
+
+    1  take the chunk's lock; decide the new version's parts; verify what was sent and what is kept of the old version
+    2  write the new version into a free block, with its sums              (nobody knows of it yet)
+    3  fdatasync the block file, shared with other writers of the file     (if durable)
+    4  one metadata batch: the pending record, or the committed one and the update's result; sync of the log, shared too
+    5  publish to the index: lookups see it
+    6  retire the block that the old version had: reusable once the batch is on stable storage and its readers are done
+
+A crash before 4 leaves a block that no record names, which the next opening finds free. The port, its values and the
+rule for readers are in engine_api.py.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fs3.errors import Conflict, Corrupt, Exists, Fs3Error, Invalid, NoSpace, NotFound
+from fs3.storage import listing, opening, reading
+from fs3.storage import metadata as md
+from fs3.storage.allocator_core import Block
+from fs3.storage.blocks import BlockFile, BlockFiles, Step, no_step
+from fs3.storage.chunk_locks import ChunkLocks, Key
+from fs3.storage.commit import Committer
+from fs3.storage.engine_api import (
+    ChunkData,
+    ChunkInfo,
+    DedupEntry,
+    DedupRecord,
+    EngineConfig,
+    EngineStats,
+    Located,
+    PendingChunk,
+    Staged,
+    TargetRecord,
+    Update,
+)
+from fs3.storage.metadata import Metadata, Put
+from fs3.storage.published import Published
+from fs3.storage.space import Space
+from fs3.storage.staging import Prepared, Stager, key_of
+from fs3.transport.messages import Records
+
+_DROP_BATCH = 4096
+
+
+def _nothing(_batch: int) -> None:
+    pass
+
+
+class Engine:
+    """See engine_api.ChunkEngine. Make one with `open`."""
+
+    def __init__(self, path: Path, lock: int, config: EngineConfig, step: Step) -> None:
+        self.path = path
+        self._lock = lock
+        self._files = BlockFiles(path / "blocks", step=step)
+        self._files.open_all()
+        self._metadata = Metadata(path / "metadata", write_buffer_bytes=config.write_buffer_bytes)
+        try:
+            loaded = opening.load(self._metadata, self._files, suspect_os=opening.booted_since(path))
+            self._space = Space(path, self._files, config)
+            self._space.rebuild(loaded.used)
+            if loaded.to_delete:
+                self._metadata.apply((key, None) for key in loaded.to_delete)
+            self._metadata.sync()
+            opening.note_boot(path)
+        except BaseException:
+            self._metadata.close()
+            raise
+        self._published = Published(
+            loaded,
+            self._files,
+            self._retire,
+            seed=int.from_bytes(os.urandom(8), "little"),
+            chunks=config.index_chunks,
+        )
+        self._targets = loaded.targets
+        self._targets_lock = threading.Lock()
+        self._locks = ChunkLocks()
+        self._committer = Committer(self._metadata, self._space.synced, name=f"fs3-commit-{path.name}", step=step)
+        self._stager = Stager(self._published, self._files, self._space, self._drain)
+        self._corrupt = 0
+        self._updates = 0
+        self._updated_bytes = 0
+
+    @classmethod
+    def open(
+        cls,
+        path: Path | str,
+        *,
+        cluster_id: str,
+        create: bool = False,
+        config: EngineConfig | None = None,
+        step: Step = no_step,
+    ) -> Engine:
+        """The engine in folder `path`, made there if `create` and the folder is empty or missing.
+
+        Raises:
+            Invalid: no engine there, a folder with other things in it, or another format.
+            PermissionDenied: the folder belongs to another cluster.
+            Unavailable: another process has it open.
+            Corrupt: its metadata or a block file is damaged; nothing was changed.
+        """
+        path = Path(path)
+        lock = opening.claim(path, cluster_id=cluster_id, create=create)
+        try:
+            return cls(path, lock, config or EngineConfig(), step)
+        except BaseException:
+            os.close(lock)
+            raise
+
+    def close(self) -> None:
+        """Finish what was begun, sync, let go of the folder. Views of block files that callers keep stay readable."""
+        self._committer.close()
+        self._metadata.close()
+        self._files.close()
+        os.close(self._lock)
+
+    # Targets
+
+    def create_target(self, target_id: int, chain_id: int) -> None:
+        with self._targets_lock:
+            known = self._targets.get(target_id)
+            if known is not None:
+                if known.chain_id != chain_id:
+                    raise Exists(f"target {target_id} is of chain {known.chain_id}, not {chain_id}; drop it first")
+                return
+            self._committer.submit(
+                [(md.target_prefix(md.TARGET, target_id), md.pack_target(chain_id))], _nothing, sync=True
+            )
+            self._targets = {**self._targets, target_id: TargetRecord(target_id, chain_id)}
+
+    def drop_target(self, target_id: int) -> None:
+        with self._targets_lock:
+            if target_id not in self._targets:
+                return
+            self._targets = {key: value for key, value in self._targets.items() if key != target_id}
+            self._locks.wait_for_target(target_id)
+            # First the target itself: if we stop after it, the next opening deletes the rest.
+            self._committer.submit([(md.target_prefix(md.TARGET, target_id), None)], _nothing, sync=True)
+            chunks = [(target_id, hi, lo) for hi, lo in self._published.index.keys_of(target_id)]
+            for first in range(0, len(chunks), _DROP_BATCH):
+                some = chunks[first : first + _DROP_BATCH]
+                puts: list[Put] = [
+                    (md.chunk_key(kind, *key), None) for key in some for kind in (md.COMMITTED, md.PENDING)
+                ]
+                self._committer.submit(puts, functools.partial(self._published.drop, some), sync=False)
+            self._published.usage.pop(target_id, None)
+            owners = [key for key in list(self._published.results) if key[0] == target_id]
+            rest: list[Put] = [(md.result_key(*owner), None) for owner in owners]
+            rest += [(key, None) for key, _ in self._metadata.scan(md.target_prefix(md.STATE, target_id))]
+            self._committer.submit(rest, _nothing, sync=True)
+            for owner in owners:
+                self._published.results.pop(owner, None)
+
+    def targets(self) -> Mapping[int, TargetRecord]:
+        return self._targets
+
+    def get_state(self, target_id: int, key: bytes) -> bytes | None:
+        return self._metadata.get(md.target_prefix(md.STATE, target_id) + key)
+
+    def put_state(self, target_id: int, key: bytes, value: bytes) -> None:
+        self._check_target(target_id)
+        self._committer.submit([(md.target_prefix(md.STATE, target_id) + key, value)], _nothing, sync=True)
+
+    def _check_target(self, target_id: int) -> None:
+        if target_id not in self._targets:
+            raise NotFound(f"{self.path}: no target {target_id} on this disk")
+
+    # Readers
+
+    def hold(self) -> int:
+        return self._space.hold()
+
+    def release(self, token: int) -> None:
+        self._space.release(token)
+
+    def pin(self, blocks: NDArray[np.int64]) -> int:
+        return self._space.pin(blocks)
+
+    def unpin(self, token: int) -> None:
+        self._space.unpin(token)
+
+    def lookup(self, target_ids: NDArray[np.uint32], hi: NDArray[np.uint64], lo: NDArray[np.uint64]) -> Located:
+        return self._published.lookup(target_ids, hi, lo)
+
+    def info(self, target_id: int, hi: int, lo: int) -> ChunkInfo:
+        entry = self._published.get((target_id, hi, lo))
+        return ChunkInfo(entry.file != 0, entry.version, entry.pending, entry.length, entry.chain_version)
+
+    def file(self, file_no: int) -> BlockFile:
+        return self._files[file_no]
+
+    def gather_fine(
+        self, files: NDArray[np.int32], positions: NDArray[np.int64], block_index: NDArray[np.int64]
+    ) -> NDArray[np.uint32]:
+        return self._files.gather(files, positions, block_index, coarse=False)
+
+    def gather_coarse(
+        self, files: NDArray[np.int32], positions: NDArray[np.int64], unit_index: NDArray[np.int64]
+    ) -> NDArray[np.uint32]:
+        return self._files.gather(files, positions, unit_index, coarse=True)
+
+    def read_verified(
+        self, file_no: int, position: int, chunk_length: int, offset: int, length: int, out: memoryview | None = None
+    ) -> tuple[memoryview, int]:
+        try:
+            return reading.read_part(self._files[file_no], position, chunk_length, offset, length, out)
+        except Corrupt:
+            self._corrupt += 1
+            raise
+
+    def read_chunk(self, target_id: int, hi: int, lo: int, *, pending: bool = False) -> ChunkData:
+        key = (target_id, hi, lo)
+        token = self._space.hold()
+        try:
+            if not pending:
+                entry = self._published.get(key)
+                if entry.file == 0:
+                    raise reading.no_version(key, pending=False)
+                location = (max(entry.file - 1, -1), entry.position)
+                return reading.read_whole(self._files, key, location, entry.length, entry.version, entry.chain_version)
+            version = self._published.pending.get(key)
+            if version is None:
+                raise reading.no_version(key, pending=True)
+            position = self._files[version.file].position(version.slot) if version.file >= 0 else 0
+            found = reading.read_whole(
+                self._files, key, (version.file, position), version.length, version.version, version.chain_version
+            )
+            return found._replace(removed=version.removed)
+        except Corrupt:
+            self._corrupt += 1
+            raise
+        finally:
+            self._space.release(token)
+
+    # Writers
+
+    def stage(self, updates: Sequence[Update]) -> list[Staged | Fs3Error]:
+        results: list[Staged | Fs3Error | None] = [None] * len(updates)
+        rows: list[int] = []
+        keys: set[Key] = set()
+        for row, update in enumerate(updates):
+            key = (update.target_id, update.hi, update.lo)
+            if key in keys:
+                results[row] = Conflict("two updates of one chunk in a batch; stage them one after the other")
+            else:
+                keys.add(key)
+                rows.append(row)
+        for row, result in zip(rows, self._change([updates[row] for row in rows], commit=False), strict=True):
+            results[row] = result
+        return [result for result in results if result is not None]
+
+    def stage_and_commit(self, updates: Sequence[Update]) -> list[Staged | Fs3Error]:
+        results: list[Staged | Fs3Error | None] = [None] * len(updates)
+        left = list(range(len(updates)))
+        while left:
+            keys: set[Key] = set()
+            now: list[int] = []
+            later: list[int] = []
+            for row in left:
+                key = (updates[row].target_id, updates[row].hi, updates[row].lo)
+                (later if key in keys else now).append(row)
+                keys.add(key)
+            for row, result in zip(now, self._change([updates[row] for row in now], commit=True), strict=True):
+                results[row] = result
+            left = later
+        return [result for result in results if result is not None]
+
+    def _change(self, updates: Sequence[Update], *, commit: bool) -> list[Staged | Fs3Error]:
+        results: list[Staged | Fs3Error] = []
+        prepared: list[Prepared] = []
+        with self._locks.holding({(update.target_id, update.hi, update.lo) for update in updates}):
+            for update in updates:
+                try:
+                    self._check_target(update.target_id)
+                    ready = self._stager.prepare(update)
+                    if ready.erases and not commit:
+                        raise Invalid("SYNC_REMOVE without a version leaves nothing to stage; stage_and_commit it")
+                except Fs3Error as error:
+                    results.append(error)
+                else:
+                    prepared.append(ready)
+                    results.append(ready.staged)
+            puts = [put for ready in prepared for put in self._puts(ready, commit=commit)]
+            if not puts:
+                return results
+            self._stager.sync(prepared)
+            try:
+                self._committer.submit(
+                    puts,
+                    lambda batch: self._publish(prepared, batch, commit=commit),
+                    sync=any(ready.staged.durable for ready in prepared),
+                )
+            except Fs3Error as error:
+                if isinstance(error, NoSpace):  # nothing was written, so no record names these blocks
+                    self._stager.give_back(prepared)
+                raise
+        return results
+
+    def _puts(self, ready: Prepared, *, commit: bool) -> list[Put]:
+        staged = ready.staged
+        key = (staged.target_id, staged.hi, staged.lo)
+        puts: list[Put] = []
+        if ready.version is not None and not commit:
+            return [(md.chunk_key(md.PENDING, *key), ready.version.pack_pending())]
+        if ready.version is not None:
+            record = None if ready.erases else ready.version.pack()
+            puts.append((md.chunk_key(md.COMMITTED, *key), record))
+            if key in self._published.pending:
+                puts.append((md.chunk_key(md.PENDING, *key), None))
+        return puts + self._result_put(staged) if commit else puts
+
+    def _result_put(self, staged: Staged) -> list[Put]:
+        if not staged.client:
+            return []
+        key = md.result_key(staged.target_id, staged.client, staged.channel)
+        return [(key, md.pack_result(staged.seq, staged.version, staged.length, 0))]
+
+    def _publish(self, prepared: Sequence[Prepared], batch: int, *, commit: bool) -> None:
+        """In the commit thread, once the batch is as durable as it was asked to be."""
+        for ready in prepared:
+            if ready.version is not None and not commit:
+                self._published.stage(key_of(ready.staged), ready.version, batch)
+            elif ready.version is not None:
+                self._published.commit(key_of(ready.staged), None if ready.erases else ready.version, batch)
+            if commit:
+                self._published.result(ready.staged)
+            self._updates += 1
+            self._updated_bytes += ready.data_bytes
+
+    def _retire(self, block: Block, batch: int) -> None:
+        if self._space.retire([block], batch):
+            self._committer.lazy_sync()
+
+    def _drain(self) -> None:
+        self._committer.submit((), _nothing, sync=True)
+
+    def commit(self, staged: Sequence[Staged], *, sync: bool = True) -> None:
+        lost: list[Staged] = []
+        with self._locks.holding({(one.target_id, one.hi, one.lo) for one in staged}):
+            ready: list[Prepared] = []
+            for one in staged:
+                key = (one.target_id, one.hi, one.lo)
+                pending = self._published.pending.get(key) if one.applied else None
+                if pending is not None and pending.version != one.version:
+                    pending = None
+                if one.applied and pending is None and self.info(*key).version != one.version:
+                    lost.append(one)
+                    continue
+                ready.append(Prepared(one, pending, erases=one.removes and one.version == 0))
+            puts = [put for one in ready for put in self._puts(one, commit=True)]
+            if puts:
+                self._committer.submit(puts, lambda batch: self._publish(ready, batch, commit=True), sync=sync)
+        if lost:
+            raise Conflict(
+                f"target {lost[0].target_id}: version {lost[0].version} of a chunk is neither pending nor committed"
+            )
+
+    def abort(self, staged: Sequence[Staged]) -> None:
+        with self._locks.holding({(one.target_id, one.hi, one.lo) for one in staged}):
+            keys = []
+            for one in staged:
+                key = (one.target_id, one.hi, one.lo)
+                pending = self._published.pending.get(key)
+                if one.applied and pending is not None and pending.version == one.version and key not in keys:
+                    keys.append(key)
+            if keys:
+                puts = [(md.chunk_key(md.PENDING, *key), None) for key in keys]
+                self._committer.submit(puts, lambda batch: self._publish_abort(keys, batch), sync=False)
+
+    def _publish_abort(self, keys: Sequence[Key], batch: int) -> None:
+        for key in keys:
+            self._published.abort(key, batch)
+
+    def pending_of(self, target_id: int) -> list[PendingChunk]:
+        return self._published.pending_of(target_id)
+
+    def pending_staged(self, target_id: int, hi: int, lo: int) -> Staged:
+        version = self._published.pending.get((target_id, hi, lo))
+        if version is None:
+            raise NotFound(f"target {target_id}: the chunk has no pending version")
+        return Staged(
+            target_id=target_id,
+            hi=hi,
+            lo=lo,
+            version=version.version,
+            length=version.length,
+            chain_version=version.chain_version,
+            applied=True,
+            removes=version.removed,
+            durable=not version.flags & md.FLAG_OS,
+            client=version.client,
+            channel=version.channel,
+            seq=version.seq,
+        )
+
+    # Results of updates
+
+    def dedup(self, target_id: int, client: int, channel: int) -> DedupEntry | None:
+        return self._published.results.get((target_id, client, channel))
+
+    def dedup_records(self, target_id: int) -> list[DedupRecord]:
+        return [
+            DedupRecord(key[1], key[2], entry)
+            for key, entry in list(self._published.results.items())
+            if key[0] == target_id
+        ]
+
+    def put_dedup(self, target_id: int, records: Sequence[DedupRecord], *, sync: bool = True) -> None:
+        self._check_target(target_id)
+
+        def publish(_batch: int) -> None:
+            for record in records:
+                self._published.results[target_id, record.client, record.channel] = record.entry
+
+        puts = [
+            (md.result_key(target_id, record.client, record.channel), md.pack_result(*record.entry))
+            for record in records
+        ]
+        self._committer.submit(puts, publish, sync=sync)
+
+    def forget_client(self, target_id: int, client: int) -> None:
+        owners = [key for key in list(self._published.results) if key[:2] == (target_id, client)]
+
+        def publish(_batch: int) -> None:
+            for owner in owners:
+                self._published.results.pop(owner, None)
+
+        if owners:
+            self._committer.submit([(md.result_key(*owner), None) for owner in owners], publish, sync=False)
+
+    # Listing
+
+    def metas(self, target_id: int, after: bytes, limit: int) -> Records:
+        return listing.metas(self._metadata, self._published.pending, target_id, after, limit)
+
+    def tombstones(self, target_id: int, after: bytes, limit: int) -> Records:
+        return listing.tombstones(self._metadata, target_id, after, limit)
+
+    def expire_tombstones(self, target_id: int, chunks: Sequence[tuple[int, int]]) -> None:
+        with self._locks.holding({(target_id, hi, lo) for hi, lo in chunks}):
+            keys = []
+            for hi, lo in chunks:
+                info = self.info(target_id, hi, lo)
+                if info.version and not info.found and not info.pending:
+                    keys.append((target_id, hi, lo))
+
+            def publish(batch: int) -> None:
+                for key in keys:
+                    self._published.commit(key, None, batch)
+
+            if keys:
+                self._committer.submit([(md.chunk_key(md.COMMITTED, *key), None) for key in keys], publish, sync=False)
+
+    def list_file(self, target_id: int, hi: int, lo_from: int, limit: int) -> Records:
+        return listing.list_file(self._metadata, target_id, hi, lo_from, limit)
+
+    def target_usage(self, target_id: int) -> tuple[int, int]:
+        return self._published.usage.get(target_id, (0, 0))
+
+    def space(self) -> tuple[int, int]:
+        return self._space.total_and_free()
+
+    def stats(self) -> EngineStats:
+        quarantined, holds, pins = self._space.counts
+        return EngineStats(
+            chunks=sum(chunks for _, chunks in list(self._published.usage.values())),
+            pending=len(self._published.pending),
+            tombstones=self._published.tombstones,
+            used_bytes=self._space.used_bytes,
+            grown_bytes=self._space.grown_bytes,
+            quarantined=quarantined,
+            holds=holds,
+            pins=pins,
+            index_bytes=self._published.index.nbytes,
+            updates=self._updates,
+            updated_bytes=self._updated_bytes,
+            groups=self._committer.groups,
+            wal_syncs=self._committer.syncs,
+            file_syncs=sum(file.sync_calls for file in self._files),
+            corrupt=self._corrupt,
+        )

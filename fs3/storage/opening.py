@@ -1,0 +1,262 @@
+"""Opening an engine's folder: whose it is, that nobody else has it open, and its state read in bulk.
+
+    ENGINE      JSON: format, cluster_id; written once
+    LOCK        flocked while open, holds the process id
+    BOOT        the boot id of the machine when the folder was last opened
+    blocks/     block files
+    metadata/   RocksDB
+
+After a power loss a chunk written without syncs may have a durable record and lost bytes, even bytes and sums of the
+block's earlier owner, which agree with each other. So the record keeps a sum of the sums, and when the machine has
+booted since the last opening, records marked FLAG_OS are checked against it and dropped where they differ.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fs3 import checksum
+from fs3.errors import Corrupt, Invalid, PermissionDenied, Unavailable
+from fs3.storage import metadata as md
+from fs3.storage.blocks import BlockFiles, sync_folder
+from fs3.storage.engine_api import DedupEntry, TargetRecord
+from fs3.storage.index import EMPTY, LINE
+from fs3.storage.metadata import CHUNK, CHUNK_KEY, Metadata, Version
+
+FORMAT = 1
+_MARKER, _LOCK, _BOOT = "ENGINE", "LOCK", "BOOT"
+_LOG = logging.getLogger("fs3.storage")
+
+
+def claim(path: Path, *, cluster_id: str, create: bool) -> int:
+    """Make or recognise the folder and lock it; the lock is a descriptor to keep open.
+
+    Raises: NotFound-like `Invalid` (no such folder, or not an engine's), PermissionDenied (another cluster's),
+        Unavailable (in use).
+    """
+    marker = path / _MARKER
+    if not marker.exists() and not create:
+        raise Invalid(f"{path}: no chunk engine here; check the disk is mounted, or format it")
+    path.mkdir(parents=True, exist_ok=True)
+    lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            owner = os.pread(lock, 20, 0).decode("ascii", "replace").strip() or "unknown"
+            raise Unavailable(f"{path}: in use by process {owner}; stop that daemon first") from None
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+        if marker.exists():
+            _check_marker(path, marker, cluster_id)
+        else:
+            _write_marker(path, marker, cluster_id)
+    except BaseException:
+        os.close(lock)
+        raise
+    return lock
+
+
+def _check_marker(path: Path, marker: Path, cluster_id: str) -> None:
+    try:
+        found = json.loads(marker.read_text(encoding="utf-8"))
+        version, owner = found["format"], found["cluster_id"]
+    except (ValueError, KeyError, TypeError):
+        raise Corrupt(f"{marker}: damaged; restore the file, or empty the folder to refill it") from None
+    if version != FORMAT:
+        raise Invalid(f"{path}: chunk engine format {version}; this fs3 reads format {FORMAT}")
+    if owner != cluster_id:
+        raise PermissionDenied(f"{path}: belongs to cluster {owner!r}, not to {cluster_id!r}; give each its own folder")
+
+
+def _write_marker(path: Path, marker: Path, cluster_id: str) -> None:
+    strangers = sorted(entry.name for entry in path.iterdir() if entry.name not in (_LOCK, _MARKER + ".new", "blocks"))
+    if strangers:
+        raise Invalid(f"{path}: not empty ({strangers[0]} is there); give the chunk engine a folder of its own")
+    (path / "blocks").mkdir(exist_ok=True)
+    draft = marker.with_suffix(".new")
+    with draft.open("w", encoding="utf-8") as file:
+        json.dump({"format": FORMAT, "cluster_id": cluster_id}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.rename(marker)
+    sync_folder(path)
+
+
+def booted_since(path: Path) -> bool:
+    """Whether the machine has (or may have) booted since the folder was last opened."""
+    with contextlib.suppress(OSError):
+        return (path / _BOOT).read_text(encoding="ascii") != _boot_id()
+    return True
+
+
+def note_boot(path: Path) -> None:
+    """Remember this boot, once what it may have lost has been checked."""
+    draft = path / (_BOOT + ".new")
+    draft.write_text(_boot_id(), encoding="ascii")
+    draft.rename(path / _BOOT)
+
+
+def _boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return f"unknown {os.urandom(8).hex()}"
+
+
+@dataclass(slots=True, kw_only=True)
+class Loaded:
+    """What an engine knows after opening; `lines` is for `Index.load`, pending versions included."""
+
+    targets: dict[int, TargetRecord]
+    lines: NDArray[Any]
+    pending: dict[tuple[int, int, int], Version]
+    results: dict[tuple[int, int, int], DedupEntry]
+    used: dict[int, NDArray[np.int64]]
+    usage: dict[int, tuple[int, int]]
+    tombstones: int
+    to_delete: list[bytes] = field(default_factory=list)
+
+
+def load(metadata: Metadata, files: BlockFiles, *, suspect_os: bool) -> Loaded:
+    """Read all records. Raises: Corrupt."""
+    targets = {}
+    for key, value in metadata.scan(md.TARGET):
+        target = int.from_bytes(key[1:], "big")
+        targets[target] = TargetRecord(target, md.unpack_target(value))
+    delete: list[bytes] = []
+    keys, chunks = _chunks(metadata, md.COMMITTED, CHUNK, targets, delete)
+    pending_keys, pending_chunks = _chunks(metadata, md.PENDING, md.PENDING_CHUNK, targets, delete)
+    if suspect_os:
+        keys, chunks = _drop_lost(files, keys, chunks, delete)
+        pending_keys, pending_chunks = _drop_lost(files, pending_keys, pending_chunks, delete)
+    pending = {
+        (target, hi, lo): md.unpack_pending(raw.tobytes())
+        for (_, target, hi, lo), raw in zip(pending_keys.tolist(), pending_chunks, strict=True)
+    }
+    lines = _lines(files, keys, chunks)
+    lines = _with_pending(lines, pending)
+    removed = (chunks["flags"] & md.FLAG_REMOVED) != 0
+    used = _used(np.concatenate([chunks[["file", "slot"]], pending_chunks[["file", "slot"]]]))
+    results = {}
+    for key, value in metadata.scan(md.RESULT_OF):
+        owner = md.unpack_result_key(key)
+        if owner[0] in targets:
+            results[owner] = DedupEntry(*md.unpack_result(value))
+        else:
+            delete.append(key)
+    delete += [key for key, _ in metadata.scan(md.STATE) if int.from_bytes(key[1:5], "big") not in targets]
+    return Loaded(
+        targets=targets,
+        lines=lines,
+        pending=pending,
+        results=results,
+        used=used,
+        usage=_usage(files, keys[~removed], chunks[~removed]),
+        tombstones=int(removed.sum()),
+        to_delete=delete,
+    )
+
+
+def _chunks(
+    metadata: Metadata, kind: bytes, record: np.dtype[Any], targets: dict[int, TargetRecord], delete: list[bytes]
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Keys and values [n] of one kind; those of dropped targets go to `delete`."""
+    pairs = metadata.scan(kind)
+    keys = np.frombuffer(b"".join([key for key, _ in pairs]), dtype=CHUNK_KEY)
+    raw = b"".join([value for _, value in pairs])
+    whole = len(raw) == len(pairs) * record.itemsize and len(keys) == len(pairs)
+    values = np.frombuffer(raw, dtype=record) if whole else np.zeros(1, dtype=record)
+    if (values["format"] != 1).any():
+        raise Corrupt("a chunk record in the metadata is not of a format that this fs3 reads")
+    known = np.isin(keys["target"], np.fromiter(targets, dtype=np.uint32, count=len(targets)))
+    if known.all():
+        return keys, values
+    delete += [pairs[row][0] for row in np.flatnonzero(~known).tolist()]
+    return keys[known], values[known]
+
+
+def _drop_lost(
+    files: BlockFiles, keys: NDArray[Any], chunks: NDArray[Any], delete: list[bytes]
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Without the chunks written without syncs whose sums a power loss has taken."""
+    keep = np.ones(len(chunks), dtype=np.bool_)
+    for row in np.flatnonzero((chunks["flags"] & md.FLAG_OS != 0) & (chunks["file"] >= 0)).tolist():
+        chunk = chunks[row]
+        file = files[int(chunk["file"])]
+        coarse = file.coarse(file.position(int(chunk["slot"])), int(chunk["length"]))
+        keep[row] = checksum.crc(coarse.tobytes()) == chunk["crc"]
+    delete += [keys[row].tobytes() for row in np.flatnonzero(~keep).tolist()]
+    if not keep.all():
+        _LOG.warning("%d chunks written without syncs were lost when the machine stopped", int((~keep).sum()))
+    return keys[keep], chunks[keep]
+
+
+def _lines(files: BlockFiles, keys: NDArray[Any], chunks: NDArray[Any]) -> NDArray[Any]:
+    lines = np.zeros(len(keys), dtype=LINE)
+    lines["hi"], lines["lo"], lines["target"] = keys["hi"], keys["lo"], keys["target"]
+    for name in ("version", "length", "chain_version"):
+        lines[name] = chunks[name]
+    lines["file"] = np.where(chunks["file"] >= 0, chunks["file"] + 1, EMPTY)
+    lines["file"][(chunks["flags"] & md.FLAG_REMOVED) != 0] = 0
+    for number in np.unique(chunks["file"]).tolist():
+        if number < 0:
+            continue
+        if number not in files:
+            raise Corrupt(f"block file {number} is missing, and chunk records name it; restore it or empty the disk")
+        rows = chunks["file"] == number
+        file = files[number]
+        lines["position"][rows] = file.position(0) + chunks["slot"][rows].astype(np.int64) * file.block_bytes
+    return lines
+
+
+def _with_pending(lines: NDArray[Any], pending: dict[tuple[int, int, int], Version]) -> NDArray[Any]:
+    """The lines with the pending versions put in, and lines for the chunks that have nothing else."""
+    if not pending:
+        return lines
+    rows = {
+        (target, hi, lo): row
+        for row, (hi, lo, target) in enumerate(lines[["hi", "lo", "target"]].tolist())
+        if (target, hi, lo) in pending
+    }
+    extra = np.zeros(len(pending) - len(rows), dtype=LINE)
+    at = 0
+    for key, version in pending.items():
+        row = rows.get(key)
+        if row is not None:
+            lines["pending"][row] = version.version
+        else:
+            extra["target"][at], extra["hi"][at], extra["lo"][at] = key
+            extra["pending"][at] = version.version
+            at += 1
+    return np.concatenate([lines, extra])
+
+
+def _used(chunks: NDArray[Any]) -> dict[int, NDArray[np.int64]]:
+    return {
+        number: chunks["slot"][chunks["file"] == number].astype(np.int64)
+        for number in np.unique(chunks["file"]).tolist()
+        if number >= 0
+    }
+
+
+def _usage(files: BlockFiles, keys: NDArray[Any], chunks: NDArray[Any]) -> dict[int, tuple[int, int]]:
+    block_bytes = np.zeros(len(chunks), dtype=np.int64)
+    for number in np.unique(chunks["file"]).tolist():
+        if number >= 0:
+            block_bytes[chunks["file"] == number] = files[number].block_bytes
+    usage = {}
+    for target in np.unique(keys["target"]).tolist():
+        rows = keys["target"] == target
+        usage[target] = (int(block_bytes[rows].sum()), int(rows.sum()))
+    return usage
