@@ -1,0 +1,74 @@
+"""From the address of a cluster to everything a process needs to use it, made once and shared."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fs3.client.file import FileClient
+from fs3.client.meta import MetaClient
+from fs3.client.mgmtd import MgmtdClient
+from fs3.client.storage import StorageClient
+from fs3.url import parse_url
+
+REFRESH_S = 1.0
+
+_lock = threading.Lock()
+_clients: dict[tuple[tuple[str, ...], str], Client] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """The clients of one cluster, shared by everyone in the process who connected to it."""
+
+    addresses: tuple[str, ...]
+    mgmtd: MgmtdClient
+    storage: StorageClient
+    meta: MetaClient
+    files: FileClient
+
+    def close(self) -> None:
+        """Close all of it, for everyone; a later `connect` opens it anew."""
+        with _lock:
+            for key in [key for key, client in _clients.items() if client is self]:
+                del _clients[key]
+        self.files.close()
+        self.storage.close()
+        self.meta.close()
+        self.mgmtd.close()
+
+
+def connect(cluster: str | Sequence[str], *, secret: str = "", timeout_s: float = 5.0) -> Client:
+    """The process's client of the cluster that a URL ("fs3://HOST:PORT/...") or mgmtd addresses name.
+
+    The first call connects, later ones return the same client; forked children go on with it as clients of their own.
+
+    Raises:
+        Invalid: the URL is not one.
+        Unavailable: no mgmtd answered within `timeout_s`; names the addresses.
+        PermissionDenied: the secret is missing or wrong.
+    """
+    addresses = parse_url(cluster)[0] if isinstance(cluster, str) else tuple(cluster)
+    key = (addresses, secret)
+    client = _clients.get(key)
+    if client is not None:
+        return client
+    with _lock:
+        client = _clients.get(key)
+        if client is None:
+            client = _clients[key] = _open(addresses, secret, timeout_s)
+        return client
+
+
+def _open(addresses: tuple[str, ...], secret: str, timeout_s: float) -> Client:
+    mgmtd = MgmtdClient.connect(addresses, secret, timeout_s)
+    storage = StorageClient(mgmtd, secret=secret)
+    meta = MetaClient(
+        lambda: mgmtd.routing,
+        mgmtd.credentials,
+        secrets.randbits(63) | 1,
+        refresh=lambda: mgmtd.refresh(mgmtd.routing.version, REFRESH_S),
+    )
+    return Client(addresses, mgmtd, storage, meta, FileClient(storage, meta, mgmtd))

@@ -1,0 +1,233 @@
+"""Files as ranges of chunks: open by path, read in batches, write and publish.
+
+An open file is a value: inode, length and stripe, with which offset -> (chain, chunk, range) is arithmetic, done for a
+whole batch at once (plan_core). Files are dense: every chunk within a file's length exists, so one that is missing is
+damage, or the file was removed or replaced since; never zeros.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fs3.checksum import Bytes
+from fs3.client import plan_core
+from fs3.client.meta import LayoutChoice, MetaClient, Publish
+from fs3.client.mgmtd import MgmtdClient
+from fs3.client.plan_core import I64, ChunkPlan
+from fs3.client.renewal import Renewal
+from fs3.client.storage import ChunkUpdate, StorageClient
+from fs3.client.writer import FileWriter, Sending, chunk_update
+from fs3.errors import Corrupt, Fs3Error, Invalid, IsADirectory, NotFound
+from fs3.ids import InodeId
+from fs3.inode import Inode, InodeType
+from fs3.layout import Layout, stripe_chains
+from fs3.routing import Routing
+from fs3.transport.messages import Records
+
+__all__ = ["FileClient", "FileWriter", "OpenFile"]
+
+FILES_AT_ONCE = 512
+BATCH_BYTES = 256 << 20  # how many bytes of small files are sent before their results are awaited
+
+
+@dataclass(frozen=True, slots=True)
+class OpenFile:
+    """A file as it was when it was opened; a value, good in any thread or forked child, and nothing to close."""
+
+    inode_id: InodeId
+    length: int
+    layout: Layout
+    chains: I64
+    version: int
+    path: str
+
+
+class FileClient:
+    """Files of one cluster; thread-safe. Paths are absolute within the cluster."""
+
+    def __init__(self, storage: StorageClient, meta: MetaClient, mgmtd: MgmtdClient) -> None:
+        self.storage = storage
+        self.meta = meta
+        self._mgmtd = mgmtd
+        self._renewal = Renewal(meta)
+        self._sending = Sending(storage)
+
+    def close(self) -> None:
+        """End the threads of writers; unfinished writers fail. The clients below belong to whoever made them."""
+        self._renewal.close()
+        self._sending.close()
+
+    # -- reading
+
+    def open_read(self, path: str) -> OpenFile:
+        """The file at `path`, symlinks followed. Raises: NotFound, IsADirectory, NotADirectory, Unavailable."""
+        return self.open_many([path])[0]
+
+    def open_many(self, paths: Sequence[str]) -> list[OpenFile]:
+        """The files at `paths`, all or none. Raises: as `open_read`, for the first that cannot be opened."""
+        return [self._opened(path, found) for path, found in zip(paths, self.meta.stat(paths), strict=True)]
+
+    def _opened(self, path: str, found: Inode | Fs3Error) -> OpenFile:
+        if isinstance(found, Fs3Error):
+            raise found
+        if found.type != InodeType.FILE or found.layout is None:
+            raise IsADirectory(f"{path}: is a directory")
+        chains = self._chains(found.layout)
+        return OpenFile(found.inode_id, found.length, found.layout, chains, found.version, path)
+
+    def _chains(self, layout: Layout) -> I64:
+        return stripe_chains(layout, self._routing(layout).table(layout.chain_table, layout.chain_table_version))
+
+    def _routing(self, layout: Layout) -> Routing:
+        """The newest routing, fetched anew if it does not have the chain table yet."""
+        routing = self._mgmtd.routing
+        known = (layout.chain_table, layout.chain_table_version)
+        return routing if known in routing.tables else self._mgmtd.fetch()
+
+    def read_batch(
+        self,
+        handles: Sequence[OpenFile],
+        file_index: NDArray[np.integer],
+        offsets: NDArray[np.int64],
+        lengths: NDArray[np.int64],
+        out: Bytes,
+        out_offsets: NDArray[np.int64] | None = None,
+        *,
+        deadline_s: float | None = None,
+    ) -> None:
+        """Read `lengths[i]` bytes at `offsets[i]` of `handles[file_index[i]]` into `out[out_offsets[i] :]`, for all i.
+
+        Without `out_offsets` the ranges are laid one after the other. One request per storage node; when it returns,
+        every byte is there and verified. When it raises, `out` holds anything.
+
+        Raises:
+            Invalid: a range is not within its file, or does not fit into `out`.
+            NotFound: a file was removed or replaced since it was opened.
+            Corrupt: bytes are missing, or fail their checksum on every replica.
+            Unavailable: not done before the deadline.
+        """
+        index: I64 = np.asarray(file_index, dtype=np.int64)
+        offsets, lengths = np.asarray(offsets, dtype=np.int64), np.asarray(lengths, dtype=np.int64)
+        if not len(index):
+            return
+        table = plan_core.file_table(
+            [handle.inode_id for handle in handles],
+            [handle.length for handle in handles],
+            [handle.layout.chunk_bytes for handle in handles],
+            [handle.chains for handle in handles],
+        )
+        outside = plan_core.first_outside(table, index, offsets, lengths)
+        if outside is not None:
+            handle, begin = handles[int(index[outside])], int(offsets[outside])
+            raise Invalid(
+                f"{handle.path}: bytes {begin} to {begin + int(lengths[outside])} are not within the file, which has"
+                f" {handle.length}"
+            )
+        starts = plan_core.packed_offsets(lengths) if out_offsets is None else np.asarray(out_offsets, dtype=np.int64)
+        plan = plan_core.plan_file_ranges(table, index, offsets, lengths, starts)
+        target = memoryview(out).cast("B")
+        results = self.storage.read(plan.ranges, target, plan.out_offsets, deadline_s=deadline_s)
+        if not (results["length"] == plan.ranges["length"]).all():
+            self._explain_missing(handles, index, plan, results)
+
+    def read(self, handle: OpenFile, offset: int = 0, length: int | None = None) -> bytes:
+        """Bytes of one file, to its end without `length`. Raises: as `read_batch`."""
+        length = handle.length - offset if length is None else length
+        out = bytearray(max(length, 0))
+        one = (np.zeros(1, dtype=np.int64), np.array([offset]), np.array([length]))
+        self.read_batch([handle], *one, out)
+        return bytes(out)
+
+    def _explain_missing(self, handles: Sequence[OpenFile], index: I64, plan: ChunkPlan, results: Records) -> None:
+        """Raises: NotFound if the file is another one by now, else Corrupt."""
+        bad = int(np.argmax(results["length"] != plan.ranges["length"]))
+        handle = handles[int(index[plan.source[bad]])]
+        (now,) = self.meta.stat([handle.path])
+        if isinstance(now, NotFound) or (isinstance(now, Inode) and now.inode_id != handle.inode_id):
+            raise NotFound(f"{handle.path}: was removed or replaced while it was read; open it again")
+        chunk, has = int(plan.ranges["lo"][bad]), int(results["chunk_length"][bad])
+        raise Corrupt(
+            f"{handle.path}: chunk {chunk} on chain {int(plan.ranges['chain'][bad])} has {has} bytes, too few for a"
+            f" file of {handle.length}; restore the file from its source"
+        )
+
+    # -- writing
+
+    def create_writer(
+        self, path: str, *, replace: bool = True, layout_choice: LayoutChoice | None = None
+    ) -> FileWriter:
+        """A writer of a new file, which `close` publishes at `path`.
+
+        Raises: NotFound (the directory is missing), IsADirectory, NotADirectory, Invalid, Unavailable.
+        """
+        (inode,) = self.meta.create_files([path], layout=layout_choice)
+        assert inode.layout is not None
+        return FileWriter(
+            self._sending,
+            self.meta,
+            self._renewal,
+            inode_id=inode.inode_id,
+            layout=inode.layout,
+            chains=self._chains(inode.layout),
+            path=path,
+            replace=replace,
+        )
+
+    def create_batch(
+        self,
+        paths: Sequence[str],
+        datas: Sequence[Bytes],
+        *,
+        replace: bool = True,
+        layout_choice: LayoutChoice | None = None,
+    ) -> list[Inode]:
+        """Write whole files, many at once: one create, one write per storage node, one publish for every 512 of them.
+
+        Of each 512 all appear or none. Raises: as `create_writer`, and Exists without `replace`.
+        """
+        done: list[Inode] = []
+        for at in range(0, len(paths), FILES_AT_ONCE):
+            part = slice(at, at + FILES_AT_ONCE)
+            views = [memoryview(data).cast("B") for data in datas[part]]
+            done += self._create_some(paths[part], views, replace, layout_choice)
+        return done
+
+    def _create_some(
+        self, paths: Sequence[str], datas: Sequence[memoryview], replace: bool, choice: LayoutChoice | None
+    ) -> list[Inode]:
+        inodes = self.meta.create_files(paths, layout=choice)
+        numbers = [inode.inode_id for inode in inodes]
+        try:
+            with self._renewal.during(numbers):
+                updates: list[ChunkUpdate] = []
+                size = 0
+                for inode, data in zip(inodes, datas, strict=True):
+                    for update in self._updates(inode, data):
+                        updates.append(update)
+                        size += len(update.data)
+                        if size >= BATCH_BYTES:
+                            self.storage.write(updates)
+                            updates, size = [], 0
+                self.storage.write(updates)
+                return self.meta.publish_files(
+                    [
+                        Publish(number, path, len(data), replace)
+                        for number, path, data in zip(numbers, paths, datas, strict=True)
+                    ]
+                )
+        except BaseException:
+            self._renewal.abandon(numbers)
+            raise
+
+    def _updates(self, inode: Inode, data: memoryview) -> list[ChunkUpdate]:
+        layout = inode.layout
+        assert layout is not None
+        chains = self._chains(layout)
+        return [
+            chunk_update(inode.inode_id, layout, chains, at // layout.chunk_bytes, data[at : at + layout.chunk_bytes])
+            for at in range(0, len(data), layout.chunk_bytes)
+        ]
