@@ -8,15 +8,18 @@ import contextlib
 import socket
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
 
 from fs3 import checksum
-from fs3.errors import NotFound, StaleRouting
-from fs3.ids import ChainId, ChainTableId, NodeId, TargetId
+from fs3.client.meta import Publish
+from fs3.errors import Exists, Fs3Error, NotFound, StaleRouting
+from fs3.ids import ChainId, ChainTableId, InodeId, NodeId, TargetId
+from fs3.inode import Inode, InodeType
+from fs3.layout import Layout
 from fs3.pb import storage_pb2
 from fs3.routing import Chain, ChainTable, Node, NodeKind, Routing, Target, TargetState
 from fs3.transport.frame_core import HEADER_BYTES, Flag, Header, Kind, pack_header, pack_trailer, unpack_header
@@ -311,3 +314,56 @@ def cluster() -> Iterator[FakeCluster]:
     for server in made.servers:
         with contextlib.suppress(OSError):
             server.stop()
+
+
+class Meta:
+    """Stands where MetaClient stands: one flat directory of files, all with `layout`."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        self.files: dict[str, Inode] = {}
+        self.unpublished: dict[int, Inode] = {}
+        self.abandoned: list[int] = []
+        self.renewed: list[int] = []
+        self.calls: Counter[str] = Counter()
+        self.on_renew: Callable[[], None] = lambda: None
+        self._next = 100
+
+    def stat(self, paths: Sequence[str]) -> list[Inode | Fs3Error]:
+        self.calls["stat"] += 1
+        return [self.files.get(path) or NotFound(f"{path}: no such file") for path in paths]
+
+    def create_files(self, paths: Sequence[str], *, layout: object = None) -> list[Inode]:
+        self.calls["create"] += 1
+        made = []
+        for _ in paths:
+            self._next += 1
+            seeded = replace(self.layout, seed=self._next)
+            inode = Inode(inode_id=InodeId(self._next), type=InodeType.FILE, mode=0o644, nlink=0, layout=seeded)
+            self.unpublished[inode.inode_id] = inode
+            made.append(inode)
+        return made
+
+    def publish_files(self, files: Sequence[Publish]) -> list[Inode]:
+        self.calls["publish"] += 1
+        for file in files:
+            if file.path in self.files and not file.replace:
+                raise Exists(f"{file.path}: exists already")
+        for file in files:
+            inode = self.unpublished.pop(file.inode_id)
+            self.files[file.path] = replace(inode, nlink=1, length=file.length)
+        return [self.files[file.path] for file in files]
+
+    def abandon(self, inode_ids: Sequence[int], *, timeout_s: float) -> None:
+        self.abandoned += inode_ids
+        for inode_id in inode_ids:
+            del self.unpublished[inode_id]
+
+    def renew(self, inode_ids: Sequence[int], *, timeout_s: float) -> None:
+        self.renewed += inode_ids
+        self.on_renew()
+
+
+@pytest.fixture
+def meta() -> Meta:
+    return Meta(Layout(chain_table=TABLE, chain_table_version=1, chunk_bytes=64 << 10, stripe=4))

@@ -1,0 +1,211 @@
+"""Files over the data plane's test server: batches of random ranges equal memory, writers publish all or nothing."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fs3.client.file import FileClient
+from fs3.client.renewal import Renewal
+from fs3.client.storage import StorageClient
+from fs3.errors import Corrupt, Exists, Invalid, IsADirectory, NoSpace, NotFound
+from fs3.ids import InodeId
+from fs3.inode import Inode, InodeType
+
+CHUNK = 64 << 10
+
+
+@pytest.fixture
+def files(cluster, meta):
+    storage = StorageClient(cluster.mgmtd, timeout_s=20.0)
+    made = FileClient(storage, meta, cluster.mgmtd)
+    yield made
+    made.close()
+    storage.close()
+
+
+def noise(size: int, seed: int = 0) -> bytes:
+    return np.random.default_rng(seed).bytes(size)
+
+
+SIZES = [0, 1, 4_096, CHUNK - 1, CHUNK, CHUNK + 1, 5 * CHUNK + 777]
+
+
+@pytest.mark.parametrize("piece", [1_000, CHUNK, 3 * CHUNK + 5, 1 << 20])
+def test_what_a_writer_took_is_read_back(files, piece: int) -> None:
+    for size in SIZES:
+        data = noise(size, size)
+        with files.create_writer("/f") as writer:
+            for at in range(0, size, piece):
+                buffer = bytearray(data[at : at + piece])
+                assert writer.write(buffer) == len(buffer)
+                buffer[:] = bytes(len(buffer))  # the caller's memory is its own again
+        handle = files.open_read("/f")
+        assert handle.length == size
+        assert files.read(handle) == data
+        assert files.read(handle, size // 3, size // 2) == data[size // 3 :][: size // 2]
+
+
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.integers(0, 6), st.floats(0, 1), st.floats(0, 1)), max_size=40), st.booleans())
+def test_random_batches_over_many_files_equal_memory(
+    files, wanted: list[tuple[int, float, float]], shuffled: bool
+) -> None:
+    datas = [noise(size, size) for size in SIZES]
+    if not files.meta.files:
+        files.create_batch([f"/{at}" for at in range(7)], datas)
+    handles = files.open_many([f"/{at}" for at in range(7)])
+    index = np.array([file for file, _, _ in wanted], dtype=np.int32)
+    cuts = [sorted((int(a * SIZES[file]), int(b * SIZES[file]))) for file, a, b in wanted]
+    offsets = np.array([begin for begin, _ in cuts], dtype=np.int64)
+    lengths = np.array([end - begin for begin, end in cuts], dtype=np.int64)
+    order = np.random.default_rng(len(wanted)).permutation(len(wanted)) if shuffled else np.arange(len(wanted))
+    out_offsets = np.zeros(len(wanted), dtype=np.int64)
+    out_offsets[order] = np.cumsum(lengths[order]) - lengths[order]
+    out = bytearray(int(lengths.sum()))
+    files.read_batch(handles, index, offsets, lengths, out, out_offsets if shuffled else None)
+    for file, (begin, end), to in zip(index.tolist(), cuts, out_offsets.tolist(), strict=True):
+        assert out[to : to + end - begin] == datas[file][begin:end]
+
+
+def test_a_batch_of_small_files_is_one_create_and_one_publish(files, meta, cluster) -> None:
+    before = sum(len(server.asked) for server in cluster.servers)
+    datas = {f"/small/{at}": noise(at * 37, at) for at in range(100)}
+    files.create_batch(list(datas), list(datas.values()))
+    assert (meta.calls["create"], meta.calls["publish"]) == (1, 1)
+    assert sum(len(server.asked) for server in cluster.servers) - before == 3
+    assert [files.read(handle) for handle in files.open_many(list(datas))] == list(datas.values())
+
+
+def test_ranges_outside_the_file_and_directories_are_refused(files, meta) -> None:
+    files.create_batch(["/f"], [b"0123456789"])
+    handle = files.open_read("/f")
+    with pytest.raises(Invalid, match="/f: bytes 5 to 11 are not within the file, which has 10"):
+        files.read(handle, 5, 6)
+    with pytest.raises(Invalid, match="do not fit"):
+        files.read_batch([handle], np.array([0]), np.array([0]), np.array([10]), bytearray(9))
+    with pytest.raises(NotFound, match="/gone"):
+        files.open_many(["/f", "/gone"])
+    meta.files["/d"] = Inode(inode_id=InodeId(5), type=InodeType.DIRECTORY, mode=0o755)
+    with pytest.raises(IsADirectory, match="/d"):
+        files.open_read("/d")
+
+
+def test_a_lost_chunk_is_corrupt_and_a_replaced_file_is_not_found(files, meta, cluster) -> None:
+    data = noise(3 * CHUNK)
+    files.create_batch(["/f"], [data])
+    handle = files.open_read("/f")
+    key = next(key for key in cluster.shared.chunks if key[2] == 1)
+    lost = cluster.shared.chunks.pop(key)
+    with pytest.raises(Corrupt, match=rf"/f: chunk 1 on chain {key[0]} has 0 bytes"):
+        files.read(handle)
+    lost.data = lost.data[:100]
+    cluster.shared.chunks[key] = lost
+    with pytest.raises(Corrupt, match="has 100 bytes"):
+        files.read(handle)
+    files.create_batch(["/f"], [b"new"])
+    with pytest.raises(NotFound, match="/f: was removed or replaced"):
+        files.read(handle)
+    assert files.read(files.open_read("/f")) == b"new"
+
+
+def test_a_writer_that_raises_or_is_abandoned_leaves_nothing(files, meta) -> None:
+    files.create_batch(["/f"], [b"old"])
+    with pytest.raises(KeyError), files.create_writer("/f") as writer:
+        writer.write(noise(2 * CHUNK))
+        raise KeyError("the caller's own")
+    assert meta.abandoned == [writer.inode_id] and not meta.unpublished
+    writer.abandon()
+    with pytest.raises(Invalid, match="closed"):
+        writer.write(b"x")
+    assert files.read(files.open_read("/f")) == b"old"
+    with pytest.raises(Exists), files.create_writer("/f", replace=False) as writer:
+        writer.write(b"y")
+    with pytest.raises(Exists):
+        files.create_batch(["/f"], [b"z"], replace=False)
+    assert len(meta.abandoned) == 3 and not meta.unpublished
+    assert files.read(files.open_read("/f")) == b"old"
+
+
+@pytest.mark.parametrize("piece", [CHUNK, 10 * CHUNK])
+def test_a_chunk_that_cannot_be_written_fails_the_writer(files, meta, cluster, piece: int) -> None:
+    for server in cluster.servers:
+        server.read_status = {chain: NoSpace.code for chain in range(1, 7)}
+    writer = files.create_writer("/f")
+    with pytest.raises(NoSpace, match=r"/f: file .* chunk"):
+        for _ in range(100):
+            writer.write(noise(piece))
+    for server in cluster.servers:
+        server.read_status = {}
+    with pytest.raises(NoSpace):
+        writer.close()
+    writer.abandon()
+    assert not meta.files and not meta.unpublished
+
+
+def test_closing_twice_publishes_once(files, meta) -> None:
+    writer = files.create_writer("/f")
+    writer.write(b"abc")
+    assert writer.length == 3
+    assert writer.close() == writer.close() == meta.files["/f"]
+    writer.abandon()
+    assert meta.calls["publish"] == 1 and not meta.abandoned
+
+
+def test_a_node_that_dies_while_a_file_is_written_and_read_fails_nothing(files, cluster) -> None:
+    data = noise(40 * CHUNK + 9)
+    dead = cluster.servers[2]
+
+    def promote() -> None:
+        if cluster.mgmtd.routing.version == 1:
+            for chain in range(1, 7):
+                cluster.set_chain(chain, [1, 2])
+
+    cluster.mgmtd.on_refresh = promote
+    with files.create_writer("/f") as writer:
+        for at in range(0, len(data), CHUNK):
+            if at == 20 * CHUNK:
+                dead.stop()
+            writer.write(data[at : at + CHUNK])
+    assert files.read(files.open_read("/f")) == data
+    assert set(cluster.shared.applied.values()) == {1}
+
+
+def test_open_writers_are_renewed_until_they_end(meta) -> None:
+    seen = threading.Event()
+    meta.on_renew = seen.set
+    renewal = Renewal(meta, every_s=0.001)
+    renewal.add([7, 8])
+    assert seen.wait(20)
+    renewal.discard([7])
+    while 7 in meta.renewed[-1:]:
+        seen.clear()
+        assert seen.wait(20)
+    renewal.close()
+    assert renewal._thread is not None
+    renewal._thread.join(20)
+    assert {7, 8} == set(meta.renewed)
+
+
+def test_a_forked_child_reads_with_the_handle_and_writes_its_own_file(files, meta) -> None:
+    data = noise(9 * CHUNK)
+    with files.create_writer("/f") as writer:
+        writer.write(data)
+    handle = files.open_read("/f")
+    assert files.read(handle) == data
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            with files.create_writer("/g") as mine:
+                mine.write(data)
+            code = 0 if files.read(handle) == files.read(files.open_read("/g")) == data else 2
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert files.read(handle) == data
