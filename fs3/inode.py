@@ -1,0 +1,99 @@
+"""What a file or directory is: the value that meta stores and clients hold, and its wire form."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+from fs3.ids import InodeId
+from fs3.layout import Layout, layout_from_pb, layout_to_pb
+from fs3.pb import meta_pb2
+
+
+class InodeType(IntEnum):
+    """The numbers are those of the wire and of the store."""
+
+    FILE = 1
+    DIRECTORY = 2
+    SYMLINK = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inode:
+    """An inode. Times are nanoseconds since 1970; `mode` holds permission bits only.
+
+    `layout` says where a file lies, or what new files in a directory get. A file with `nlink` 0 was never published.
+    `parent` is the directory that holds a directory (the root's is itself), 0 for others.
+    """
+
+    inode_id: InodeId
+    type: InodeType
+    mode: int
+    uid: int = 0
+    gid: int = 0
+    nlink: int = 1
+    length: int = 0
+    atime_ns: int = 0
+    mtime_ns: int = 0
+    ctime_ns: int = 0
+    btime_ns: int = 0
+    layout: Layout | None = None
+    parent: int = 0
+    symlink: str = ""
+    version: int = 0
+
+    @property
+    def is_file(self) -> bool:
+        return self.type is InodeType.FILE
+
+    @property
+    def is_directory(self) -> bool:
+        return self.type is InodeType.DIRECTORY
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A name in a directory and the inode behind it."""
+
+    name: str
+    inode: Inode
+
+
+def inode_to_pb(inode: Inode) -> meta_pb2.Inode:
+    return meta_pb2.Inode(
+        inode_id=inode.inode_id,
+        type=meta_pb2.InodeType.ValueType(inode.type),
+        mode=inode.mode,
+        uid=inode.uid,
+        gid=inode.gid,
+        nlink=inode.nlink,
+        length=inode.length,
+        atime_ns=inode.atime_ns,
+        mtime_ns=inode.mtime_ns,
+        ctime_ns=inode.ctime_ns,
+        btime_ns=inode.btime_ns,
+        layout=None if inode.layout is None else layout_to_pb(inode.layout),
+        parent=inode.parent,
+        symlink=inode.symlink,
+        version=inode.version,
+    )
+
+
+def inode_from_pb(message: meta_pb2.Inode) -> Inode:
+    return Inode(
+        inode_id=InodeId(message.inode_id),
+        type=InodeType(message.type),
+        mode=message.mode,
+        uid=message.uid,
+        gid=message.gid,
+        nlink=message.nlink,
+        length=message.length,
+        atime_ns=message.atime_ns,
+        mtime_ns=message.mtime_ns,
+        ctime_ns=message.ctime_ns,
+        btime_ns=message.btime_ns,
+        layout=layout_from_pb(message.layout) if message.HasField("layout") else None,
+        parent=message.parent,
+        symlink=message.symlink,
+        version=message.version,
+    )

@@ -1,0 +1,79 @@
+"""The keys of the metadata store: a frozen format, with golden vectors in tests/golden.
+
+Four ASCII letters name the kind, as in 3FS; numbers follow as 8 bytes big-endian, so that they sort by value:
+
+    INOD <inode>                      an inode that has a name, or a write session
+    DENT <directory> <name>           an entry of a directory; names sort as bytes
+    DSTM <directory>                  when the directory last changed; put blindly by every change in it
+    SESS <inode>                      the write session of a file that is not published yet
+    IDEM <period> <client> <request>  the answer a changing request got
+    GCQU <inode>                      an inode that is dead: its chunks, or its entries, wait for collection
+    COUN <name>                       a counter
+"""
+
+from __future__ import annotations
+
+import struct
+
+_ONE = struct.Struct(">4sQ")
+_THREE = struct.Struct(">4sQQQ")
+_U64_MAX = (1 << 64) - 1
+
+INODE = b"INOD"
+DENTRY = b"DENT"
+STAMP = b"DSTM"
+SESSION = b"SESS"
+IDEMPOTENCY = b"IDEM"
+GC_QUEUE = b"GCQU"
+COUNTER = b"COUN"
+
+NEXT_INODE = COUNTER + b"next-inode"
+IDEMPOTENCY_PERIOD = COUNTER + b"idempotency-period"
+
+
+def inode(inode_id: int) -> bytes:
+    return _ONE.pack(INODE, inode_id)
+
+
+def dentry(parent: int, name: bytes) -> bytes:
+    return _ONE.pack(DENTRY, parent) + name
+
+
+def dentries(parent: int) -> tuple[bytes, bytes]:
+    """The half-open range of all entries of a directory."""
+    return _ONE.pack(DENTRY, parent), _ONE.pack(DENTRY, parent + 1)
+
+
+def dentry_name(key: bytes) -> bytes:
+    return key[_ONE.size :]
+
+
+def stamp(directory: int) -> bytes:
+    return _ONE.pack(STAMP, directory)
+
+
+def session(inode_id: int) -> bytes:
+    return _ONE.pack(SESSION, inode_id)
+
+
+def gc_queue(inode_id: int) -> bytes:
+    return _ONE.pack(GC_QUEUE, inode_id)
+
+
+def inode_of(key: bytes) -> int:
+    """The inode in a key of INOD, SESS or GCQU."""
+    return int(_ONE.unpack(key)[1])
+
+
+def idempotency(period: int, client_id: int, request_id: int) -> bytes:
+    return _THREE.pack(IDEMPOTENCY, period, client_id, request_id)
+
+
+def idempotency_before(period: int) -> tuple[bytes, bytes]:
+    """The half-open range of all answers recorded before `period`."""
+    return IDEMPOTENCY, _ONE.pack(IDEMPOTENCY, max(period, 0))
+
+
+def whole(kind: bytes) -> tuple[bytes, bytes]:
+    """The half-open range of all keys of a kind that is followed by numbers."""
+    return kind, _ONE.pack(kind, _U64_MAX) + b"\xff"

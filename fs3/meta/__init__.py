@@ -1,0 +1,1 @@
+"""meta: the namespace of the cluster, stateless above a transactional key-value store."""

@@ -1,0 +1,82 @@
+"""Directory entries: which names are allowed, and what an entry holds.
+
+That is inode id and type, so that a walk reads no inode.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+from fs3.errors import Corrupt, Invalid
+from fs3.ids import InodeId
+from fs3.inode import Inode, InodeType
+from fs3.kv import keys
+from fs3.kv.api import Transaction
+
+MAX_NAME_BYTES = 255
+
+_VALUE = struct.Struct(">QB")
+
+
+@dataclass(frozen=True, slots=True)
+class Dentry:
+    """What a name stands for."""
+
+    inode_id: InodeId
+    type: InodeType
+
+
+def check_name(name: str) -> bytes:
+    """The bytes of a name. Raises: Invalid, saying why it is none."""
+    try:
+        raw = name.encode()
+    except UnicodeEncodeError:
+        raise Invalid(f"name {name!r}: not valid UTF-8") from None
+    if not raw or raw in (b".", b".."):
+        raise Invalid(f"name {name!r}: not a name; write the path out")
+    if b"\0" in raw or b"/" in raw:
+        raise Invalid(f"name {name!r}: NUL and '/' are not allowed in a name")
+    if len(raw) > MAX_NAME_BYTES:
+        raise Invalid(f"name {name[:40]!r}...: {len(raw)} bytes long, at most {MAX_NAME_BYTES} are allowed")
+    return raw
+
+
+def decode(value: bytes) -> Dentry:
+    """Raises: Corrupt."""
+    try:
+        inode_id, kind = _VALUE.unpack(value)
+        return Dentry(InodeId(inode_id), InodeType(kind))
+    except (struct.error, ValueError):
+        raise Corrupt(f"a directory entry cannot be read: {value.hex()}") from None
+
+
+async def load(txn: Transaction, parent: int, name: bytes, *, snapshot: bool = False) -> Dentry | None:
+    value = await txn.get(keys.dentry(parent, name), snapshot=snapshot)
+    return None if value is None else decode(value)
+
+
+async def load_page(
+    txn: Transaction, parent: int, after: bytes, limit: int, *, snapshot: bool = False
+) -> list[tuple[bytes, Dentry]]:
+    """Up to `limit` entries whose names are greater than `after` (b"": all), in byte order."""
+    begin, end = keys.dentries(parent)
+    if after:
+        begin = keys.dentry(parent, after) + b"\0"
+    return [
+        (keys.dentry_name(key), decode(value))
+        for key, value in await txn.range(begin, end, limit=limit, snapshot=snapshot)
+    ]
+
+
+def store(txn: Transaction, parent: int, name: bytes, inode: Inode) -> None:
+    txn.put(keys.dentry(parent, name), _VALUE.pack(inode.inode_id, inode.type))
+
+
+def remove(txn: Transaction, parent: int, name: bytes) -> None:
+    txn.delete(keys.dentry(parent, name))
+
+
+async def is_empty(txn: Transaction, directory: int) -> bool:
+    """Whether nothing is in `directory`; conflicts with a concurrent create in it."""
+    return not await txn.range(*keys.dentries(directory), limit=1)

@@ -1,0 +1,197 @@
+"""The collector: what nobody names any more is taken apart in the background.
+
+    session not renewed for the lease --> its unpublished inode is queued
+    queued directory                  --> its entries are queued, page by page, then it is gone
+    queued file                       --> after a delay (for its last readers), its chunks are removed, then it is gone
+
+All state lies in the store, so a restart, or a second collector, only repeats what is safe to repeat. A round does a
+bounded amount of work, so that ordinary operations get their turn. A file whose chunks cannot be removed now stays
+queued and keeps nobody else waiting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+from fs3.clock import lease_now_s
+from fs3.errors import Fs3Error
+from fs3.ids import InodeId
+from fs3.inode import Inode, InodeType
+from fs3.kv import keys
+from fs3.kv.api import KVEngine, Transaction, transact
+from fs3.meta import dentry, idempotency, inode, session
+from fs3.meta.unchanged_core import Unchanged
+
+_log = logging.getLogger(__name__)
+
+_PAGE = 512
+_REMOVALS_AT_ONCE = 8
+
+
+class ChunkRemover(Protocol):
+    """Where the collector gets rid of a dead file's chunks."""
+
+    async def remove_file(self, inode: Inode) -> None:
+        """Remove every chunk of `inode` (`fs3.meta.inode.known_length` says how far they can reach).
+
+        Removing what is gone already succeeds. Raises: Fs3Error, and it is tried again later.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """What one round did."""
+
+    sessions_expired: int = 0
+    entries_detached: int = 0
+    files_removed: int = 0
+    removals_failed: int = 0
+    answers_forgotten: bool = False
+
+    @property
+    def productive(self) -> bool:
+        """Whether there may be more to do at once."""
+        return bool(self.sessions_expired or self.entries_detached or self.files_removed or self.answers_forgotten)
+
+
+class _Pass:
+    """A walk over all keys of a kind, a page a round, again and again; `seen` remembers what stayed the same."""
+
+    def __init__(self, kind: bytes) -> None:
+        self._begin, self._end = keys.whole(kind)
+        self._cursor = self._begin
+        self._started_s = float("-inf")
+        self.seen = Unchanged()
+
+    async def page(self, kv: KVEngine, now_s: float) -> list[tuple[bytes, bytes]]:
+        if self._cursor == self._begin:
+            self.seen.forget_unseen(self._started_s)
+            self._started_s = now_s
+        found = await kv.begin().range(self._cursor, self._end, limit=_PAGE, snapshot=True)
+        self._cursor = found[-1][0] + b"\0" if len(found) == _PAGE else self._begin
+        return found
+
+
+class Collector:
+    """One per meta daemon; several work on one store without harm."""
+
+    def __init__(
+        self, kv: KVEngine, remover: ChunkRemover, *, session_lease_s: float, delay_s: float, interval_s: float
+    ) -> None:
+        """`delay_s`: how long chunks outlive their file; `interval_s`: the pause when there is nothing to do."""
+        self._kv = kv
+        self._remover = remover
+        self._session_lease_s = session_lease_s
+        self._delay_s = delay_s
+        self._interval_s = interval_s
+        self._sessions = _Pass(keys.SESSION)
+        self._queue = _Pass(keys.GC_QUEUE)
+        self._period = Unchanged()
+        self._failing: set[InodeId] = set()
+
+    async def run(self) -> None:
+        """Collect until cancelled; cancellation leaves what was not finished for the next collector."""
+        while True:
+            try:
+                done = await self.round(lease_now_s())
+            except Fs3Error as error:
+                _log.warning("collection paused: %s", error)
+                done = Round()
+            await asyncio.sleep(0 if done.productive else self._interval_s)
+
+    async def round(self, now_s: float) -> Round:
+        """One bounded round at `now_s`. Raises: Fs3Error of the store."""
+        expired = await self._expire_sessions(now_s)
+        detached, ready = 0, []
+        for key, value in await self._queue.page(self._kv, now_s):
+            dead = inode.decode(value)
+            if dead.type is InodeType.DIRECTORY:
+                detached += await transact(self._kv, partial(detach_page, directory=dead.inode_id, limit=_PAGE))
+            elif self._queue.seen.age_s(now_s, key, value) >= self._delay_s:
+                ready.append(dead)
+        removed = await self._remove_files(ready)
+        return Round(
+            sessions_expired=expired,
+            entries_detached=detached,
+            files_removed=removed,
+            removals_failed=len(ready) - removed,
+            answers_forgotten=await self._forget_answers(now_s),
+        )
+
+    async def _expire_sessions(self, now_s: float) -> int:
+        expired = 0
+        for key, value in await self._sessions.page(self._kv, now_s):
+            if self._sessions.seen.age_s(now_s, key, value) < self._session_lease_s:
+                continue
+            inode_id = InodeId(keys.inode_of(key))
+            _log.info("inode %d: its writer stopped renewing; the unpublished file is collected", inode_id)
+            expired += await transact(self._kv, partial(expire_session, inode_id=inode_id, seen=value))
+        return expired
+
+    async def _remove_files(self, ready: list[Inode]) -> int:
+        """Remove the chunks of `ready`, then, in one transaction, their records; how many succeeded."""
+        slots = asyncio.Semaphore(_REMOVALS_AT_ONCE)
+        removed: list[InodeId] = []
+
+        async def remove(dead: Inode) -> None:
+            async with slots:
+                try:
+                    await self._remover.remove_file(dead)
+                except Fs3Error as error:
+                    if dead.inode_id not in self._failing:
+                        _log.warning("chunks of inode %d stay for now: %s", dead.inode_id, error)
+                        self._failing.add(dead.inode_id)
+                    return
+            removed.append(dead.inode_id)
+
+        async with asyncio.TaskGroup() as group:
+            for dead in ready:
+                group.create_task(remove(dead))
+        if removed:
+            await transact(self._kv, lambda txn: forget_dead(txn, removed))
+        self._failing.difference_update(removed)
+        return len(removed)
+
+    async def _forget_answers(self, now_s: float) -> bool:
+        period = await idempotency.current_period(self._kv.begin())
+        if self._period.age_s(now_s, b"period", b"%d" % period) >= idempotency.KEEP_S:
+            await transact(self._kv, lambda txn: idempotency.start_period(txn, period))
+        return await transact(self._kv, lambda txn: idempotency.forget(txn, _PAGE))
+
+
+async def expire_session(txn: Transaction, inode_id: InodeId, seen: bytes) -> bool:
+    """Queue an unpublished inode if its session is still as `seen`; whether it was."""
+    if await txn.get(keys.session(inode_id)) != seen:
+        return False
+    session.end(txn, inode_id)
+    inode.queue(txn, await inode.load(txn, inode_id))
+    return True
+
+
+async def detach_page(txn: Transaction, directory: InodeId, limit: int) -> int:
+    """Queue up to `limit` entries of a dead directory, and forget it once it has none; how many things were done."""
+    if await txn.get(keys.gc_queue(directory)) is None:
+        return 0  # another collector was faster
+    page = await dentry.load_page(txn, directory, b"", limit)
+    for name, entry in page:
+        child = await inode.load(txn, entry.inode_id)
+        dentry.remove(txn, directory, name)
+        if child.is_directory:
+            inode.queue(txn, child)
+        else:
+            inode.drop_name(txn, child, child.ctime_ns)
+    if len(page) < limit:
+        txn.delete(keys.stamp(directory))
+        txn.delete(keys.gc_queue(directory))
+    return max(len(page), 1)
+
+
+async def forget_dead(txn: Transaction, inode_ids: list[InodeId]) -> None:
+    """The last record of dead files whose chunks are gone."""
+    for inode_id in inode_ids:
+        txn.delete(keys.gc_queue(inode_id))

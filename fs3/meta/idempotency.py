@@ -1,0 +1,69 @@
+"""A change that is sent twice applies once: the answer of each is kept, under the caller's (client id, request id).
+
+Answers are filed by period. The collector starts a new period every 30 minutes, by its own clock, and drops what is
+older than the previous one; so an answer is kept for 30 to 60 minutes, whatever wall clocks do. The answer is written
+in the transaction of the change itself, and both periods are read in it: of two copies of a request that run at the
+same time one loses, runs again, and finds the other's answer.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from google.protobuf.message import Message
+
+from fs3.errors import Invalid
+from fs3.kv import keys
+from fs3.kv.api import Transaction
+from fs3.kv.occ_core import decode_counter, encode_counter
+from fs3.pb import meta_pb2
+
+KEEP_S = 1_800.0
+
+M = TypeVar("M", bound=Message)
+
+
+async def current_period(txn: Transaction, *, snapshot: bool = True) -> int:
+    return decode_counter(await txn.get(keys.IDEMPOTENCY_PERIOD, snapshot=snapshot))
+
+
+async def recorded(txn: Transaction, request: meta_pb2.RequestId, reply: type[M]) -> M | None:
+    """The answer that this request got before, or None if it is new. Raises: Invalid if it was another request."""
+    if not request.request_id:
+        raise Invalid("the request has no request id")
+    period = await current_period(txn)
+    for filed in (period, period - 1):
+        if filed < 0:
+            continue
+        value = await txn.get(keys.idempotency(filed, request.client_id, request.request_id))
+        if value is None:
+            continue
+        kind, _, body = value.partition(b"\0")
+        if kind.decode() != reply.DESCRIPTOR.name:
+            raise Invalid(f"request id {request.request_id} was already used for a different request")
+        found: M = reply()
+        found.ParseFromString(body)
+        return found
+    return None
+
+
+async def start_period(txn: Transaction, ended: int) -> None:
+    """Begin the period after `ended`, unless somebody has."""
+    if await current_period(txn, snapshot=False) == ended:
+        txn.put(keys.IDEMPOTENCY_PERIOD, encode_counter(ended + 1))
+
+
+async def forget(txn: Transaction, limit: int) -> bool:
+    """Drop up to `limit` answers that are older than the previous period; whether there may be more."""
+    begin, end = keys.idempotency_before(await current_period(txn) - 1)
+    old = await txn.range(begin, end, limit=limit, snapshot=True)
+    if old:
+        txn.delete_range(old[0][0], old[-1][0] + b"\0")
+    return len(old) == limit
+
+
+async def record(txn: Transaction, request: meta_pb2.RequestId, reply: M) -> M:
+    """Keep `reply` as this request's answer, and return it."""
+    value = reply.DESCRIPTOR.name.encode() + b"\0" + reply.SerializeToString()
+    txn.put(keys.idempotency(await current_period(txn), request.client_id, request.request_id), value)
+    return reply

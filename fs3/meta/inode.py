@@ -1,0 +1,88 @@
+"""Inodes in the store: a format byte and the protobuf message; what happens when the last name of one goes.
+
+A directory's mtime does not lie in its inode but under a key of its own, which every change in the directory puts
+blindly: two creates in one directory so never conflict with each other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from google.protobuf.message import DecodeError
+
+from fs3.errors import Corrupt
+from fs3.ids import InodeId
+from fs3.inode import Inode, inode_from_pb, inode_to_pb
+from fs3.kv import keys
+from fs3.kv.api import Transaction
+from fs3.pb import meta_pb2
+
+_FORMAT = b"\x01"
+
+
+def encode(inode: Inode) -> bytes:
+    message: bytes = inode_to_pb(inode).SerializeToString(deterministic=True)
+    return _FORMAT + message
+
+
+def decode(value: bytes) -> Inode:
+    """Raises: Corrupt."""
+    if value[:1] != _FORMAT:
+        raise Corrupt(f"an inode record has format {value[:1].hex() or 'none'}, this fs3 reads format 01")
+    try:
+        return inode_from_pb(meta_pb2.Inode.FromString(value[1:]))
+    except (DecodeError, ValueError) as error:
+        raise Corrupt(f"an inode record cannot be read: {error}") from None
+
+
+async def load(txn: Transaction, inode_id: int, *, snapshot: bool = False) -> Inode:
+    """The inode as stored (a directory's mtime is its creation's; see `load_stat`). Raises: Corrupt if it is gone."""
+    value = await txn.get(keys.inode(inode_id), snapshot=snapshot)
+    if value is None:
+        raise Corrupt(f"a directory entry names inode {inode_id}, which does not exist")
+    return decode(value)
+
+
+async def load_stat(txn: Transaction, inode_id: int, *, snapshot: bool = False) -> Inode:
+    """The inode as a user sees it, with the time of a directory's last change."""
+    inode = await load(txn, inode_id, snapshot=snapshot)
+    if not inode.is_directory:
+        return inode
+    stamp = await txn.get(keys.stamp(inode_id), snapshot=snapshot)
+    return inode if stamp is None else dataclasses.replace(inode, mtime_ns=int.from_bytes(stamp, "big"))
+
+
+def store(txn: Transaction, inode: Inode) -> None:
+    txn.put(keys.inode(inode.inode_id), encode(inode))
+
+
+def stamp_directory(txn: Transaction, directory: InodeId, now_ns: int) -> None:
+    """Note that an entry of `directory` changed."""
+    txn.put(keys.stamp(directory), now_ns.to_bytes(8, "big"))
+
+
+def drop_name(txn: Transaction, inode: Inode, now_ns: int) -> None:
+    """One name of a file or symlink is gone; with the last one it dies, and a file's chunks wait for collection."""
+    if inode.nlink > 1:
+        left = dataclasses.replace(inode, nlink=inode.nlink - 1, ctime_ns=now_ns, version=inode.version + 1)
+        store(txn, left)
+        return
+    txn.delete(keys.inode(inode.inode_id))
+    if inode.is_file:
+        queue(txn, inode)
+
+
+def drop_empty_directory(txn: Transaction, inode_id: int) -> None:
+    txn.delete(keys.inode(inode_id))
+    txn.delete(keys.stamp(inode_id))
+
+
+def queue(txn: Transaction, inode: Inode) -> None:
+    """Hand an inode, which nothing names any more, to the collector."""
+    txn.delete(keys.inode(inode.inode_id))
+    txn.put(keys.gc_queue(inode.inode_id), encode(inode))
+
+
+def known_length(inode: Inode) -> int | None:
+    """The length of a dead file, or None if it was never published and so never told."""
+    return inode.length if inode.nlink else None

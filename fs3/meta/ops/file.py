@@ -1,0 +1,142 @@
+"""Files are born without a name, written, and then published under one, in one transaction for a whole batch.
+
+Readers see the old file or the whole new one. A writer that dies leaves an inode whose session runs out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from fs3.errors import Exists, Invalid, IsADirectory
+from fs3.ids import InodeId
+from fs3.inode import Inode, InodeType, inode_to_pb
+from fs3.kv.api import Transaction
+from fs3.layout import Layout
+from fs3.meta import dentry, inode, session
+from fs3.meta.call import Call, choose_layout
+from fs3.meta.idempotency import record, recorded
+from fs3.meta.path import Place, Walker
+from fs3.meta.session import Session
+from fs3.pb import common_pb2, meta_pb2
+
+MAX_FILES = 512  # so that the answer to a batch fits into one value of the store
+DEFAULT_MODE = 0o644
+
+
+def check_batch(count: int) -> None:
+    """Raises: Invalid."""
+    if count > MAX_FILES:
+        raise Invalid(f"{count} files in one call: at most {MAX_FILES} at once")
+
+
+async def create_files(txn: Transaction, request: meta_pb2.CreateFilesRequest, call: Call) -> meta_pb2.CreateFilesReply:
+    """An inode and a write session for each path; nothing is visible yet, so this conflicts with nobody.
+
+    Raises:
+        NotFound: a directory is missing, or no chain table has the chosen replicas.
+        IsADirectory, NotADirectory, Invalid.
+    """
+    check_batch(len(request.paths))
+    answer = await recorded(txn, request.id, meta_pb2.CreateFilesReply)
+    if answer is not None:
+        return answer
+    walker = Walker(txn, snapshot=True)
+    layouts: dict[InodeId, Layout] = {}
+    made = []
+    for path in request.paths:
+        place = await walker.holder(path, follow=True)
+        _refuse_directory(place, path)
+        if place.parent not in layouts:
+            directory = await inode.load(txn, place.parent, snapshot=True)
+            layouts[place.parent] = choose_layout(directory, request.layout, call.routing)
+        file = _file(call.new_id(), request.mode & 0o7777 or DEFAULT_MODE, layouts[place.parent], call.now_ns)
+        inode.store(txn, file)
+        session.store(txn, file.inode_id, Session(request.id.client_id, 0))
+        made.append(inode_to_pb(file))
+    return await record(txn, request.id, meta_pb2.CreateFilesReply(inodes=made))
+
+
+async def publish_files(
+    txn: Transaction, request: meta_pb2.PublishFilesRequest, call: Call
+) -> meta_pb2.PublishFilesReply:
+    """Give every file its name and length, or none. A replaced file's chunks go to the collector.
+
+    Raises:
+        NotFound: a directory is missing, or a write session is over.
+        Exists: a name is taken and not to be replaced.
+        IsADirectory, NotADirectory, PermissionDenied, Invalid.
+    """
+    check_batch(len(request.files))
+    answer = await recorded(txn, request.id, meta_pb2.PublishFilesReply)
+    if answer is not None:
+        return answer
+    walker = Walker(txn)
+    names: set[tuple[InodeId, bytes]] = set()
+    published = []
+    for wanted in request.files:
+        place = await walker.holder(wanted.path, follow=True)
+        _refuse_directory(place, wanted.path)
+        if (place.parent, place.name) in names:
+            raise Invalid(f"{wanted.path}: named twice in one call")
+        names.add((place.parent, place.name))
+        published.append(inode_to_pb(await _publish(txn, wanted, place, request.id.client_id, call)))
+    return await record(txn, request.id, meta_pb2.PublishFilesReply(inodes=published))
+
+
+async def abandon_files(txn: Transaction, request: meta_pb2.AbandonFilesRequest, call: Call) -> common_pb2.Empty:
+    """Give up unpublished files; those whose session is over already are left alone. Raises: PermissionDenied."""
+    for number in request.inode_ids:
+        inode_id = InodeId(number)
+        if await session.owned(txn, inode_id, request.id.client_id) is not None:
+            session.end(txn, inode_id)
+            inode.queue(txn, await inode.load(txn, inode_id))
+    return common_pb2.Empty()
+
+
+async def renew_sessions(txn: Transaction, request: meta_pb2.RenewSessionsRequest, call: Call) -> common_pb2.Empty:
+    """Keep the client's write sessions alive; a writer learns of a lost one when it publishes."""
+    await session.renew(txn, request.client_id, [InodeId(number) for number in request.inode_ids])
+    return common_pb2.Empty()
+
+
+async def _publish(txn: Transaction, wanted: meta_pb2.PublishFile, place: Place, client_id: int, call: Call) -> Inode:
+    inode_id = InodeId(wanted.inode_id)
+    await session.require(txn, inode_id, client_id, wanted.path)
+    if place.dentry is not None:
+        if not wanted.replace:
+            raise Exists(f"{wanted.path}: exists already")
+        inode.drop_name(txn, await inode.load(txn, place.dentry.inode_id), call.now_ns)
+    file = await inode.load(txn, inode_id)
+    file = dataclasses.replace(
+        file,
+        nlink=1,
+        length=wanted.length,
+        mtime_ns=call.now_ns,
+        ctime_ns=call.now_ns,
+        version=file.version + 1,
+    )
+    inode.store(txn, file)
+    session.end(txn, inode_id)
+    dentry.store(txn, place.parent, place.name, file)
+    inode.stamp_directory(txn, place.parent, call.now_ns)
+    return file
+
+
+def _refuse_directory(place: Place, path: str) -> None:
+    if place.dentry is not None and place.dentry.type is InodeType.DIRECTORY:
+        raise IsADirectory(f"{path}: is a directory")
+
+
+def _file(inode_id: InodeId, mode: int, layout: Layout, now_ns: int) -> Inode:
+    return Inode(
+        inode_id=inode_id,
+        type=InodeType.FILE,
+        mode=mode,
+        nlink=0,
+        layout=dataclasses.replace(layout, seed=inode_id),
+        atime_ns=now_ns,
+        mtime_ns=now_ns,
+        ctime_ns=now_ns,
+        btime_ns=now_ns,
+        version=1,
+    )

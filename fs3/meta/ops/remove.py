@@ -1,0 +1,55 @@
+"""Remove: a file, an empty directory, or a whole subtree as one operation that takes the same time at any size."""
+
+from __future__ import annotations
+
+from fs3.errors import Invalid, IsADirectory, NotADirectory, NotEmpty
+from fs3.inode import InodeType
+from fs3.kv.api import Transaction
+from fs3.meta import dentry, inode
+from fs3.meta.call import Call
+from fs3.meta.dentry import Dentry
+from fs3.meta.idempotency import record, recorded
+from fs3.meta.path import Walker
+from fs3.pb import common_pb2, meta_pb2
+
+
+async def remove(txn: Transaction, request: meta_pb2.RemoveRequest, call: Call) -> common_pb2.Empty:
+    """Remove what is at `path` (a symlink, not what it points to).
+
+    A subtree is detached: its top loses its name, the collector takes it apart. Whoever is changing something inside
+    walked through that name, and so conflicts.
+
+    Raises:
+        NotFound: there is nothing.
+        NotEmpty: a directory with entries, and `recursive` was not asked for.
+        IsADirectory, NotADirectory: it is not what it `must_be`.
+        Invalid: the root.
+    """
+    answer = await recorded(txn, request.id, common_pb2.Empty)
+    if answer is not None:
+        return answer
+    place, entry = await Walker(txn).existing(request.path, follow=False)
+    if not place.name:
+        raise Invalid(f"{request.path}: the root directory cannot be removed")
+    _check_type(request, entry)
+    if entry.type is not InodeType.DIRECTORY:
+        inode.drop_name(txn, await inode.load(txn, entry.inode_id), call.now_ns)
+    elif request.recursive:
+        inode.queue(txn, await inode.load(txn, entry.inode_id))
+    elif await dentry.is_empty(txn, entry.inode_id):
+        inode.drop_empty_directory(txn, entry.inode_id)
+    else:
+        raise NotEmpty(f"{request.path}: the directory is not empty; remove it recursively")
+    dentry.remove(txn, place.parent, place.name)
+    inode.stamp_directory(txn, place.parent, call.now_ns)
+    return await record(txn, request.id, common_pb2.Empty())
+
+
+def _check_type(request: meta_pb2.RemoveRequest, entry: Dentry) -> None:
+    if not request.must_be or int(request.must_be) == entry.type:
+        return
+    if entry.type is InodeType.DIRECTORY:
+        raise IsADirectory(f"{request.path}: is a directory")
+    if int(request.must_be) == InodeType.DIRECTORY:
+        raise NotADirectory(f"{request.path}: is not a directory")
+    raise Invalid(f"{request.path}: is a {entry.type.name.lower()}")

@@ -1,0 +1,73 @@
+"""Rename: atomic, over an existing file or an empty directory, by POSIX's rules; never into its own subtree."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from fs3.errors import Exists, Invalid, IsADirectory, NotADirectory, NotEmpty
+from fs3.inode import InodeType, inode_to_pb
+from fs3.kv.api import Transaction
+from fs3.meta import dentry, inode
+from fs3.meta.call import Call
+from fs3.meta.dentry import Dentry
+from fs3.meta.idempotency import record, recorded
+from fs3.meta.path import Place, Walker
+from fs3.pb import meta_pb2
+
+
+async def rename(txn: Transaction, request: meta_pb2.RenameRequest, call: Call) -> meta_pb2.InodeReply:
+    """Move `source` to `target`; symlinks at the end of either are not followed. The answer is the moved inode.
+
+    A loop cannot arise: the directories above the target were read on the way there, so of two renames that would
+    close one together the second conflicts, and then finds the source above its target.
+
+    Raises:
+        NotFound: the source, or the target's directory, does not exist.
+        Exists: the target does, and `no_replace` was asked for.
+        NotEmpty, IsADirectory, NotADirectory: the target cannot be replaced by this source.
+        Invalid: the root, or a directory into its own subtree.
+    """
+    answer = await recorded(txn, request.id, meta_pb2.InodeReply)
+    if answer is not None:
+        return answer
+    walker = Walker(txn)
+    source, moving = await walker.existing(request.source, follow=False)
+    target = await walker.holder(request.target, follow=False)
+    _check(request, source, moving, target)
+    moved = await inode.load_stat(txn, moving.inode_id)
+    if target.dentry is not None and target.dentry.inode_id == moving.inode_id:
+        return await record(txn, request.id, meta_pb2.InodeReply(inode=inode_to_pb(moved)))
+    if target.dentry is not None:
+        await _replace(txn, request.target, moving, target.dentry, call.now_ns)
+    parent = target.parent if moved.is_directory else 0
+    moved = dataclasses.replace(moved, parent=parent, ctime_ns=call.now_ns, version=moved.version + 1)
+    inode.store(txn, moved)
+    dentry.remove(txn, source.parent, source.name)
+    dentry.store(txn, target.parent, target.name, moved)
+    inode.stamp_directory(txn, source.parent, call.now_ns)
+    inode.stamp_directory(txn, target.parent, call.now_ns)
+    return await record(txn, request.id, meta_pb2.InodeReply(inode=inode_to_pb(moved)))
+
+
+def _check(request: meta_pb2.RenameRequest, source: Place, moving: Dentry, target: Place) -> None:
+    for place, path in ((source, request.source), (target, request.target)):
+        if not place.name:
+            raise Invalid(f"{path}: the root directory cannot be moved or replaced")
+    if target.dentry is not None and request.no_replace:
+        raise Exists(f"{request.target}: exists already")
+    if moving.type is InodeType.DIRECTORY and moving.inode_id in target.parents:
+        raise Invalid(f"{request.source}: a directory cannot be moved into its own subtree {request.target}")
+
+
+async def _replace(txn: Transaction, path: str, moving: Dentry, there: Dentry, now_ns: int) -> None:
+    """Make room at the target. Raises: IsADirectory, NotADirectory, NotEmpty."""
+    if there.type is not InodeType.DIRECTORY:
+        if moving.type is InodeType.DIRECTORY:
+            raise NotADirectory(f"{path}: is a file, and a directory cannot replace it")
+        inode.drop_name(txn, await inode.load(txn, there.inode_id), now_ns)
+        return
+    if moving.type is not InodeType.DIRECTORY:
+        raise IsADirectory(f"{path}: is a directory, and a file cannot replace it")
+    if not await dentry.is_empty(txn, there.inode_id):
+        raise NotEmpty(f"{path}: the directory is not empty")
+    inode.drop_empty_directory(txn, there.inode_id)

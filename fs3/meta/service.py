@@ -1,0 +1,154 @@
+"""The RPCs of meta: each runs its operation in a transaction, counted and timed."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+
+from fs3.clock import wall_now_ns
+from fs3.errors import Fs3Error, MaybeApplied, NotFound, Unavailable
+from fs3.ids import ROOT_INODE, InodeId
+from fs3.kv import keys
+from fs3.kv.api import KVEngine, Transaction, transact
+from fs3.meta.call import Call
+from fs3.meta.id_blocks import InodeIds
+from fs3.meta.ops import directory, file, remove, rename, stat
+from fs3.pb import common_pb2, meta_pb2, meta_pb2_grpc
+from fs3.routing import Routing
+from fs3.transport import rpc
+
+_USAGE_PAGE = 512
+_BUCKETS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0, 5.0)
+
+Q = TypeVar("Q")
+R = TypeVar("R")
+
+
+class CallMetrics:
+    """Calls, errors and latency of each operation."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._calls = Counter("fs3_meta_calls", "Calls of an operation", ["op"], registry=registry)
+        self._errors = Counter("fs3_meta_errors", "Calls that failed", ["op", "error"], registry=registry)
+        self._seconds = Histogram(
+            "fs3_meta_call_seconds", "Time to answer a call", ["op"], buckets=_BUCKETS, registry=registry
+        )
+
+    @asynccontextmanager
+    async def measured(self, op: str) -> AsyncIterator[None]:
+        begun = time.perf_counter()
+        try:
+            yield
+        except Fs3Error as error:
+            self._errors.labels(op, type(error).__name__).inc()
+            raise
+        finally:
+            self._calls.labels(op).inc()
+            self._seconds.labels(op).observe(time.perf_counter() - begun)
+
+
+class MetaService(meta_pb2_grpc.MetaServicer):
+    """Implements proto/fs3/pb/meta.proto on a store; method names are those of the protocol."""
+
+    def __init__(self, kv: KVEngine, credentials: rpc.Credentials, registry: CollectorRegistry) -> None:
+        self.credentials = credentials
+        self._kv = kv
+        self._ids = InodeIds(kv)
+        self._metrics = CallMetrics(registry)
+        self._routing = Routing()
+        self._rooted = False
+
+    def adopt(self, routing: Routing) -> None:
+        """Use `routing` from now on, and refuse callers of other clusters."""
+        self._routing = routing
+        if routing.cluster_id and not self.credentials.cluster_id:
+            self.credentials = dataclasses.replace(self.credentials, cluster_id=routing.cluster_id)
+
+    @rpc.handler
+    async def Stat(self, request: meta_pb2.StatRequest) -> meta_pb2.StatReply:  # noqa: N802
+        return await self._read("stat", stat.stat, request)
+
+    @rpc.handler
+    async def List(self, request: meta_pb2.ListRequest) -> meta_pb2.ListReply:  # noqa: N802
+        return await self._read("list", stat.list_page, request)
+
+    @rpc.handler
+    async def Usage(self, request: meta_pb2.UsageRequest) -> meta_pb2.UsageReply:  # noqa: N802
+        async with self._metrics.measured("usage"):
+            await self._ready()
+            usage = await stat.usage_start(self._kv.begin(), request)
+            while usage.pending:
+                usage = await stat.usage_step(self._kv.begin(), usage, _USAGE_PAGE)
+            return meta_pb2.UsageReply(files=usage.files, directories=usage.directories, bytes=usage.size)
+
+    @rpc.handler
+    async def Mkdir(self, request: meta_pb2.MkdirRequest) -> meta_pb2.InodeReply:  # noqa: N802
+        return await self._change("mkdir", directory.mkdir, request, directory.ids_needed(request))
+
+    @rpc.handler
+    async def CreateFiles(self, request: meta_pb2.CreateFilesRequest) -> meta_pb2.CreateFilesReply:  # noqa: N802
+        file.check_batch(len(request.paths))
+        return await self._change("create_files", file.create_files, request, len(request.paths))
+
+    @rpc.handler
+    async def PublishFiles(self, request: meta_pb2.PublishFilesRequest) -> meta_pb2.PublishFilesReply:  # noqa: N802
+        return await self._change("publish_files", file.publish_files, request)
+
+    @rpc.handler
+    async def AbandonFiles(self, request: meta_pb2.AbandonFilesRequest) -> common_pb2.Empty:  # noqa: N802
+        return await self._change("abandon_files", file.abandon_files, request)
+
+    @rpc.handler
+    async def RenewSessions(self, request: meta_pb2.RenewSessionsRequest) -> common_pb2.Empty:  # noqa: N802
+        return await self._change("renew_sessions", file.renew_sessions, request)
+
+    @rpc.handler
+    async def Rename(self, request: meta_pb2.RenameRequest) -> meta_pb2.InodeReply:  # noqa: N802
+        return await self._change("rename", rename.rename, request)
+
+    @rpc.handler
+    async def Remove(self, request: meta_pb2.RemoveRequest) -> common_pb2.Empty:  # noqa: N802
+        return await self._change("remove", remove.remove, request)
+
+    async def _ready(self) -> None:
+        """The root directory exists, or is made now. Raises: Unavailable before the cluster has chain tables."""
+        if self._rooted:
+            return
+        if await self._kv.begin().get(keys.inode(ROOT_INODE)) is None:
+            if not self._routing.ready:
+                raise Unavailable("the cluster has no chain tables yet; wait until its storage daemons have joined")
+            call = Call(wall_now_ns(), _no_ids, self._routing)
+            await transact(self._kv, lambda txn: directory.make_root(txn, call))
+        self._rooted = True
+
+    async def _read(self, op: str, body: Callable[[Transaction, Q], Awaitable[R]], request: Q) -> R:
+        """One snapshot, no commit: nothing was changed, and nothing needs to be still true."""
+        async with self._metrics.measured(op):
+            await self._ready()
+            return await body(self._kv.begin(), request)
+
+    async def _change(
+        self, op: str, body: Callable[[Transaction, Q, Call], Awaitable[R]], request: Q, ids: int = 0
+    ) -> R:
+        """Run `body` until it commits; if the outcome is unknown, once more, for it is idempotent."""
+
+        async def attempt(txn: Transaction) -> R:
+            fresh = iter(await self._ids.take(ids)) if ids else iter(())
+            return await body(txn, request, Call(now_ns, fresh.__next__, self._routing))
+
+        async with self._metrics.measured(op):
+            await self._ready()
+            now_ns = wall_now_ns()
+            try:
+                return await transact(self._kv, attempt)
+            except MaybeApplied:
+                return await transact(self._kv, attempt)
+
+
+def _no_ids() -> InodeId:
+    raise NotFound("this operation makes no inodes")

@@ -1,0 +1,67 @@
+"""Write sessions: who is writing a file that has no name yet.
+
+A session is one record: the client and a beat that every renewal raises. Nobody compares clocks across machines: the
+collector calls a session dead once it has seen the same beat for the whole lease, by its own clock.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+from fs3.errors import NotFound, PermissionDenied
+from fs3.ids import InodeId
+from fs3.kv import keys
+from fs3.kv.api import Transaction
+
+_VALUE = struct.Struct(">QQ")
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A client's claim to write a file."""
+
+    client_id: int
+    beat: int
+
+
+def decode(value: bytes) -> Session:
+    return Session(*_VALUE.unpack(value))
+
+
+def store(txn: Transaction, inode_id: InodeId, session: Session) -> None:
+    txn.put(keys.session(inode_id), _VALUE.pack(session.client_id, session.beat))
+
+
+def end(txn: Transaction, inode_id: InodeId) -> None:
+    txn.delete(keys.session(inode_id))
+
+
+async def load(txn: Transaction, inode_id: InodeId) -> Session | None:
+    value = await txn.get(keys.session(inode_id))
+    return None if value is None else decode(value)
+
+
+async def owned(txn: Transaction, inode_id: InodeId, client_id: int) -> Session | None:
+    """The client's session, or None if there is none any more. Raises: PermissionDenied if it is another client's."""
+    session = await load(txn, inode_id)
+    if session is not None and session.client_id != client_id:
+        raise PermissionDenied(f"inode {inode_id} is being written by another client")
+    return session
+
+
+async def require(txn: Transaction, inode_id: InodeId, client_id: int, path: str) -> None:
+    """Raises: NotFound if the client's session is over, PermissionDenied if it is another client's."""
+    if await owned(txn, inode_id, client_id) is None:
+        raise NotFound(
+            f"{path}: the write session of inode {inode_id} is over (published, abandoned, or not renewed in time); "
+            "write the file again"
+        )
+
+
+async def renew(txn: Transaction, client_id: int, inode_ids: list[InodeId]) -> None:
+    """Raise the beat of those sessions that the client still has; a writer learns of a lost one when it publishes."""
+    for inode_id in inode_ids:
+        session = await load(txn, inode_id)
+        if session is not None and session.client_id == client_id:
+            store(txn, inode_id, Session(client_id, session.beat + 1))

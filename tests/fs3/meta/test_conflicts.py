@@ -1,0 +1,236 @@
+"""What operations depend on, pair by pair: two run on one snapshot, one commits, and the other must or must not lose.
+
+A pair that would break the tree if both went through has to conflict; a pair that touches different names must not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+
+import pytest
+
+from fs3 import errors
+from fs3.ids import ROOT_INODE
+from fs3.kv import keys
+from fs3.meta.gc import Collector
+from fs3.meta.ops import directory, file, remove, rename, stat
+from fs3.pb import meta_pb2
+
+
+def mkdir(path: str):
+    return lambda ns: (directory.mkdir, meta_pb2.MkdirRequest(id=ns.request_id(), path=path))
+
+
+def rmdir(path: str, recursive: bool = False):
+    return lambda ns: (
+        remove.remove,
+        meta_pb2.RemoveRequest(id=ns.request_id(), path=path, recursive=recursive),
+    )
+
+
+def move(source: str, target: str):
+    return lambda ns: (rename.rename, meta_pb2.RenameRequest(id=ns.request_id(), source=source, target=target))
+
+
+def publish(number: int, path: str, replace: bool = True):
+    return lambda ns: (file.publish_files, ns.publish_request((ns.made[number], path), replace=replace))
+
+
+def create(path: str):
+    return lambda ns: (file.create_files, meta_pb2.CreateFilesRequest(id=ns.request_id(), paths=[path]))
+
+
+PAIRS = [
+    # an empty directory removed or replaced, while something appears in it
+    (rmdir("/a"), mkdir("/a/x"), True),
+    (mkdir("/a/x"), rmdir("/a"), True),
+    (rmdir("/a"), publish(0, "/a/f"), True),
+    (publish(0, "/a/f"), rmdir("/a"), True),
+    (move("/b", "/a"), publish(0, "/a/f"), True),
+    (publish(0, "/a/f"), move("/b", "/a"), True),
+    (move("/d/old", "/a/old"), rmdir("/a"), True),
+    # a subtree removed, while something changes inside it
+    (rmdir("/d", recursive=True), publish(0, "/d/e/f"), True),
+    (rmdir("/d", recursive=True), move("/d/old", "/d/new"), True),
+    (rmdir("/d", recursive=True), move("/b", "/d/b"), True),
+    # two renames: a loop, the same source, the same target, or nothing in common
+    (move("/a", "/b/a"), move("/b", "/a/b"), True),
+    (move("/d/e", "/a/e"), move("/a", "/d/e/a"), True),
+    (move("/d/old", "/x"), move("/d/old", "/y"), True),
+    (move("/a", "/x"), move("/b", "/x"), True),
+    (move("/a", "/x"), move("/b", "/y"), False),
+    (move("/d/old", "/d/x"), move("/a", "/d/a"), False),
+    # two publishes
+    (publish(0, "/a/f"), publish(1, "/a/f"), True),
+    (publish(0, "/a/f", False), publish(1, "/a/f", False), True),
+    (publish(0, "/a/f"), publish(0, "/a/g"), True),
+    (publish(0, "/a/f"), publish(1, "/a/g"), False),
+    (publish(0, "/d/old"), rmdir("/d/old"), True),
+    # the same name, different names in one directory
+    (mkdir("/a/x"), mkdir("/a/x"), True),
+    (mkdir("/a/x"), mkdir("/a/y"), False),
+    (mkdir("/a/x"), publish(0, "/a/x"), True),
+    # creating without a name depends on nothing
+    (rmdir("/a"), create("/a/f"), False),
+    (publish(0, "/a/f"), create("/a/f"), False),
+]
+
+
+@pytest.mark.parametrize(("first", "second", "loses"), PAIRS)
+def test_pairs(drive, first, second, loses: bool) -> None:
+    async def body(ns) -> None:
+        await ns.mkdir("/a")
+        await ns.mkdir("/b")
+        await ns.mkdir("/d/e", parents=True)
+        await ns.write("/d/old")
+        ns.made = [one.inode_id for one in await ns.create("/1", "/2")]
+        winner, loser = ns.kv.begin(), ns.kv.begin()
+        for txn, wanted in ((winner, first), (loser, second)):
+            op, request = wanted(ns)
+            await op(txn, request, ns.call())
+        await winner.commit()
+        if loses:
+            with pytest.raises(errors.Conflict):
+                await loser.commit()
+        else:
+            await loser.commit()
+
+    drive(body)
+
+
+def test_a_listing_acted_upon_conflicts_with_a_create(drive) -> None:
+    async def body(ns) -> None:
+        txn = ns.kv.begin()
+        assert await txn.range(*keys.dentries(ROOT_INODE), limit=10) == []
+        txn.put(b"verdict", b"empty")
+        await ns.write("/f")
+        with pytest.raises(errors.Conflict):
+            await txn.commit()
+
+    drive(body)
+
+
+def test_exact_conflict_sets_of_publish_and_create(drive) -> None:
+    async def body(ns) -> None:
+        made = await ns.mkdir("/a")
+        ns.made = [one.inode_id for one in await ns.create("/a/f")]
+        op, request = publish(0, "/a/f")(ns)
+        txn = ns.kv.begin()
+        await op(txn, request, ns.call())
+        record = keys.idempotency(0, 7, request.id.request_id)
+        read, ranges = txn.conflicts()
+        name, file_id = keys.dentry(made.inode_id, b"f"), ns.made[0]
+        assert ranges == ()
+        assert read == {
+            record,
+            keys.dentry(ROOT_INODE, b"a"),
+            name,
+            keys.session(file_id),
+            keys.inode(file_id),
+        }
+        assert txn.written() == {
+            record,
+            name,
+            keys.session(file_id),
+            keys.inode(file_id),
+            keys.stamp(made.inode_id),
+        }
+        op, request = create("/a/g")(ns)
+        txn = ns.kv.begin()
+        await op(txn, request, ns.call())
+        assert txn.conflicts() == ({keys.idempotency(0, 7, request.id.request_id)}, ())
+        txn = ns.kv.begin()
+        await stat.stat(txn, meta_pb2.StatRequest(paths=["/a", "/nothing"]))
+        assert txn.conflicts() == (set(), ())
+
+    drive(body)
+
+
+def test_racing_publishes_leave_one_file_and_queue_all_others(drive) -> None:
+    async def body(ns) -> None:
+        made = [one.inode_id for one in await ns.create(*["/f"] * 24)]
+        await asyncio.gather(*(ns.publish((inode_id, "/f")) for inode_id in made))
+        (left,) = await ns.stat("/f")
+        assert await ns.queued() == set(made) - {left.inode_id}
+        assert await ns.count(keys.INODE) == 2 and await ns.count(keys.SESSION) == 0
+
+        async def only_if_absent(inode_id: int) -> bool:
+            try:
+                await ns.publish((inode_id, "/once"), replace=False)
+            except errors.Exists:
+                return False
+            return True
+
+        made = [one.inode_id for one in await ns.create(*["/once"] * 12)]
+        assert sum(await asyncio.gather(*(only_if_absent(inode_id) for inode_id in made))) == 1
+
+    drive(body)
+
+
+REFUSALS = (
+    errors.NotFound,
+    errors.Exists,
+    errors.NotEmpty,
+    errors.IsADirectory,
+    errors.NotADirectory,
+    errors.Invalid,
+)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_tree_stays_a_tree_under_random_concurrent_changes(drive, seed: int) -> None:
+    """Afterwards every inode is reachable from the root exactly once, or queued; parents agree with entries."""
+
+    async def body(ns) -> None:
+        top = ["/a", "/b", "/c"]
+        for path in top:
+            await ns.mkdir(path)
+        paths = top + [f"{one}/{name}" for one in top for name in "xy"] + [f"{one}/x/y" for one in top]
+
+        async def change(rng: random.Random, one: str, two: str) -> None:
+            kind = rng.choice(("mkdir", "write", "rename", "rename", "remove"))
+            if kind == "rename":
+                await ns.rename(one, two)
+            elif kind == "remove":
+                await ns.remove(one, recursive=rng.random() < 0.5)
+            else:
+                await getattr(ns, kind)(one)
+
+        async def client(rng: random.Random) -> None:
+            for _ in range(15):
+                with contextlib.suppress(*REFUSALS):
+                    await change(rng, rng.choice(paths), rng.choice(paths))
+
+        await asyncio.gather(*(client(random.Random(seed * 100 + number)) for number in range(6)))
+        seen: list[int] = [ROOT_INODE]
+        pending = ["/"]
+        while pending:
+            path = pending.pop()
+            (above,) = await ns.stat(path)
+            for name in await ns.names(path):
+                (found,) = await ns.stat(f"{path.rstrip('/')}/{name}")
+                seen.append(found.inode_id)
+                if found.is_directory:
+                    assert found.parent == above.inode_id
+                    pending.append(f"{path.rstrip('/')}/{name}")
+        assert len(seen) == len(set(seen)) and not set(seen) & await ns.queued()
+        await collect_directories(ns)
+        unpublished = await ns.count(keys.SESSION)
+        assert await ns.count(keys.INODE) == len(seen) + unpublished
+        assert await ns.count(keys.DENTRY) == len(seen) - 1
+
+    drive(body)
+
+
+async def collect_directories(ns) -> None:
+    """Take removed subtrees apart; the files in them stay queued."""
+
+    class Never:
+        async def remove_file(self, inode: object) -> None:
+            raise errors.Unavailable("no storage in this test")
+
+    collector = Collector(ns.kv, Never(), session_lease_s=1e9, delay_s=1e9, interval_s=1.0)
+    while (await collector.round(0.0)).productive:
+        pass

@@ -1,0 +1,66 @@
+"""The metadata store's keys and values, byte by byte: a store written by any earlier version must stay readable."""
+
+from __future__ import annotations
+
+from fs3.ids import InodeId
+from fs3.inode import Inode, InodeType
+from fs3.kv import keys
+from fs3.layout import Durability, Layout
+from fs3.meta import dentry, inode, session
+from fs3.meta.session import Session
+
+KEYS = {
+    keys.inode(1): "494e4f44 0000000000000001",
+    keys.inode((1 << 56) - 1): "494e4f44 00ffffffffffffff",
+    keys.dentry(258, "ü".encode()): "44454e54 0000000000000102 c3bc",
+    keys.stamp(258): "4453544d 0000000000000102",
+    keys.session(258): "53455353 0000000000000102",
+    keys.idempotency(3, 4, 1 << 63): "4944454d 0000000000000003 0000000000000004 8000000000000000",
+    keys.gc_queue(258): "47435155 0000000000000102",
+    keys.NEXT_INODE: "434f554e 6e6578742d696e6f6465",
+    keys.IDEMPOTENCY_PERIOD: "434f554e 6964656d706f74656e63792d706572696f64",
+}
+
+INODE = Inode(
+    inode_id=InodeId(300),
+    type=InodeType.FILE,
+    mode=0o644,
+    nlink=1,
+    length=5_000_000_000,
+    mtime_ns=1_700_000_000_000_000_000,
+    layout=Layout(chain_table=2, chain_table_version=1, chunk_bytes=1 << 20, seed=300, durability=Durability.OS),
+    version=2,
+)
+INODE_BYTES = (
+    "01 08ac02 1001 18a403 3001 3880e497d012 488080a8b1e39fe7cb17 5a0f 0802 1001 18808040 2010 28ac02 3001 7002"
+)
+
+
+def test_keys() -> None:
+    for made, golden in KEYS.items():
+        assert made == bytes.fromhex(golden), golden
+
+
+def test_keys_sort_by_number_and_ranges_hold_their_kind_only() -> None:
+    assert keys.inode(255) < keys.inode(256)
+    begin, end = keys.dentries(258)
+    assert begin <= keys.dentry(258, b"\x01") < keys.dentry(258, b"\xff" * 255) < end <= keys.dentry(259, b"\x01")
+    begin, end = keys.whole(keys.DENTRY)
+    assert (
+        begin
+        < keys.dentry(1, b"a")
+        < keys.dentry((1 << 64) - 1, b"\xfe")
+        < end
+        < keys.stamp(1)
+        < keys.whole(b"DSTM")[1]
+    )
+    begin, end = keys.idempotency_before(5)
+    assert begin < keys.idempotency(4, 1 << 63, 1 << 63) < end <= keys.idempotency(5, 0, 0)
+    assert keys.inode_of(keys.session(77)) == 77 and keys.dentry_name(keys.dentry(7, b"x/y")) == b"x/y"
+
+
+def test_values() -> None:
+    assert inode.encode(INODE) == bytes.fromhex(INODE_BYTES)
+    assert inode.decode(bytes.fromhex(INODE_BYTES)) == INODE
+    assert dentry.decode(bytes.fromhex("000000000000012c 01")) == dentry.Dentry(InodeId(300), InodeType.FILE)
+    assert session.decode(bytes.fromhex("0000000000000007 0000000000000009")) == Session(7, 9)
