@@ -107,7 +107,7 @@ class Index:
         return table.tags.nbytes + table.lines.nbytes + table.spilled.nbytes + 400 * len(self._overflow)
 
     def lookup(self, target: NDArray[np.uint32], hi: NDArray[np.uint64], lo: NDArray[np.uint64]) -> NDArray[Any]:
-        """LINE records [n] of n keys; zeros (but for the key) where there is none."""
+        """LINE records [n] of n keys; zeros where there is none."""
         table = self._table
         bucket, tag = self._place(target, hi, lo, table.buckets)
         equal = table.tags[bucket] == tag[:, None]

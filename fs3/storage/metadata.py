@@ -50,8 +50,13 @@ CHUNK = np.dtype(
     ]
 )
 PENDING_CHUNK = np.dtype(
-    [*[(name, CHUNK[name]) for name in CHUNK.names or ()], ("client", "<u8"), ("seq", "<u8"), ("channel", "<u4")]
-    + [("reserved_2", "<u4")]
+    [
+        *[(name, CHUNK[name]) for name in CHUNK.names or ()],
+        ("client", "<u8"),
+        ("seq", "<u8"),
+        ("channel", "<u4"),
+        ("reserved_2", "<u4"),
+    ]
 )
 CHUNK_KEY = np.dtype([("kind", "S1"), ("target", ">u4"), ("hi", ">u8"), ("lo", ">u8")])
 _CHUNK = struct.Struct("<BBHIQIiII")
