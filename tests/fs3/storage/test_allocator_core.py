@@ -1,5 +1,6 @@
 """The allocator against a set of blocks; the quarantine against its three conditions, over random histories."""
 
+import itertools
 import random
 
 import numpy as np
@@ -12,7 +13,7 @@ from fs3.storage.allocator_core import CLASS_BYTES, Allocator, Block, Quarantine
 def test_size_classes_are_four_a_doubling_with_a_fifth_of_slack_at_most() -> None:
     assert len(CLASS_BYTES) == 41
     assert (CLASS_BYTES[0], CLASS_BYTES[-1]) == (64 << 10, 64 << 20)
-    for small, large in zip(CLASS_BYTES, CLASS_BYTES[1:], strict=False):
+    for small, large in itertools.pairwise(CLASS_BYTES):
         assert small < large <= small * 5 // 4
         assert large % 4096 == 0
         assert class_of(small) + 1 == class_of(small + 1) == class_of(large)
