@@ -1,0 +1,155 @@
+"""What one replica of a chain does with one update of one chunk: the decisions of CRAQ, without any I/O.
+
+    head    -- u = v+1, staged -->  middle  -- u, staged -->  tail
+            <-- commit u, ack ----          <-- commit u, ack --   commit u
+
+A replica holds at most a committed version v and a pending one, which is v+1. It stages u durably before it forwards
+u, and commits u only after its successor has; so whoever is behind a replica never knows more than it has on disk, and
+a pending version may be committed by whoever finds that nobody is left behind it. A chunk's lock is held throughout.
+
+Source: Terrace and Freedman, "Object Storage on CRAQ" (USENIX ATC 2009); 3FS, design notes ("Data replication").
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from fs3 import errors
+from fs3.errors import Conflict, Fs3Error, Invalid
+from fs3.ids import chunk_name
+from fs3.storage.channel_core import Seen, judge
+from fs3.storage.engine_api import ChunkInfo, DedupEntry
+from fs3.transport.messages import Op, UpdateFlag
+
+Identity = tuple[int, int, int]  # client, channel, seq
+_SYNC = UpdateFlag.SYNC_REPLACE | UpdateFlag.SYNC_REMOVE
+
+
+class Say(Enum):
+    """What to do with an update whose chunk is locked."""
+
+    ANSWER = "it is settled: answer, nothing changes"
+    STAGE = "make it the pending version, then forward"
+    RESUME = "it is the pending version already: forward that"
+    SETTLE = "another update is pending: finish that one first, then decide again"
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """`version` is what the chunk becomes (STAGE, RESUME) or what is answered, with `length`, unless `error` is."""
+
+    say: Say
+    version: int = 0
+    length: int = 0
+    error: Fs3Error | None = None
+
+
+def head_decides(
+    op: Op, identity: Identity, info: ChunkInfo, result: DedupEntry | None, pending: Identity | None
+) -> Decision:
+    """A client's update at the head. `result` is its channel's last one, `pending` who asked for the pending version."""
+    client, _, seq = identity
+    seen = judge(result, client, seq)
+    if seen is Seen.REPEATED:
+        assert result is not None
+        error = errors.from_code(result.status, "as it was answered before") if result.status else None
+        return Decision(Say.ANSWER, result.version, result.length, error)
+    if seen is Seen.LATE:
+        assert result is not None
+        return _refuse(Invalid(f"update {seq} of a channel that is at {result.seq}: it was given up by its client"))
+    if info.pending:
+        if client and pending == identity:
+            return Decision(Say.RESUME, info.pending)
+        return Decision(Say.SETTLE)
+    if op is Op.PUT_IF_ABSENT and info.found:
+        return Decision(Say.ANSWER, 0, info.length)
+    if op is Op.REMOVE and not info.found:
+        return Decision(Say.ANSWER, info.version, 0)
+    return Decision(Say.STAGE, info.version + 1)
+
+
+def replica_decides(hi: int, lo: int, version: int, info: ChunkInfo) -> Decision:
+    """A predecessor's update, to become `version`, at a SERVING replica.
+
+    A version that is committed here is known to everybody behind too, so the ack is all that the predecessor lacks. The
+    pending version has the predecessor's content: nobody in front of a replica can have given the number to another
+    update, since all of them had staged it first.
+    """
+    if not version:
+        return _refuse(Invalid("an update from a predecessor without its version"))
+    if version <= info.version:
+        return Decision(Say.ANSWER, info.version, info.length)
+    if version == info.pending:
+        return Decision(Say.RESUME, version)
+    if version == info.version + 1:
+        return Decision(Say.STAGE, version)
+    return _refuse(
+        Conflict(f"{chunk_name(hi, lo)}: update {version} came to a replica that has {info.version}; it misses updates")
+    )
+
+
+def syncing_decides(hi: int, lo: int, version: int, chain_version: int, info: ChunkInfo) -> Decision:
+    """A whole chunk, or its removal (version 0: it never was), at the SYNCING replica of chain version `chain_version`.
+
+    What the replica kept from earlier times counts for nothing, its version may even be higher. What it was sent under
+    this chain version only moves forward: a frame that its sender had given up may still arrive after a later one.
+    """
+    if info.chain_version == chain_version and info.version:
+        if version < info.version:
+            return _refuse(Conflict(f"{chunk_name(hi, lo)}: version {version} arrives after {info.version}"))
+        if version == info.version:
+            return Decision(Say.ANSWER, info.version, info.length)
+    return Decision(Say.STAGE, version)
+
+
+def check_flags(op: Op, flags: UpdateFlag, *, from_client: bool, syncing: bool) -> Fs3Error | None:
+    """Whether an update of this kind may come from there to a replica in this state."""
+    recovery = flags & _SYNC
+    if from_client:
+        return Invalid("only a predecessor sends recovery updates") if recovery else None
+    if syncing != bool(recovery):
+        return Invalid("a SYNCING replica takes whole chunks only" if syncing else "this replica is not SYNCING")
+    if op is Op.PUT_IF_ABSENT:
+        return Invalid("PUT_IF_ABSENT is decided by the head and forwarded as REPLACE")
+    if flags & UpdateFlag.SYNC_REPLACE and op is not Op.REPLACE:
+        return Invalid(f"{op.name} with SYNC_REPLACE")
+    return None
+
+
+class After(Enum):
+    """What to do with a pending version after its successor has answered, or could not be asked."""
+
+    COMMIT = "everybody behind has it"
+    RETRY = "ask again, when the routing is newer or after a pause"
+    WHOLE = "ask again with the whole chunk: the successor cannot read what it has of the old version"
+    ABORT = "nobody behind can have it: drop it, pass the error on"
+    KEEP = "give the error up the chain, but keep the version: somebody behind may have it"
+
+
+_RETRY = frozenset(
+    {
+        errors.StaleRouting.code,
+        errors.Unavailable.code,
+        errors.Busy.code,
+        errors.MaybeApplied.code,
+        errors.Committing.code,
+    }
+)
+
+
+def after_forward(code: int, *, first: bool, whole: bool) -> After:
+    """`first`: no earlier attempt can have reached a successor; `whole`: this attempt sent the whole chunk."""
+    if code == errors.OK:
+        return After.COMMIT
+    if code in _RETRY:
+        return After.RETRY
+    if code == errors.Corrupt.code and not whole:
+        return After.WHOLE
+    if code == errors.Conflict.code:
+        return After.KEEP
+    return After.ABORT if first else After.KEEP
+
+
+def _refuse(error: Fs3Error) -> Decision:
+    return Decision(Say.ANSWER, error=error)

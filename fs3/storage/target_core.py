@@ -1,0 +1,109 @@
+"""What a daemon makes of the public state of one of its targets: whether it serves, and what it says of it to mgmtd.
+
+    HELD       the daemon has just started: silent until mgmtd has taken the target off duty, so that what it missed
+               is recovered before it serves
+    COMPLETE   has every acknowledged write, does not serve (yet): UPTODATE
+    SERVING    reads and writes: UPTODATE
+    RECALLING  the last that served: commits its pending versions, then COMPLETE; OFFLINE until then
+    CLEARING   others went on without it: drops its pending versions and tombstones, then STALE; OFFLINE until then
+    STALE      to be synced, or being synced: ONLINE
+    REFUSED    asked for data that it does not have: OFFLINE
+    BROKEN     its disk failed: OFFLINE until the daemon is restarted
+
+    phase \\ public   in no chain   SERVING   LASTSRV     SYNCING     WAITING, OFFLINE
+    HELD             COMPLETE      -         RECALLING   -           CLEARING
+    COMPLETE         -             SERVING   -           - or STALE  CLEARING
+    SERVING          COMPLETE      -         RECALLING   CLEARING    CLEARING
+    RECALLING        COMPLETE      -         -           CLEARING    CLEARING
+    CLEARING         -             -         RECALLING   -           -
+    STALE            -             REFUSED   RECALLING   -           -
+    REFUSED          -             -         -           -           CLEARING
+    BROKEN           -             -         -           -           -
+
+A target that was made anew on an emptied disk, and was never synced since, `holds` nothing: where the table says
+RECALLING it is REFUSED, for it must not serve as the last that served. Sources: 3FS, design notes ("Failure
+detection"); fs3/mgmtd/chain_core.py has the other half of the table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from fs3.routing import LocalState, TargetState
+
+
+class Phase(Enum):
+    """Where a target stands in its daemon's eyes."""
+
+    HELD = "held back until seen off duty"
+    COMPLETE = "complete"
+    SERVING = "serving"
+    RECALLING = "commits its pending versions"
+    CLEARING = "drops its pending versions"
+    STALE = "waits for, or is in, recovery"
+    REFUSED = "does not hold the data that it is asked to serve"
+    BROKEN = "its disk failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The public state of a target, in this version of its chain."""
+
+    state: TargetState
+    chain_version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stand:
+    """A target's phase; `synced_at` is the chain version at which its recovery was completed, for COMPLETE."""
+
+    phase: Phase
+    synced_at: int = 0
+
+
+def next_stand(stand: Stand, place: Place | None, *, ours: bool, holds: bool) -> Stand:
+    """The stand under a routing that puts the target at `place` (None: in no chain).
+
+    `ours`: the routing was made knowing that this run of the daemon has started. `holds`: see the module.
+    """
+    phase = stand.phase
+    if phase is Phase.BROKEN or (phase is Phase.HELD and not ours):
+        return stand
+    if place is None:
+        return Stand(Phase.COMPLETE) if phase in (Phase.HELD, Phase.SERVING, Phase.RECALLING) else stand
+    recall = Phase.RECALLING if holds else Phase.REFUSED
+    match place.state:
+        case TargetState.SERVING:
+            after = {Phase.COMPLETE: Phase.SERVING, Phase.STALE: Phase.REFUSED}.get(phase, phase)
+        case TargetState.LASTSRV:
+            keeps = phase in (Phase.COMPLETE, Phase.RECALLING, Phase.REFUSED)
+            after = phase if keeps else recall
+        case TargetState.SYNCING:
+            after = {Phase.SERVING: Phase.CLEARING, Phase.RECALLING: Phase.CLEARING}.get(phase, phase)
+            if phase is Phase.COMPLETE and stand.synced_at != place.chain_version:
+                after = Phase.STALE
+        case _:
+            keeps = phase in (Phase.CLEARING, Phase.STALE)
+            after = phase if keeps else Phase.CLEARING
+    return stand if after is phase else Stand(after)
+
+
+def prepared(stand: Stand) -> Stand:
+    """The stand once the work of RECALLING or CLEARING is done."""
+    return Stand({Phase.RECALLING: Phase.COMPLETE, Phase.CLEARING: Phase.STALE}.get(stand.phase, stand.phase))
+
+
+def synced(stand: Stand, chain_version: int) -> Stand:
+    """The stand once a predecessor has said, under `chain_version`, that recovery is complete."""
+    return Stand(Phase.COMPLETE, chain_version) if stand.phase is Phase.STALE else stand
+
+
+def reported(stand: Stand) -> LocalState | None:
+    """What the daemon tells mgmtd; None: nothing."""
+    return {
+        Phase.HELD: None,
+        Phase.COMPLETE: LocalState.UPTODATE,
+        Phase.SERVING: LocalState.UPTODATE,
+        Phase.STALE: LocalState.ONLINE,
+    }.get(stand.phase, LocalState.OFFLINE)
