@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fs3.checksum import Bytes
 from fs3.client import plan_core
-from fs3.client.meta import LayoutChoice, MetaClient, Publish
+from fs3.client.meta import MetaClient, Publish
 from fs3.client.mgmtd import MgmtdClient
 from fs3.client.plan_core import I64, ChunkPlan
 from fs3.client.renewal import Renewal
@@ -24,7 +24,7 @@ from fs3.client.writer import FileWriter, Sending, chunk_update
 from fs3.errors import Corrupt, Fs3Error, Invalid, IsADirectory, NotFound
 from fs3.ids import InodeId
 from fs3.inode import Inode, InodeType
-from fs3.layout import Layout, stripe_chains
+from fs3.layout import Layout, LayoutChoice, stripe_chains
 from fs3.routing import Routing
 from fs3.transport.messages import Records
 

@@ -18,12 +18,12 @@ from fs3.client.retry_core import pause_s
 from fs3.clock import lease_now_s
 from fs3.errors import Busy, Conflict, Fs3Error, Invalid, MaybeApplied, Unavailable, from_code
 from fs3.inode import Entry, Inode, InodeType, inode_from_pb
-from fs3.layout import Durability
-from fs3.pb import common_pb2, meta_pb2, meta_pb2_grpc
+from fs3.layout import LayoutChoice, choice_to_pb
+from fs3.pb import meta_pb2, meta_pb2_grpc
 from fs3.routing import NodeKind, Routing
 from fs3.transport.rpc import Credentials
 
-__all__ = ["Entry", "Inode", "InodeType", "LayoutChoice", "MetaClient", "Publish", "Usage"]
+__all__ = ["Entry", "Inode", "InodeType", "MetaClient", "Publish", "Usage"]
 
 STATS_AT_ONCE = 1_024
 FILES_AT_ONCE = 512
@@ -32,16 +32,6 @@ _ATTEMPT_S = 10.0  # a silent meta daemon is given up for another, or asked agai
 
 Inodes: TypeAlias = list[Inode]
 Entries: TypeAlias = list[Entry]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LayoutChoice:
-    """What a caller chooses of a layout; None is inherited from the directory."""
-
-    replicas: int | None = None
-    chunk_bytes: int | None = None
-    stripe: int | None = None
-    durability: Durability | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +113,7 @@ class MetaClient:
             path=path,
             parents=parents,
             mode=mode,
-            layout=_choice_to_pb(layout),
+            layout=choice_to_pb(layout or LayoutChoice()),
         )
         return inode_from_pb(reply.inode)
 
@@ -143,7 +133,7 @@ class MetaClient:
                 meta_pb2.CreateFilesRequest,
                 timeout_s,
                 paths=paths[begin : begin + FILES_AT_ONCE],
-                layout=_choice_to_pb(layout),
+                layout=choice_to_pb(layout or LayoutChoice()),
                 mode=mode,
             )
             made += map(inode_from_pb, reply.inodes)
@@ -286,12 +276,3 @@ def _text(path: str) -> str:
     except UnicodeEncodeError:
         raise Invalid(f"path {path!r}: not valid UTF-8") from None
     return path
-
-
-def _choice_to_pb(choice: LayoutChoice | None) -> meta_pb2.LayoutChoice:
-    if choice is None:
-        return meta_pb2.LayoutChoice()
-    durability = None if choice.durability is None else common_pb2.Durability.ValueType(choice.durability)
-    return meta_pb2.LayoutChoice(
-        replicas=choice.replicas, chunk_bytes=choice.chunk_bytes, stripe=choice.stripe, durability=durability
-    )

@@ -1,0 +1,176 @@
+"""Copying trees between local disks and clusters: `fs3 cp`, and `fs3 mv` between filesystems.
+
+A copy is planned first (what goes where, how many bytes), so that the progress bar knows its end. Small files travel in
+batches: a cluster reads and creates them many at a time. A local file is written under a temporary name and moved into
+place, a cluster's file gets its name when it is whole, so an interrupted copy leaves no file that looks complete.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from fs3.cli.places import Failures, Place
+
+SMALL_BYTES = 256 << 10
+BATCH_FILES = 256
+BATCH_BYTES = 16 << 20
+PIECE_BYTES = 16 << 20
+
+
+@dataclass(slots=True)
+class Plan:
+    """What to do: directories to make, then files to copy as (source, target, bytes)."""
+
+    directories: list[Place] = field(default_factory=list)
+    files: list[tuple[Place, Place, int]] = field(default_factory=list)
+
+
+def plan_tree(source: Place, target: Place, *, recursive: bool, failures: Failures, plan: Plan) -> None:
+    """Add `source` to the plan, as exactly `target`. An operand that cannot be read is a failure, and left out."""
+    with failures.of("cannot stat", source.text):
+        info = source.info()
+        if info["type"] != "directory":
+            plan.files.append((source, target, int(info["size"] or 0)))
+            return
+        if not recursive:
+            failures.say(f"-r not specified; omitting directory '{source.text}'")
+            return
+        if source.fs == target.fs and (target.path + "/").startswith(source.path.rstrip("/") + "/"):
+            failures.say(f"cannot copy a directory, '{source.text}', into itself, '{target.text}'")
+            return
+        plan.directories.append(target)
+        base = source.path.rstrip("/")
+        for path, entry in sorted(source.fs.find(base, withdirs=True, detail=True).items()):
+            inside = posixpath.relpath(path, base)
+            if inside == ".":
+                continue
+            if entry["type"] == "directory":
+                plan.directories.append(target.child(inside))
+            elif entry["type"] == "file":
+                plan.files.append((source.child(inside), target.child(inside), int(entry["size"] or 0)))
+            else:
+                failures.say(f"'{source.child(inside).text}' is neither a file nor a directory; skipped")
+
+
+def run(plan: Plan, failures: Failures, *, quiet: bool = False) -> None:
+    """Carry out the plan with a progress bar on a terminal."""
+    for directory in plan.directories:
+        with failures.of("cannot create directory", directory.text):
+            directory.fs.makedirs(directory.path, exist_ok=True)
+    console = Console(stderr=True)
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=quiet or not console.is_terminal,
+    )
+    with bar:
+        total = sum(size for _, _, size in plan.files)
+        task = bar.add_task(f"{len(plan.files)} files" if len(plan.files) != 1 else plan.files[0][0].name, total=total)
+
+        def advance(count: int) -> None:
+            bar.advance(task, count)
+
+        for batch in _batches(plan.files):
+            if len(batch) > 1:
+                _copy_small(batch, failures)
+                advance(sum(size for _, _, size in batch))
+            else:
+                source, target, _ = batch[0]
+                with failures.of("cannot copy", source.text):
+                    copy_file(source, target, advance)
+
+
+def _batches(files: list[tuple[Place, Place, int]]) -> Iterator[list[tuple[Place, Place, int]]]:
+    """Runs of small files between the same two filesystems together, others alone."""
+    batch: list[tuple[Place, Place, int]] = []
+    held = 0
+    for entry in files:
+        source, target, size = entry
+        same = not batch or (batch[0][0].fs is source.fs and batch[0][1].fs is target.fs)
+        if batch and (size > SMALL_BYTES or not same or len(batch) >= BATCH_FILES or held + size > BATCH_BYTES):
+            yield batch
+            batch, held = [], 0
+        if size > SMALL_BYTES:
+            yield [entry]
+        else:
+            batch.append(entry)
+            held += size
+    if batch:
+        yield batch
+
+
+def _copy_small(batch: list[tuple[Place, Place, int]], failures: Failures) -> None:
+    """Copy many small files in one read and one write; those that cannot be read fail alone."""
+    source_fs, target_fs = batch[0][0].fs, batch[0][1].fs
+    found = source_fs.cat([source.path for source, _, _ in batch], on_error="return")
+    good: dict[str, bytes] = {}
+    for source, target, _ in batch:
+        data = found[source.path]
+        if isinstance(data, bytes):
+            good[target.path] = data
+        else:
+            with failures.of("cannot read", source.text):
+                raise data
+    if not good:
+        return
+    with failures.of(f"cannot write {len(good)} files to", batch[0][1].text.rpartition("/")[0]):
+        if batch[0][1].is_local:
+            for path, data in good.items():
+                with _local_target(path) as temporary, open(temporary, "wb") as out:
+                    out.write(data)
+        else:
+            target_fs.pipe(good)
+
+
+def copy_file(source: Place, target: Place, advance: Callable[[int], None]) -> None:
+    """Copy one file in pieces. Raises: OSError; the target is then what it was before."""
+    with source.fs.open(source.path, "rb") as reader:
+        if target.is_local:
+            with _local_target(target.path) as temporary, open(temporary, "wb") as writer:
+                _pump(reader, writer, advance)
+        else:
+            with target.fs.open(target.path, "wb") as writer:
+                _pump(reader, writer, advance)
+
+
+def _pump(reader: object, writer: object, advance: Callable[[int], None]) -> None:
+    buffer = memoryview(bytearray(PIECE_BYTES))
+    while count := reader.readinto(buffer):  # type: ignore[attr-defined]
+        writer.write(buffer[:count])  # type: ignore[attr-defined]
+        advance(count)
+
+
+class _local_target:  # noqa: N801 - a context manager, named as one reads
+    """A temporary file beside `path` that takes its place when the block ends well, and goes when it does not."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __enter__(self) -> str:
+        if os.path.isdir(self.path):
+            raise IsADirectoryError(21, "Is a directory", self.path)
+        folder, name = os.path.split(self.path)
+        handle, self.temporary = tempfile.mkstemp(prefix=f".{name[:100]}.", suffix=".fs3-partial", dir=folder)
+        os.close(handle)
+        return self.temporary
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if kind is not None:
+            os.unlink(self.temporary)
+            return
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(self.temporary, 0o666 & ~umask)
+        os.replace(self.temporary, self.path)

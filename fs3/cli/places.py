@@ -1,0 +1,96 @@
+"""What the file commands share: a place is a local path or a URL, and a failure is one line as coreutils print it.
+
+`fs3 cp` and its siblings go on after an operand that failed and exit 1 at the end, as coreutils do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from fs3.errors import Fs3Error
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A path on a filesystem; `text` is what the user wrote, and what messages show."""
+
+    fs: Any
+    path: str
+    text: str
+
+    @property
+    def is_local(self) -> bool:
+        return isinstance(self.fs, LocalFileSystem)
+
+    @property
+    def name(self) -> str:
+        """The last part of the path."""
+        return self.path.rstrip("/").rpartition("/")[2]
+
+    @property
+    def says_directory(self) -> bool:
+        """Whether the user wrote a trailing slash."""
+        return self.text.endswith("/")
+
+    def child(self, name: str) -> Place:
+        return Place(self.fs, f"{self.path.rstrip('/')}/{name}", f"{self.text.rstrip('/')}/{name}")
+
+    def info(self) -> dict[str, Any]:
+        """Raises: OSError."""
+        found: dict[str, Any] = self.fs.info(self.path)
+        return found
+
+    def kind(self) -> str | None:
+        """What stands there: "file", "directory", "other", or None if nothing does. Raises: OSError."""
+        try:
+            return str(self.info()["type"])
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+
+def place(text: str) -> Place:
+    """The place a user named: `fs3://...` (or another fsspec URL), else a local path. Raises: OSError, ValueError."""
+    if "://" in text:
+        fs, path = fsspec.url_to_fs(text)
+        return Place(fs, path, text)
+    return Place(fsspec.filesystem("file"), os.path.abspath(text), text)
+
+
+class Failures:
+    """Counts and prints what went wrong with single operands: `with failures.of("cannot remove", place): ...`."""
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+        self.count = 0
+
+    def say(self, line: str) -> None:
+        self.count += 1
+        print(f"fs3 {self.command}: {line}", file=sys.stderr)
+
+    @contextlib.contextmanager
+    def of(self, what: str, text: str) -> Iterator[None]:
+        """Print a failure inside as "fs3 COMMAND: WHAT 'TEXT': reason" and go on behind the block."""
+        try:
+            yield
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            self.say(f"{what} '{text}': {reason(error)}")
+        except (Fs3Error, ValueError) as error:
+            self.say(f"{what} '{text}': {error}")
+
+    def exit_code(self, code: int = 1) -> int:
+        return code if self.count else 0
+
+
+def reason(error: OSError) -> str:
+    """Why, in words; the system's own for plain errors of local files."""
+    return error.strerror or str(error) or type(error).__name__

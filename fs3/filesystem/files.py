@@ -1,0 +1,194 @@
+"""The file objects that `Fs3FileSystem.open` hands out.
+
+A reader passes large reads straight into the caller's buffer; small ones are served from one read-ahead buffer, so that
+parsers which nibble do not cost a request each. A writer's file gets its name when it is closed: readers see the old
+file or the whole new one, and a writer that fails or is forgotten leaves nothing.
+"""
+
+from __future__ import annotations
+
+import io
+from types import TracebackType
+from typing import Protocol
+
+import numpy as np
+
+from fs3.client.file import FileClient, OpenFile
+from fs3.client.writer import FileWriter
+from fs3.errors import Fs3Error, to_os_error
+
+READ_AHEAD_BYTES = 1 << 20
+
+
+class Owner(Protocol):
+    """What the file objects need of the filesystem that made them."""
+
+    @property
+    def file_client(self) -> FileClient: ...
+
+    def invalidate_cache(self, path: str | None = None) -> None: ...
+
+
+class ReadFile(io.BufferedIOBase):
+    """A file open for reading; not shared between threads."""
+
+    mode = "rb"
+
+    def __init__(self, fs: Owner, handle: OpenFile, path: str, read_ahead: int = READ_AHEAD_BYTES) -> None:
+        self.fs = fs
+        self.path = path
+        self.size = handle.length
+        self._handle = handle
+        self._at = 0
+        self._ahead = memoryview(b"")
+        self._ahead_at = 0
+        self._ahead_bytes = read_ahead
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self.size}[whence]
+        if base + offset < 0:
+            raise ValueError(f"{self.path}: cannot seek to {base + offset}")
+        self._at = base + offset
+        return self._at
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
+        """Fill `buffer` from the current position; returns how many bytes the file still had for it."""
+        if self.closed:
+            raise ValueError("I/O operation on closed file")
+        view = memoryview(buffer).cast("B")
+        wanted = max(0, min(len(view), self.size - self._at))
+        done = self._from_ahead(view[:wanted])
+        if wanted - done >= self._ahead_bytes:
+            self._fetch(self._at + done, view[done:wanted])
+            done = wanted
+        elif done < wanted:
+            self._ahead_at = self._at + done
+            ahead = memoryview(bytearray(min(self._ahead_bytes, self.size - self._ahead_at)))
+            self._fetch(self._ahead_at, ahead)
+            self._ahead = ahead
+            view[done:wanted] = ahead[: wanted - done]
+            done = wanted
+        self._at += done
+        return done
+
+    readinto1 = readinto  # type: ignore[assignment]
+
+    def read(self, size: int | None = -1) -> bytes:
+        rest = max(0, self.size - self._at)
+        out = bytearray(rest if size is None or size < 0 else min(size, rest))
+        self.readinto(out)
+        return bytes(out)
+
+    def read1(self, size: int = -1) -> bytes:
+        return self.read(size if size >= 0 else self._ahead_bytes)
+
+    def info(self) -> dict[str, object]:
+        """Name, size and type, as fsspec's files tell them."""
+        return {"name": self.path, "size": self.size, "type": "file"}
+
+    def _from_ahead(self, view: memoryview) -> int:
+        begin = self._at - self._ahead_at
+        if not 0 <= begin < len(self._ahead):
+            return 0
+        part = self._ahead[begin : begin + len(view)]
+        view[: len(part)] = part
+        return len(part)
+
+    def _fetch(self, offset: int, view: memoryview) -> None:
+        try:
+            self.fs.file_client.read_batch(
+                [self._handle],
+                np.zeros(1, dtype=np.int32),
+                np.array([offset], dtype=np.int64),
+                np.array([len(view)], dtype=np.int64),
+                view,
+            )
+        except Fs3Error as error:
+            raise to_os_error(error, self.path) from error
+
+
+class WriteFile(io.BufferedIOBase):
+    """A new file: written once, from beginning to end, published by `close` (or by `commit`, in a transaction)."""
+
+    mode = "wb"
+
+    def __init__(self, fs: Owner, writer: FileWriter, path: str, *, autocommit: bool = True) -> None:
+        self.fs = fs
+        self.path = path
+        self.autocommit = autocommit
+        self._writer = writer
+        self._at = 0
+        self._settled = False
+
+    def writable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    @property
+    def size(self) -> int:
+        """Bytes written so far."""
+        return self._at
+
+    def write(self, data: bytes | bytearray | memoryview) -> int:  # type: ignore[override]
+        """Take all of `data`; blocks while too many chunks are under way."""
+        if self.closed:
+            raise ValueError("I/O operation on closed file")
+        view = memoryview(data).cast("B")
+        try:
+            self._writer.write(view)
+        except Fs3Error as error:
+            self.discard()
+            raise to_os_error(error, self.path) from error
+        self._at += len(view)
+        return len(view)
+
+    def commit(self) -> None:
+        """Give the file its name; everything written is durable first."""
+        if self._settled:
+            return
+        self._settled = True
+        try:
+            self._writer.close()
+        except Fs3Error as error:
+            self._writer.abandon()
+            raise to_os_error(error, self.path) from error
+        finally:
+            self.fs.invalidate_cache(self.path)
+
+    def discard(self) -> None:
+        """Give up what was written; an older file of this name stays."""
+        if not self._settled:
+            self._settled = True
+            self._writer.abandon()
+
+    def close(self) -> None:
+        if self.closed:
+            return
+        try:
+            if self.autocommit:
+                self.commit()
+        finally:
+            super().close()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self.discard()
+        self.close()
+
+    def __del__(self) -> None:
+        # A writer nobody closed was interrupted: what it wrote so far must not pass for a file.
+        if hasattr(self, "_writer") and not self.closed and self.autocommit:
+            self.discard()

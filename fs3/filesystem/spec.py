@@ -1,0 +1,366 @@
+"""The fsspec filesystem: `fs3://HOST:PORT[,HOST:PORT...]/path`.
+
+The hosts are the cluster's mgmtds; one instance is one cluster, and its paths are absolute within that ("/a/b").
+Batches stay batches: `cat_ranges` and `cat` of many files are one request per storage node, `pipe` of many files one
+create, one write per node and one publish. `mv` is one rename, `rm` of a tree one operation of the metadata service.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from fsspec.callbacks import DEFAULT_CALLBACK, Callback
+from fsspec.spec import AbstractFileSystem
+
+from fs3.client.connect import Client, connect
+from fs3.client.file import FileClient, OpenFile
+from fs3.errors import Fs3Error, Invalid, IsADirectory, NotFound, to_os_error
+from fs3.filesystem.files import ReadFile, WriteFile
+from fs3.inode import Inode, InodeType
+from fs3.layout import LayoutChoice
+from fs3.url import parse_url
+
+COPY_BYTES = 16 << 20  # pieces in which files are streamed from and to other places
+
+
+@contextlib.contextmanager
+def os_errors(path: str | None = None) -> Iterator[None]:
+    """Turn fs3's errors into the standard library's, as callers of fsspec expect."""
+    try:
+        yield
+    except Fs3Error as error:
+        raise to_os_error(error, path) from error
+
+
+class Fs3FileSystem(AbstractFileSystem):  # type: ignore[misc]
+    """fs3 through fsspec.
+
+    `mgmtd` is "host:port" or several, separated by commas; `secret` the cluster's, if it has one; `layout` what new
+    files get instead of what their directory says.
+    """
+
+    protocol: ClassVar[str] = "fs3"
+    root_marker = "/"
+    blocksize = COPY_BYTES
+    cachable = True
+
+    def __init__(self, mgmtd: str, *, secret: str = "", layout: LayoutChoice | None = None, **options: Any) -> None:
+        super().__init__(**options)
+        self.mgmtd = mgmtd
+        self.layout = layout
+        self._secret = secret
+
+    # -- where we are
+
+    @property
+    def client(self) -> Client:
+        """The process's client of this cluster; made again after a fork."""
+        with os_errors():
+            return connect(self.mgmtd.split(","), secret=self._secret)
+
+    @property
+    def file_client(self) -> FileClient:
+        """Batched reads and writes of files, below fsspec."""
+        return self.client.files
+
+    @property
+    def fsid(self) -> str:
+        return f"fs3-{self.client.mgmtd.cluster_info.cluster_id}"
+
+    @classmethod
+    def _strip_protocol(cls, path: Any) -> Any:
+        if isinstance(path, list):
+            return [cls._strip_protocol(item) for item in path]
+        text = str(path)
+        if text.startswith("fs3://"):
+            text = "/" + text.removeprefix("fs3://").partition("/")[2]
+        return "/" + "/".join(part for part in text.split("/") if part not in ("", "."))
+
+    @staticmethod
+    def _get_kwargs_from_urls(path: str) -> dict[str, str]:
+        if not path.startswith("fs3://"):
+            return {}
+        try:
+            addresses, _ = parse_url(path)
+        except Invalid as error:
+            raise ValueError(str(error)) from None
+        return {"mgmtd": ",".join(addresses)}
+
+    def unstrip_protocol(self, name: str) -> str:
+        return f"fs3://{self.mgmtd}{self._strip_protocol(name)}"
+
+    # -- looking
+
+    def info(self, path: str, **_: Any) -> dict[str, Any]:
+        """One entry; raises FileNotFoundError."""
+        path = self._strip_protocol(path)
+        with os_errors(path):
+            return describe(path, self._stat(path))
+
+    def ls(self, path: str, detail: bool = True, **_: Any) -> list[Any]:
+        """The entries of a directory, sorted by name; of a file, itself."""
+        path = self._strip_protocol(path)
+        with os_errors(path):
+            inode = self._stat(path)
+            if inode.type != InodeType.DIRECTORY:
+                found = [describe(path, inode)]
+            else:
+                base = path.rstrip("/")
+                pages = self.client.meta.list(path)
+                found = [describe(f"{base}/{entry.name}", entry.inode) for page in pages for entry in page]
+        return found if detail else [entry["name"] for entry in found]
+
+    def exists(self, path: str, **_: Any) -> bool:
+        try:
+            self.info(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
+
+    def created(self, path: str) -> datetime.datetime:
+        return _time(self.info(path)["created"])
+
+    def modified(self, path: str) -> datetime.datetime:
+        return _time(self.info(path)["mtime"])
+
+    def ukey(self, path: str) -> str:
+        """Changes whenever the file does."""
+        info = self.info(path)
+        return f"{info['ino']:x}-{info['version']:x}"
+
+    checksum = ukey
+
+    def du(self, path: str, total: bool = True, maxdepth: int | None = None, **options: Any) -> Any:
+        path = self._strip_protocol(path)
+        if not total or maxdepth is not None:
+            return super().du(path, total=total, maxdepth=maxdepth, **options)
+        with os_errors(path):
+            return self.client.meta.usage(path).bytes
+
+    # -- reading
+
+    def _open(self, path: str, mode: str = "rb", block_size: Any = None, autocommit: bool = True, **_: Any) -> Any:
+        path = self._strip_protocol(path)
+        with os_errors(path):
+            if mode == "rb":
+                return ReadFile(self, self._open_read(path), path)
+            if mode in ("wb", "xb"):
+                return WriteFile(self, self._create(path, replace=mode == "wb"), path, autocommit=autocommit)
+        raise ValueError(
+            f"{path}: mode {mode!r} is not supported; fs3 files are written once, open them 'rb', 'wb' or 'xb'"
+        )
+
+    def cat_file(self, path: str, start: int | None = None, end: int | None = None, **_: Any) -> bytes:
+        result = self.cat_ranges([path], [start], [end], on_error="raise")[0]
+        assert isinstance(result, bytes)
+        return result
+
+    def cat_ranges(
+        self,
+        paths: Sequence[str],
+        starts: Any,
+        ends: Any,
+        max_gap: int | None = None,
+        on_error: str = "return",
+        **_: Any,
+    ) -> list[bytes | Exception]:
+        """Many ranges of many files in one batch; negative and missing bounds as in slices.
+
+        `max_gap` is accepted and not needed: ranges are read exactly. Raises: as `open`, if `on_error` is "raise".
+        """
+        count = len(paths)
+        starts = list(starts) if isinstance(starts, (list, tuple, np.ndarray)) else [starts] * count
+        ends = list(ends) if isinstance(ends, (list, tuple, np.ndarray)) else [ends] * count
+        if len(starts) != count or len(ends) != count:
+            raise ValueError(f"{count} paths, {len(starts)} starts and {len(ends)} ends: the numbers must agree")
+        stripped = [self._strip_protocol(path) for path in paths]
+        handles, failed = self._open_all(list(dict.fromkeys(stripped)), on_error)
+        good = [i for i, path in enumerate(stripped) if path in handles]
+        number = {path: i for i, path in enumerate(handles)}
+        bounds = [slice(starts[i], ends[i]).indices(handles[stripped[i]].length) for i in good]
+        offsets = np.array([begin for begin, _, _ in bounds], dtype=np.int64)
+        lengths = np.maximum(np.array([end for _, end, _ in bounds], dtype=np.int64) - offsets, 0)
+        packed = memoryview(bytearray(int(lengths.sum())))
+        if good:
+            index = np.array([number[stripped[i]] for i in good], dtype=np.int32)
+            with os_errors(stripped[good[0]] if len(handles) == 1 else None):
+                self.file_client.read_batch(list(handles.values()), index, offsets, lengths, packed)
+        out: list[bytes | Exception] = [failed.get(path, OSError(path)) for path in stripped]
+        cuts = np.concatenate([[0], np.cumsum(lengths)]).tolist()
+        for position, i in enumerate(good):
+            out[i] = bytes(packed[cuts[position] : cuts[position + 1]])
+        return out
+
+    def cat(self, path: Any, recursive: bool = False, on_error: str = "raise", **options: Any) -> Any:
+        paths = self.expand_path(path, recursive=recursive)
+        if len(paths) == 1 and not isinstance(path, list) and paths[0] == self._strip_protocol(path):
+            return self.cat_file(paths[0], **options)
+        if recursive:
+            paths = [name for name in paths if self.isfile(name)]
+        results = self.cat_ranges(
+            paths, options.get("start"), options.get("end"), on_error="raise" if on_error == "raise" else "return"
+        )
+        pairs = zip(paths, results, strict=True)
+        return {name: data for name, data in pairs if on_error != "omit" or not isinstance(data, Exception)}
+
+    # -- writing
+
+    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **_: Any) -> None:
+        self._pipe({self._strip_protocol(path): value}, replace=mode != "create")
+
+    def pipe(self, path: Any, value: bytes | None = None, **options: Any) -> None:
+        """Many small files in one batch; all of them appear at once."""
+        if isinstance(path, str):
+            assert value is not None
+            self.pipe_file(path, value, **options)
+        else:
+            self._pipe({self._strip_protocol(name): data for name, data in path.items()}, replace=True)
+
+    def put_file(
+        self, lpath: str, rpath: str, callback: Callback = DEFAULT_CALLBACK, mode: str = "overwrite", **options: Any
+    ) -> None:
+        super().put_file(lpath, rpath, callback=callback, mode=mode, **options)
+
+    def cp_file(self, path1: str, path2: str, **_: Any) -> None:
+        """Copy within the cluster, through this client."""
+        if self.isdir(path1):
+            self.makedirs(path2, exist_ok=True)
+            return
+        with self.open(path1, "rb") as source, self.open(path2, "wb") as target:
+            buffer = bytearray(min(COPY_BYTES, source.size))
+            while count := source.readinto(buffer):
+                target.write(memoryview(buffer)[:count])
+
+    def touch(self, path: str, truncate: bool = True, **_: Any) -> None:
+        """An empty file; one that exists is emptied, unless `truncate` is false: then it is left as it is."""
+        if truncate or not self.exists(path):
+            self.pipe_file(path, b"")
+
+    # -- directories and names
+
+    def mkdir(
+        self, path: str, create_parents: bool = True, *, layout: LayoutChoice | None = None, mode: int = 0o755, **_: Any
+    ) -> None:
+        """Make a directory; `layout` is what new files in it get, where it differs from the parent's."""
+        path = self._strip_protocol(path)
+        with os_errors(path):
+            if create_parents and path.count("/") > 1:
+                self.client.meta.mkdir(self._parent(path), parents=True, mode=mode)
+            self.client.meta.mkdir(path, parents=False, mode=mode, layout=layout)
+
+    def makedirs(
+        self, path: str, exist_ok: bool = False, *, layout: LayoutChoice | None = None, mode: int = 0o755
+    ) -> None:
+        path = self._strip_protocol(path)
+        if not exist_ok and self.exists(path):
+            raise FileExistsError(17, "it exists already", path)
+        with os_errors(path):
+            if path != "/":
+                self.client.meta.mkdir(path, parents=True, mode=mode, layout=layout)
+
+    def rmdir(self, path: str) -> None:
+        path = self._strip_protocol(path)
+        with os_errors(path):
+            self.client.meta.remove(path, must_be=InodeType.DIRECTORY)
+
+    def rm_file(self, path: str) -> None:
+        path = self._strip_protocol(path)
+        with os_errors(path):
+            self.client.meta.remove(path)
+
+    _rm = rm_file
+
+    def rm(self, path: Any, recursive: bool = False, maxdepth: int | None = None) -> None:
+        """Remove files and, if `recursive`, directories with all that is in them; a tree goes in one operation."""
+        for name in self.expand_path(path, recursive=False) if not recursive else _several(path):
+            stripped = self._strip_protocol(name)
+            with os_errors(stripped):
+                if not recursive and self._stat(stripped).type == InodeType.DIRECTORY:
+                    raise IsADirectory(f"{stripped} is a directory; remove it with recursive=True")
+                self.client.meta.remove(stripped, recursive=recursive)
+
+    def mv(self, path1: str, path2: str, recursive: bool = False, maxdepth: int | None = None, **_: Any) -> None:
+        """One atomic rename; into `path2` if that is a directory, over it if it is a file."""
+        source, target = self._strip_protocol(path1), self._strip_protocol(path2)
+        if str(path2).endswith("/") or self.isdir(target):
+            target = f"{target.rstrip('/')}/{source.rpartition('/')[2]}"
+        if source != target:
+            with os_errors(source):
+                self.client.meta.rename(source, target)
+
+    def rename(self, path1: str, path2: str, **_: Any) -> None:
+        """One atomic rename, exactly from the one name to the other."""
+        with os_errors(path1):
+            self.client.meta.rename(self._strip_protocol(path1), self._strip_protocol(path2))
+
+    # -- inside
+
+    def _stat(self, path: str) -> Inode:
+        return self.client.meta.stat_one(path)
+
+    def _open_read(self, path: str) -> OpenFile:
+        return self.file_client.open_read(path)
+
+    def _open_all(self, paths: list[str], on_error: str) -> tuple[dict[str, OpenFile], dict[str, OSError]]:
+        """Handles of all paths that can be opened, by one call if all can; errors of the others unless they raise."""
+        try:
+            return dict(zip(paths, self.file_client.open_many(paths), strict=True)), {}
+        except Fs3Error:
+            pass
+        handles: dict[str, OpenFile] = {}
+        failed: dict[str, OSError] = {}
+        for path in paths:
+            try:
+                with os_errors(path):
+                    handles[path] = self._open_read(path)
+            except OSError as error:
+                if on_error == "raise":
+                    raise
+                failed[path] = error
+        return handles, failed
+
+    def _create(self, path: str, *, replace: bool) -> Any:
+        return self._with_parent(
+            path, lambda: self.file_client.create_writer(path, replace=replace, layout_choice=self.layout)
+        )
+
+    def _pipe(self, files: dict[str, bytes], *, replace: bool) -> None:
+        with os_errors(next(iter(files)) if len(files) == 1 else None):
+            self.file_client.create_batch(list(files), list(files.values()), replace=replace, layout_choice=self.layout)
+
+    def _with_parent(self, path: str, create: Callable[[], Any]) -> Any:
+        try:
+            return create()
+        except NotFound as error:
+            raise NotFound(f"{self._parent(path)}: no such directory; make it first (fs3 mkdir -p)") from error
+
+
+def describe(path: str, inode: Inode) -> dict[str, Any]:
+    """An inode as fsspec's `info` tells it; times in seconds since 1970."""
+    kind = {InodeType.FILE: "file", InodeType.DIRECTORY: "directory"}.get(inode.type, "other")
+    return {
+        "name": path,
+        "size": inode.length if kind == "file" else 0,
+        "type": kind,
+        "ino": inode.inode_id,
+        "version": inode.version,
+        "mode": inode.mode,
+        "uid": inode.uid,
+        "gid": inode.gid,
+        "nlink": inode.nlink,
+        "mtime": inode.mtime_ns / 1e9,
+        "created": inode.btime_ns / 1e9,
+        "layout": inode.layout,
+    }
+
+
+def _time(seconds: float) -> datetime.datetime:
+    return datetime.datetime.fromtimestamp(seconds, tz=datetime.UTC)
+
+
+def _several(path: Any) -> list[str]:
+    return list(path) if isinstance(path, (list, tuple)) else [path]
