@@ -1,0 +1,104 @@
+"""The `fs3` command: finds the sub-commands, and is the one place where an error becomes a line and an exit status.
+
+Sub-commands are imported when they are asked for, so that `fs3 --version` is quick and a daemon loads nothing of the
+client's. Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from fs3 import __version__
+from fs3.errors import Fs3Error
+
+# name -> (module, attribute, one line for `fs3 --help`)
+COMMANDS = {
+    "up": ("fs3.cli.up", "up", "Start a whole cluster on this machine."),
+    "down": ("fs3.cli.up", "down", "Stop a cluster that `fs3 up` started."),
+    "status": ("fs3.cli.status", "status", "Show nodes, targets, chains and space of a cluster."),
+    "cp": ("fs3.cli.files", "cp", "Copy files and directories, to, from and within a cluster."),
+    "ls": ("fs3.cli.files", "ls", "List directories."),
+    "cat": ("fs3.cli.files", "cat", "Print files."),
+    "rm": ("fs3.cli.files", "rm", "Remove files and directories."),
+    "mv": ("fs3.cli.files", "mv", "Move or rename files and directories."),
+    "mkdir": ("fs3.cli.files", "mkdir", "Make directories, and choose the layout of what goes in."),
+    "stat": ("fs3.cli.files", "stat", "Show all that is known of a file or directory."),
+    "du": ("fs3.cli.files", "du", "Sum up the sizes of files."),
+    "kv": ("fs3.cli.kv", "kv", "Show or clear what the KV cache holds."),
+    "mgmtd": ("fs3.cli.daemons", "mgmtd", "Run the cluster manager."),
+    "meta": ("fs3.cli.daemons", "meta", "Run a metadata daemon."),
+    "storage": ("fs3.cli.daemons", "storage", "Run a storage daemon."),
+}
+
+
+class LazyGroup(click.Group):
+    """Imports a sub-command's module when the command is used, and only then."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, attribute, _ = COMMANDS[cmd_name]
+        command = getattr(importlib.import_module(module), attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, _, line) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="fs3", message="%(prog)s %(version)s")
+def fs3() -> None:
+    """A distributed chunk store for training and inference.
+
+    Paths in a cluster are written fs3://HOST:PORT/path; `fs3 up` prints the address of the one it starts.
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and leave the process with its exit status."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """The exit status of the command line; never raises for a user's mistake."""
+    try:
+        status = fs3.main(
+            args=list(arguments) if arguments is not None else None, prog_name="fs3", standalone_mode=False
+        )
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return 2
+    except click.UsageError as error:
+        error.show()
+        return 2
+    except click.ClickException as error:
+        return _failed(error.format_message())
+    except Fs3Error as error:
+        return _failed(str(error))
+    except (KeyboardInterrupt, click.Abort):
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads on, so nothing is left to flush
+        return 141
+    except OSError as error:
+        return _failed(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error))
+    return status if isinstance(status, int) else 0
+
+
+def _failed(message: str) -> int:
+    print(f"fs3: {message}", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    main()

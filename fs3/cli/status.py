@@ -1,0 +1,198 @@
+"""`fs3 status URL`: what mgmtd knows, as tables or as JSON; exit 1 when a chain has no serving target."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from fs3.client.mgmtd import MgmtdClient
+from fs3.routing import Chain, Node, NodeKind, Routing, TargetState
+from fs3.url import parse_url
+
+_COLOURS = {
+    TargetState.SERVING: "green",
+    TargetState.SYNCING: "yellow",
+    TargetState.WAITING: "yellow",
+    TargetState.LASTSRV: "red",
+    TargetState.OFFLINE: "red",
+}
+
+
+@click.command()
+@click.argument("url")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of tables.")
+@click.option("--chains", "all_chains", is_flag=True, help="Every chain, not only those with a target missing.")
+@click.option("--secret", envvar="FS3_SECRET", default="", help="The cluster's secret, if it has one.")
+def status(url: str, as_json: bool, all_chains: bool, secret: str) -> int:
+    """Show nodes, targets, chains, space and versions of the cluster at URL.
+
+    Exits 1 when a chain has no serving target, or the cluster is not ready.
+    """
+    addresses, _ = parse_url(url)
+    client = MgmtdClient.connect(addresses, secret=secret)
+    try:
+        routing = client.fetch()
+    finally:
+        client.close()
+    if as_json:
+        print(json.dumps(as_data(routing), indent=2))
+    else:
+        _print(Console(highlight=False), routing, all_chains=all_chains)
+    return 0 if healthy(routing) else 1
+
+
+def healthy(routing: Routing) -> bool:
+    """Whether the cluster is ready and every chain has a serving target."""
+    return routing.ready and all(routing.serving(chain) for chain in routing.chains)
+
+
+def as_data(routing: Routing) -> dict[str, Any]:
+    """`routing` as plain JSON values, with names for states and kinds."""
+    return {
+        "cluster_id": routing.cluster_id,
+        "routing_version": routing.version,
+        "ready": routing.ready,
+        "healthy": healthy(routing),
+        "nodes": [
+            {
+                "node_id": node.node_id,
+                "kind": NodeKind(node.kind).name.lower(),
+                "alive": node.alive,
+                "endpoints": list(node.endpoints),
+                "metrics": node.metrics,
+                "version": node.version,
+                "generation": node.generation,
+                "heartbeat_age_s": node.last_heartbeat_age_ms / 1000,
+            }
+            for node in _nodes(routing)
+        ],
+        "disks": [
+            {
+                "node_id": disk.node_id,
+                "disk": disk.disk,
+                "path": disk.path,
+                "total_bytes": disk.total_bytes,
+                "free_bytes": disk.free_bytes,
+            }
+            for disk in routing.disks
+        ],
+        "targets": [
+            {
+                "target_id": target.target_id,
+                "node_id": target.node_id,
+                "disk": target.disk,
+                "chain_id": target.chain_id,
+                "state": target.state.name.lower(),
+                "local_state": target.local_state.name.lower(),
+                "used_bytes": target.used_bytes,
+                "chunks": target.chunks,
+            }
+            for target in routing.targets.values()
+        ],
+        "chains": [
+            {
+                "chain_id": chain.chain_id,
+                "version": chain.version,
+                "replicas": chain.replicas,
+                "targets": [
+                    {"target_id": target, "state": routing.targets[target].state.name.lower()}
+                    for target in chain.targets
+                ],
+            }
+            for chain in routing.chains.values()
+        ],
+        "tables": [
+            {
+                "table_id": table.table_id,
+                "version": table.version,
+                "replicas": table.replicas,
+                "chains": list(table.chains),
+            }
+            for table in routing.tables.values()
+        ],
+    }
+
+
+def _nodes(routing: Routing) -> list[Node]:
+    return sorted(routing.nodes.values(), key=lambda node: (-node.kind, node.node_id))
+
+
+def _print(console: Console, routing: Routing, *, all_chains: bool) -> None:
+    console.print(f"cluster {routing.cluster_id}, routing version {routing.version}")
+    console.print(_node_table(routing))
+    if not routing.ready:
+        console.print("[yellow]not ready: waiting for storage nodes to register and create their targets[/yellow]")
+        return
+    shown = [chain for chain in routing.chains.values() if all_chains or _is_degraded(chain, routing)]
+    if shown:
+        console.print(_chain_table(shown, routing))
+    without = sum(not routing.serving(chain) for chain in routing.chains)
+    degraded = sum(_is_degraded(chain, routing) for chain in routing.chains.values())
+    if without:
+        console.print(f"[red]{without} of {len(routing.chains)} chains have no serving target[/red]")
+    elif degraded:
+        console.print(f"[yellow]all {len(routing.chains)} chains serve, {degraded} with fewer replicas[/yellow]")
+    else:
+        console.print(f"[green]all {len(routing.chains)} chains serve with all replicas[/green]")
+
+
+def _node_table(routing: Routing) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for name in ("node", "kind", "state", "address", "metrics", "version"):
+        table.add_column(name)
+    for name in ("heard", "targets", "used", "free", "disk"):
+        table.add_column(name, justify="right")
+    for node in _nodes(routing):
+        targets = [target for target in routing.targets.values() if target.node_id == node.node_id]
+        disks = [disk for disk in routing.disks if disk.node_id == node.node_id]
+        storage = node.kind == NodeKind.STORAGE
+        counts = Counter(target.state for target in targets)
+        table.add_row(
+            str(node.node_id),
+            NodeKind(node.kind).name.lower(),
+            "[green]alive[/green]" if node.alive else "[red]offline[/red]",
+            ", ".join(node.endpoints),
+            node.metrics,
+            node.version,
+            f"{node.last_heartbeat_age_ms / 1000:.1f} s",
+            " ".join(_coloured(state, f"{counts[state]} {state.name.lower()}") for state in sorted(counts)),
+            _size(sum(target.used_bytes for target in targets)) if storage else "",
+            _size(sum(disk.free_bytes for disk in disks)) if disks else "",
+            _size(sum(disk.total_bytes for disk in disks)) if disks else "",
+        )
+    return table
+
+
+def _chain_table(chains: list[Chain], routing: Routing) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for name in ("chain", "version", "replicas", "targets, head first"):
+        table.add_column(name)
+    for chain in chains:
+        members = [routing.targets[target] for target in chain.targets]
+        states = "  ".join(
+            _coloured(target.state, f"{target.target_id}@{target.node_id} {target.state.name.lower()}")
+            for target in members
+        )
+        table.add_row(str(chain.chain_id), str(chain.version), str(chain.replicas), states)
+    return table
+
+
+def _is_degraded(chain: Chain, routing: Routing) -> bool:
+    return any(routing.targets[target].state != TargetState.SERVING for target in chain.targets)
+
+
+def _coloured(state: TargetState, text: str) -> str:
+    return f"[{_COLOURS[state]}]{text}[/{_COLOURS[state]}]"
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"

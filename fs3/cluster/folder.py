@@ -1,0 +1,248 @@
+"""The folder of a local cluster: what it remembers, who is using it, and the daemons' configurations.
+
+DIR/fs3-cluster.json      marks the folder as fs3's and remembers its shape and ports
+DIR/LOCK                  locked by whoever runs the cluster and by each of its daemons, which inherit the lock
+DIR/config/NAME.toml      one per daemon, written anew at every start
+DIR/log/NAME.log          DIR/mgmtd, DIR/meta, DIR/storage-N/disk    data        DIR/run    pids and sockets
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import random
+import socket
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fs3.errors import Invalid
+
+MARKER = "fs3-cluster.json"
+FORMAT = 1
+HOST = "127.0.0.1"
+FAVOURITE_PORT = 7300
+_PORTS = range(10_000, 32_000)  # below the kernel's ephemeral ports, so that they are free again at the next start
+_LONGEST_SOCKET_PATH = 80
+
+META_NODE = 1_001
+MGMTD_NODE = 2_001
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """What a cluster was made as; `ports` holds a service and a metrics port for each daemon's name."""
+
+    nodes: int
+    replicas: int
+    lease_s: float = 3.0
+    format: int = FORMAT
+    ports: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.nodes <= 1_000:
+            raise Invalid(f"--nodes {self.nodes}: must be between 1 and 1000")
+        if not 1 <= self.replicas <= self.nodes:
+            raise Invalid(f"--replicas {self.replicas}: must be between 1 and the number of nodes ({self.nodes})")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The daemons in the order in which they start."""
+        return ("mgmtd", "meta", *(storage_name(node) for node in range(1, self.nodes + 1)))
+
+    @property
+    def address(self) -> str:
+        """mgmtd's "host:port"."""
+        return f"{HOST}:{self.ports['mgmtd'][0]}"
+
+
+def storage_name(node: int) -> str:
+    """The name of storage daemon `node` (from 1)."""
+    return f"storage-{node}"
+
+
+class Folder:
+    """A cluster's folder, held by one process at a time."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path).absolute()
+        self._lock: int | None = None
+
+    @property
+    def log_dir(self) -> Path:
+        return self.path / "log"
+
+    @property
+    def lock_fd(self) -> int:
+        """The descriptor that daemons inherit, so that the folder is in use as long as one of them runs."""
+        assert self._lock is not None, "the folder is not held"
+        return self._lock
+
+    def log(self, name: str) -> Path:
+        """The log file of a daemon."""
+        return self.log_dir / f"{name}.log"
+
+    def config(self, name: str) -> Path:
+        """The configuration file of a daemon."""
+        return self.path / "config" / f"{name}.toml"
+
+    def check_is_ours(self) -> None:
+        """Raises: Invalid if this is not the folder of a cluster."""
+        if not (self.path / MARKER).is_file():
+            raise Invalid(f"{self.path} is not the folder of an fs3 cluster (it has no {MARKER})")
+
+    def hold(self) -> None:
+        """Make the folder if it is new, and lock it.
+
+        Raises:
+            Invalid: it is somebody else's, cannot be written, or is in use.
+        """
+        assert self._lock is None
+        try:
+            if self.path.exists() and not self.path.is_dir():
+                raise Invalid(f"{self.path} is a file; name a new folder, or one that fs3 made")
+            ours = {MARKER, "LOCK"}  # a start that failed early may have left the lock file alone
+            if self.path.is_dir() and not (self.path / MARKER).is_file() and not ours.issuperset(os.listdir(self.path)):
+                raise Invalid(
+                    f"{self.path} is not empty and is not the folder of an fs3 cluster; name a new or an empty folder"
+                )
+            self.path.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.path / "LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise Invalid(f"{self.path}: {error.strerror}; name a folder that can be written") from None
+        if not _try_lock(descriptor):
+            os.close(descriptor)
+            raise Invalid(f"{self.path} is in use by a running cluster; stop it with: fs3 down {self.path}")
+        self._lock = descriptor
+
+    def release(self) -> None:
+        """Give the folder back; daemons that still run keep it locked."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def in_use(self) -> bool:
+        """Whether some process holds the folder."""
+        try:
+            descriptor = os.open(self.path / "LOCK", os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            return not _try_lock(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def remembered(self) -> Shape | None:
+        """The shape that was saved here. Raises: Invalid if the marker cannot be read or is of a newer fs3."""
+        marker = self.path / MARKER
+        try:
+            saved = json.loads(marker.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise Invalid(f"{marker}: {error}") from None
+        if not isinstance(saved, dict) or saved.get("format") != FORMAT:
+            found = saved.get("format") if isinstance(saved, dict) else saved
+            raise Invalid(f"{marker}: format {found!r}, this fs3 reads format {FORMAT}; use the fs3 that made it")
+        ports = {name: tuple(pair) for name, pair in saved.pop("ports", {}).items()}
+        return Shape(ports=ports, **saved)
+
+    def remember(self, shape: Shape) -> None:
+        """Save `shape`, whole or not at all."""
+        draft = self.path / f"{MARKER}.new"
+        draft.write_text(json.dumps(asdict(shape), indent=2) + "\n", encoding="utf-8")
+        draft.replace(self.path / MARKER)
+
+    def write_configs(self, shape: Shape) -> None:
+        """Write every daemon's TOML file for `shape`."""
+        for folder in ("config", "log", "run"):
+            (self.path / folder).mkdir(exist_ok=True)
+        for name, values in self._configs(shape):
+            text = "".join(f"{key} = {_toml(value)}\n" for key, value in values.items())
+            self.config(name).write_text(f"# Written by `fs3 up` at every start.\n{text}", encoding="utf-8")
+
+    def _configs(self, shape: Shape) -> Iterator[tuple[str, dict[str, Any]]]:
+        def listens(name: str) -> dict[str, Any]:
+            port, metrics_port = shape.ports[name]
+            return {"listen_host": HOST, "listen_port": port, "metrics_port": metrics_port}
+
+        yield (
+            "mgmtd",
+            {
+                "node_id": MGMTD_NODE,
+                "data_dir": self.path / "mgmtd",
+                **listens("mgmtd"),
+                "lease_s": shape.lease_s,
+                "bootstrap_nodes": shape.nodes,
+                "bootstrap_replicas": shape.replicas,
+            },
+        )
+        mgmtd = [shape.address]
+        yield "meta", {"node_id": META_NODE, "mgmtd": mgmtd, "data": self.path / "meta", **listens("meta")}
+        for node in range(1, shape.nodes + 1):
+            name = storage_name(node)
+            values = {"node_id": node, "mgmtd": mgmtd, "disks": [self.path / name / "disk"], **listens(name)}
+            if len(str(self.path / "run")) <= _LONGEST_SOCKET_PATH:
+                values["unix_dir"] = self.path / "run"
+            yield name, values
+
+
+def choose_ports(shape: Shape, wanted: int | None) -> dict[str, tuple[int, ...]]:
+    """Free ports for the daemons of `shape`; mgmtd gets `wanted` (0: any), else the favourite one if it is free.
+
+    Raises:
+        Invalid: the wanted port is taken, or a remembered one is.
+    """
+    taken = {port for pair in shape.ports.values() for port in pair}
+    ports: dict[str, tuple[int, ...]] = {}
+    for name in shape.names:
+        pair = shape.ports.get(name) or (_free_port(taken), _free_port(taken))
+        if name == "mgmtd":
+            if wanted:
+                pair = (wanted, pair[1])
+            elif wanted is None and not shape.ports and port_is_free(FAVOURITE_PORT):
+                pair = (FAVOURITE_PORT, pair[1])
+        for port in pair:
+            if not port_is_free(port):
+                hint = "choose another with --port" if name == "mgmtd" else "stop what uses it"
+                raise Invalid(f"port {port} (for {name}) is taken by another process; {hint}")
+        ports[name] = tuple(pair)
+    return ports
+
+
+def port_is_free(port: int) -> bool:
+    """Whether a daemon could listen on this loopback port now."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+            probe.listen(1)
+        except OSError:
+            return False
+    return True
+
+
+def _free_port(taken: set[int]) -> int:
+    for port in random.SystemRandom().sample(_PORTS, k=1_000):
+        if port not in taken and port_is_free(port):
+            taken.add(port)
+            return port
+    raise Invalid(f"no free port between {_PORTS.start} and {_PORTS.stop} on {HOST}")
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, list):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    if isinstance(value, Path):
+        return json.dumps(str(value), ensure_ascii=False)
+    return json.dumps(value, ensure_ascii=False)

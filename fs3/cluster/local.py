@@ -1,0 +1,330 @@
+"""A whole cluster on this machine: one process per daemon, started, watched and stopped from here.
+
+`fs3 up` is a thin layer over `LocalCluster`; tests and the demo use it directly, to kill daemons and bring them back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+
+import psutil
+
+from fs3.client.mgmtd import MgmtdClient
+from fs3.clock import lease_now_s
+from fs3.cluster.folder import Folder, Shape, choose_ports, storage_name
+from fs3.errors import Invalid, Unavailable
+from fs3.routing import LocalState, NodeKind, Routing, TargetState
+from fs3.url import make_url
+
+_STOP_S = 15.0
+_LOOK_S = 0.1
+_DAEMONS = "daemons.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """A daemon that ended without being asked to."""
+
+    name: str
+    status: int
+    last_line: str
+
+    def __str__(self) -> str:
+        how = f"was killed by signal {-self.status}" if self.status < 0 else f"ended with status {self.status}"
+        return f"{self.name} {how}" + (f": {self.last_line}" if self.last_line else "")
+
+
+class LocalCluster:
+    """The cluster in one folder. Storage nodes are numbered from 1. Not thread-safe.
+
+    `nodes` and `replicas` default to what the folder remembers, else to 3; `port` is mgmtd's (0: any free one).
+    """
+
+    def __init__(
+        self,
+        directory: Path | str,
+        *,
+        nodes: int | None = None,
+        replicas: int | None = None,
+        port: int | None = None,
+        lease_s: float | None = None,
+    ) -> None:
+        self.folder = Folder(directory)
+        self._nodes = nodes
+        self._replicas = replicas
+        self._port = port
+        self._lease_s = lease_s
+        self._shape: Shape | None = None
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._pause = threading.Event()
+
+    @property
+    def shape(self) -> Shape:
+        """Nodes, replicas and ports; known once started."""
+        assert self._shape is not None, "the cluster was not started"
+        return self._shape
+
+    @property
+    def url(self) -> str:
+        """`fs3://HOST:PORT`."""
+        return make_url((self.shape.address,))
+
+    @property
+    def pids(self) -> dict[str, int]:
+        """The process ids of the daemons that were started and not reaped, by name."""
+        return {name: process.pid for name, process in self._running.items()}
+
+    def __enter__(self) -> LocalCluster:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def start(self, *, timeout_s: float = 60.0, on_progress: Callable[[str], None] = lambda line: None) -> None:
+        """Start every daemon and wait until every chain serves and meta answers; stops everything if that fails.
+
+        Raises:
+            Invalid: the folder, its options or a port cannot be used.
+            Unavailable: a daemon ended, or it took longer than `timeout_s`.
+        """
+        self.folder.hold()
+        try:
+            self._shape = self._decide_shape()
+            self.folder.remember(self._shape)
+            self.folder.write_configs(self._shape)
+            for name in self._shape.names:
+                self._spawn(name)
+            self.wait_serving(timeout_s=timeout_s, on_progress=on_progress)
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """Stop every daemon, mgmtd last so that the others' goodbyes arrive, and release the folder."""
+        for wave in (["meta", *(name for name in self._running if name.startswith("storage-"))], ["mgmtd"]):
+            self._terminate([name for name in wave if name in self._running])
+        self._record()
+        self.folder.release()
+
+    def recall(self) -> None:
+        """Learn the shape, and with it the URL, of a cluster that somebody else runs. Raises: Invalid."""
+        self.folder.check_is_ours()
+        self._shape = self.folder.remembered()
+
+    def kill_node(self, node: int) -> None:
+        """End storage daemon `node` with SIGKILL, as a crash would, and reap it."""
+        process = self._running.pop(storage_name(node))
+        process.kill()
+        process.wait()
+        self._record()
+
+    def restart_node(self, node: int) -> None:
+        """Start storage daemon `node` again on its old port and disks; returns at once."""
+        assert storage_name(node) not in self._running, f"storage {node} runs"
+        self._spawn(storage_name(node))
+
+    def restart(self, name: str) -> None:
+        """Start a daemon that has ended, by its name in `pids`; returns at once."""
+        assert name not in self._running, f"{name} runs"
+        self._spawn(name)
+
+    def reap(self) -> list[Exit]:
+        """The daemons that have ended since the last look."""
+        ended = []
+        for name, process in list(self._running.items()):
+            status = process.poll()
+            if status is not None:
+                del self._running[name]
+                ended.append(Exit(name, status, last_line(self.folder.log(name))))
+        if ended:
+            self._record()
+        return ended
+
+    def wait_serving(
+        self,
+        *,
+        timeout_s: float = 60.0,
+        recovered: bool = False,
+        on_progress: Callable[[str], None] = lambda line: None,
+    ) -> Routing:
+        """Wait until every chain has a serving target (with `recovered`: only serving targets) and meta is there.
+
+        Raises:
+            Unavailable: a daemon ended, or it took longer than `timeout_s`; the message says what was missing.
+        """
+        deadline_s = lease_now_s() + timeout_s
+        said = ""
+        with contextlib.ExitStack() as stack:
+            client: MgmtdClient | None = None
+            while True:
+                ended = self.reap()
+                if ended:
+                    raise Unavailable(f"{ended[0]}; its log is {self.folder.log(ended[0].name)}")
+                try:
+                    if client is None:
+                        client = MgmtdClient.connect([self.shape.address], timeout_s=1.0)
+                        stack.callback(client.close)
+                    routing = client.fetch(1.0)
+                    missing = what_is_missing(routing, self.shape, recovered=recovered)
+                except Unavailable:
+                    missing = "mgmtd does not answer yet"
+                if not missing:
+                    return routing
+                if missing != said:
+                    said = missing
+                    on_progress(missing)
+                if lease_now_s() >= deadline_s:
+                    raise Unavailable(
+                        f"the cluster is not ready after {timeout_s:g} s: {missing};"
+                        f" the logs are in {self.folder.log_dir}"
+                    )
+                self._pause.wait(_LOOK_S)
+
+    def _decide_shape(self) -> Shape:
+        before = self.folder.remembered()
+        if before is not None:
+            for option, asked, known in (
+                ("--nodes", self._nodes, before.nodes),
+                ("--replicas", self._replicas, before.replicas),
+            ):
+                if asked is not None and asked != known:
+                    raise Invalid(
+                        f"{self.folder.path} was made with {option} {known}, not {asked}; leave {option} out, or use"
+                        " another folder"
+                    )
+        nodes = before.nodes if before else self._nodes or 3
+        shape = Shape(
+            nodes=nodes,
+            replicas=before.replicas if before else self._replicas or min(3, nodes),
+            lease_s=self._lease_s or (before.lease_s if before else 3.0),
+            ports=before.ports if before else {},
+        )
+        return replace(shape, ports=choose_ports(shape, self._port))
+
+    def _spawn(self, name: str) -> None:
+        kind = name.partition("-")[0]
+        command = [sys.executable, "-m", "fs3.cli.main", kind, "--config", str(self.folder.config(name))]
+        with self.folder.log(name).open("ab") as log:
+            self._running[name] = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C is for us, who then stop the daemons in order
+                pass_fds=(self.folder.lock_fd,),
+            )
+        self._record()
+
+    def _terminate(self, names: list[str]) -> None:
+        for name in names:
+            self._running[name].terminate()
+        deadline_s = lease_now_s() + _STOP_S
+        for name in names:
+            process = self._running.pop(name)
+            try:
+                process.wait(max(deadline_s - lease_now_s(), 0.1))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    def _record(self) -> None:
+        """Leave the pids where `stop_folder` finds them, should this process be gone by then."""
+        pids = {name: process.pid for name, process in self._running.items()}
+        with contextlib.suppress(OSError):
+            (self.folder.path / "run" / _DAEMONS).write_text(json.dumps(pids), encoding="utf-8")
+
+
+def what_is_missing(routing: Routing, shape: Shape, *, recovered: bool = False) -> str:
+    """What keeps the cluster from being ready, or "" (a daemon counts once this mgmtd has heard it)."""
+    if not routing.ready:
+        there = sum(node.kind == NodeKind.STORAGE and node.alive for node in routing.nodes.values())
+        return f"{there} of {shape.nodes} storage nodes have registered"
+    serving = [
+        any(target.local_state != LocalState.OFFLINE for target in routing.serving(chain)) for chain in routing.chains
+    ]
+    if not all(serving):
+        return f"{sum(serving)} of {len(serving)} chains serve"
+    up = sum(target.state == TargetState.SERVING for target in routing.targets.values())
+    if recovered and up < len(routing.targets):
+        return f"{up} of {len(routing.targets)} targets serve"
+    if not any(node.kind == NodeKind.META and node.alive for node in routing.nodes.values()):
+        return "meta has not registered"
+    return ""
+
+
+def last_line(log: Path) -> str:
+    """The last line of a daemon's log, which says why it ended."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(file.seek(0, os.SEEK_END) - 4_096, 0))
+            lines = file.read().decode("utf-8", "replace").strip().splitlines()
+    except OSError:
+        return ""
+    return lines[-1].strip() if lines else ""
+
+
+def stop_folder(directory: Path | str, *, supervisor: int | None = None, timeout_s: float = 60.0) -> bool:
+    """Stop the cluster that runs in `directory`, whoever started it, and wait; False if none was running.
+
+    A running `fs3 up` (its pid in `supervisor`) is asked to stop; daemons without one are ended here.
+
+    Raises:
+        Invalid: it is not a cluster's folder.
+        Unavailable: something still holds the folder after `timeout_s`.
+    """
+    folder = Folder(directory)
+    folder.check_is_ours()
+    if not folder.in_use():
+        return False
+    deadline_s = lease_now_s() + timeout_s
+    if supervisor is not None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(supervisor, signal.SIGTERM)
+    else:
+        _end_daemons(folder)
+    pause = threading.Event()
+    while folder.in_use():
+        if lease_now_s() >= deadline_s:
+            raise Unavailable(f"{folder.path} is still in use after {timeout_s:g} s")
+        pause.wait(_LOOK_S)
+    return True
+
+
+def _end_daemons(folder: Folder) -> None:
+    try:
+        pids: dict[str, int] = json.loads((folder.path / "run" / _DAEMONS).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise Unavailable(f"{folder.path} is in use, but its daemons are not recorded ({error})") from None
+    processes = {name: process for name, pid in pids.items() if (process := _daemon(folder, name, pid)) is not None}
+    waves = [[process for name, process in processes.items() if name != "mgmtd"]]
+    waves.append([process for name, process in processes.items() if name == "mgmtd"])
+    for wave in waves:
+        for process in wave:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.terminate()
+        _, alive = psutil.wait_procs(wave, timeout=_STOP_S)
+        for process in alive:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+def _daemon(folder: Folder, name: str, pid: int) -> psutil.Process | None:
+    """The process, if `pid` is still the daemon and not somebody who got its number later."""
+    try:
+        process = psutil.Process(pid)
+        return process if str(folder.config(name)) in process.cmdline() else None
+    except psutil.Error:
+        return None
