@@ -69,8 +69,9 @@ class MgmtdClient:
         except Fs3Error as error:
             service.close()
             if isinstance(error, Unavailable):
+                reason = "connection refused" if "Connection refused" in str(error) else str(error)
                 raise Unavailable(
-                    f"no cluster answers at {', '.join(addresses)}: {error}; check the URL and that the cluster runs"
+                    f"no cluster answers at {', '.join(addresses)} ({reason}); check the URL and that the cluster runs"
                 ) from None
             raise
         return cls(service, credentials, info, routing_from_pb(reply.routing))

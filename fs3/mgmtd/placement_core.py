@@ -170,17 +170,19 @@ def _growth(counts: Counter[int], added: Sequence[int]) -> int:
 
 
 def _fill_greedily(rows: list[list[DiskSlot]], replicas: int, chains_per_disk: int) -> list[tuple[DiskSlot, ...]]:
-    """Chains one by one, each from the disks with the fewest targets, and of those from the least acquainted."""
-    slots = [slot for row in rows for slot in row]
-    load: Counter[DiskSlot] = Counter()
+    """Chains one by one from the disks with the most left of their share, and of those from the least acquainted."""
+    count = chains_per_disk * sum(len(row) for row in rows)
+    left = _shares(rows, replicas * count, count)
     heads: Counter[DiskSlot] = Counter()
     shared: Counter[tuple[DiskSlot, DiskSlot]] = Counter()
     chains = []
-    for _ in range(chains_per_disk * len(slots)):
+    for remaining in range(count, 0, -1):
+        # A node with as much left as there are chains to come must be in all of them; at most `replicas` nodes are.
+        due = {row[0].node_id for row in rows if sum(left[slot] for slot in row) >= remaining}
         block: list[DiskSlot] = []
         while len(block) < replicas:
-            block.append(_least_used(slots, block, load, shared))
-        load.update(block)
+            block.append(_next_slot(left, block, due, shared))
+        left.subtract(block)
         shared.update((a, b) for a in block for b in block if a != b)
         fewest = min(heads[slot] for slot in block)
         first = next(place for place, slot in enumerate(block) if heads[slot] == fewest)
@@ -189,12 +191,23 @@ def _fill_greedily(rows: list[list[DiskSlot]], replicas: int, chains_per_disk: i
     return chains
 
 
-def _least_used(
-    slots: Sequence[DiskSlot],
+def _shares(rows: list[list[DiskSlot]], total: int, at_most_per_node: int) -> Counter[DiskSlot]:
+    """How many targets each disk gets: as equal as can be when no node is twice in a chain."""
+    shares: Counter[DiskSlot] = Counter({slot: 0 for row in rows for slot in row})
+    for _ in range(total):
+        open_rows = [row for row in rows if sum(shares[slot] for slot in row) < at_most_per_node]
+        least = min((slot for row in open_rows for slot in row), key=lambda slot: (shares[slot], slot))
+        shares[least] += 1
+    return shares
+
+
+def _next_slot(
+    left: Counter[DiskSlot],
     block: Sequence[DiskSlot],
-    load: Counter[DiskSlot],
+    due: set[NodeId],
     shared: Counter[tuple[DiskSlot, DiskSlot]],
 ) -> DiskSlot:
     nodes = {slot.node_id for slot in block}
-    free = [slot for slot in slots if slot.node_id not in nodes]
-    return min(free, key=lambda slot: (load[slot], sum(shared[slot, other] for other in block), slot))
+    free = [slot for slot in left if slot.node_id not in nodes and left[slot] > 0]
+    acquainted = {slot: sum(shared[slot, other] for other in block) for slot in free}
+    return min(free, key=lambda slot: (slot.node_id not in due, -left[slot], acquainted[slot], slot))

@@ -1,0 +1,87 @@
+"""Leases: each way in which one begins and ends, and a random walk beside the rule written down in one line."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fs3.ids import NodeId
+from fs3.mgmtd.lease_core import Heard, LeaseTable
+
+A, B = NodeId(1), NodeId(2)
+
+
+def test_a_lease_runs_out_at_exactly_t() -> None:
+    table = LeaseTable(10.0)
+    assert table.heard(A, 1, 100.0) == Heard.STARTED
+    assert table.next_expiry_s() == 110.0
+    assert table.expire(109.9) == []
+    assert table.expire(110.0) == [A]
+    assert table.expire(110.0) == []
+    assert not table.alive(A)
+    assert table.heard(A, 1, 111.0) == Heard.REVIVED
+    assert table.alive(A)
+    assert table.heard(A, 1, 112.0) == Heard.RENEWED
+    assert table.age_s(A, 115.0) == 3.0
+
+
+def test_a_new_generation_retires_the_one_before() -> None:
+    table = LeaseTable(10.0)
+    table.heard(A, 5, 0.0)
+    assert table.heard(A, 4, 1.0) == Heard.STARTED, "a clock that went back must not keep a daemon out"
+    assert table.heard(A, 5, 2.0) == Heard.RETIRED
+    assert table.generation(A) == 4
+    assert table.expire(11.0) == [A], "the retired one's heartbeat renewed nothing"
+
+
+def test_goodbye_is_for_good_and_a_refusal_is_not() -> None:
+    table = LeaseTable(10.0)
+    table.heard(A, 1, 0.0)
+    table.heard(B, 1, 0.0)
+    assert not table.goodbye(A, 2)
+    assert table.goodbye(A, 1)
+    assert table.heard(A, 1, 1.0) == Heard.RETIRED
+    assert table.refused(B, 1)
+    assert not table.refused(B, 1)
+    assert table.heard(B, 1, 1.0) == Heard.REVIVED
+    assert not table.refused(B, 2)
+
+
+def test_a_new_mgmtd_counts_from_its_own_start() -> None:
+    table = LeaseTable(10.0)
+    table.restore(A, 3, alive=True, started_s=1_000.0)
+    table.restore(B, 3, alive=False, started_s=1_000.0)
+    assert table.alive(A) and not table.alive(B)
+    assert not table.was_heard(A)
+    assert table.expire(1_009.0) == []
+    assert table.heard(A, 3, 1_009.0) == Heard.RENEWED
+    assert table.was_heard(A)
+    assert table.heard(B, 3, 1_009.0) == Heard.REVIVED
+    assert table.next_expiry_s() == 1_019.0
+
+
+EVENTS = st.lists(
+    st.tuples(st.sampled_from(["heard", "goodbye", "refused", "expire"]), st.integers(1, 3), st.integers(0, 8)),
+    max_size=40,
+)
+
+
+@given(EVENTS)
+def test_alive_means_heard_within_t(events: list[tuple[str, int, int]]) -> None:
+    table = LeaseTable(10.0)
+    now_s, current, last_s, retired = 0.0, 0, float("-inf"), set[int]()
+    for kind, generation, later in events:
+        now_s += later
+        if kind == "heard" and generation not in retired:
+            if current not in (0, generation):
+                retired.add(current)
+            current, last_s = generation, now_s
+        if kind in ("goodbye", "refused") and generation == current:
+            last_s = float("-inf")
+            retired |= {generation} if kind == "goodbye" else set()
+        if kind == "heard":
+            table.heard(A, generation, now_s)
+        elif kind != "expire":
+            getattr(table, kind)(A, generation)
+        table.expire(now_s)
+        assert table.alive(A) == (now_s - last_s < 10.0)
