@@ -7,56 +7,30 @@ import contextlib
 import logging
 import signal
 import socket
-import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import grpc.aio
 
 from fs3 import __version__, metrics
 from fs3.client.node_agent import NodeAgent
+from fs3.clock import wall_now_ns
 from fs3.errors import Invalid
 from fs3.ids import NodeId
 from fs3.kv.sqlite import SqliteKV
+from fs3.meta.config import MetaConfig
 from fs3.meta.gc import Collector
 from fs3.meta.remover import StorageRemover
 from fs3.meta.service import MetaService
 from fs3.pb import meta_pb2_grpc
 from fs3.routing import Node, NodeKind
 from fs3.transport import rpc
+from fs3.transport.exposure import check_exposure
 
 _log = logging.getLogger(__name__)
 
 _GRACE_S = 2.0
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MetaConfig:
-    """The meta daemon's configuration; `fs3 meta --config FILE.toml` reads it."""
-
-    node_id: int
-    mgmtd: tuple[str, ...]  # "host:port" of every mgmtd
-    data: Path  # folder of the metadata store
-    listen_host: str = "127.0.0.1"
-    listen_port: int = 0
-    metrics_port: int = 0
-    secret: str = ""
-    insecure: bool = False  # listen beyond loopback without a secret
-    session_lease_s: float = 60.0  # an unpublished file whose writer is silent for so long is collected
-    gc_delay_s: float = 10.0  # how long a removed file's chunks stay for those who are reading them
-    gc_interval_s: float = 1.0
-
-
-def check(config: MetaConfig) -> None:
-    """Raises: Invalid."""
-    if not config.mgmtd:
-        raise Invalid("mgmtd: name at least one mgmtd as host:port")
-    if config.listen_host not in ("127.0.0.1", "::1", "localhost") and not (config.secret or config.insecure):
-        raise Invalid(
-            f"listen_host {config.listen_host}: beyond loopback a secret is needed; set secret, or insecure=true"
-        )
-    if config.session_lease_s <= 0 or config.gc_delay_s < 0 or config.gc_interval_s <= 0:
-        raise Invalid("session_lease_s and gc_interval_s must be positive, gc_delay_s at least 0")
+__all__ = ["MetaConfig", "MetaServer", "run"]
 
 
 def run(config: MetaConfig) -> int:
@@ -66,7 +40,6 @@ def run(config: MetaConfig) -> int:
         Invalid: the configuration, a taken port, or a data folder that cannot be used.
         PermissionDenied, Conflict: mgmtd refuses this daemon.
     """
-    check(config)
     asyncio.run(_until_signal(config))
     return 0
 
@@ -84,7 +57,7 @@ class MetaServer:
     """One daemon. Entering opens the store and starts listening; leaving stops and releases everything."""
 
     def __init__(self, config: MetaConfig) -> None:
-        check(config)
+        check_exposure(config.listen_host, secret=config.secret, insecure=config.insecure)
         self.config = config
         self.address = ""
 
@@ -93,10 +66,10 @@ class MetaServer:
         config = self.config
         async with contextlib.AsyncExitStack() as stack:
             try:
-                config.data.mkdir(parents=True, exist_ok=True)
+                config.data_dir.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise Invalid(f"data {config.data}: {error.strerror}; choose a folder that can be written") from None
-            self.kv = SqliteKV(config.data / "meta.db")
+                raise Invalid(f"data_dir {config.data_dir}: {error.strerror}; choose another folder") from None
+            self.kv = SqliteKV(config.data_dir / "meta.sqlite")
             stack.push_async_callback(self.kv.close)
             registry = metrics.new_registry("meta")
             exporter = metrics.serve(registry, config.listen_host, config.metrics_port)
@@ -138,7 +111,7 @@ class MetaServer:
         stopping = asyncio.ensure_future(stop.wait())
         collecting = asyncio.ensure_future(self._collect(collector))
         tasks = {registered, stopping, collecting}
-        _log.info("meta %d serves on %s, store %s", config.node_id, self.address, config.data)
+        _log.info("meta %d serves on %s, store %s", config.node_id, self.address, config.data_dir)
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if not registered.done():
@@ -164,7 +137,7 @@ def _bind(server: grpc.aio.Server, config: MetaConfig) -> int:
     except RuntimeError:
         port = 0
     if not port:
-        raise Invalid(f"{wanted}: the port cannot be used (taken?); choose another listen_port")
+        raise Invalid(f"meta cannot listen on {wanted}: the port is taken or the address is not this machine's")
     return port
 
 
@@ -174,7 +147,7 @@ def _node(config: MetaConfig, address: str, exporter: str) -> Node:
         kind=NodeKind.META,
         endpoints=(address,),
         host=_machine_id(),
-        generation=time.time_ns(),
+        generation=wall_now_ns(),
         version=__version__,
         metrics=exporter,
     )

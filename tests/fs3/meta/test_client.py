@@ -1,0 +1,209 @@
+"""MetaClient against a real meta service over gRPC: results, errors by class, retries, deadlines, forks, secrets."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from fs3 import errors
+from fs3.client.meta import LayoutChoice, MetaClient, Publish, Usage
+from fs3.ids import ChainId, ChainTableId, NodeId
+from fs3.inode import InodeType
+from fs3.kv.sqlite import SqliteKV
+from fs3.layout import Durability
+from fs3.meta.service import MetaService
+from fs3.pb import meta_pb2_grpc
+from fs3.routing import ChainTable, Node, NodeKind, Routing
+from fs3.transport import rpc
+
+TABLES = {
+    (ChainTableId(r), 1): ChainTable(table_id=ChainTableId(r), version=1, replicas=r, chains=(ChainId(1),))
+    for r in (1, 2)
+}
+CLUSTER = Routing(cluster_id="c1", version=1, tables=TABLES, ready=True)
+
+
+class Daemon:
+    """A meta service on a loop and thread of its own, which can be stopped and started again on the same port."""
+
+    def __init__(self, path: Path, secret: str = "") -> None:
+        self._path = path
+        self._secret = secret
+        self._port = 0
+        self.registry = CollectorRegistry()
+        self.start()
+
+    def start(self, routing: Routing = CLUSTER) -> None:
+        started = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve(started, routing)))
+        self._thread.start()
+        started.wait(30)
+
+    async def _serve(self, started: threading.Event, routing: Routing) -> None:
+        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        kv = SqliteKV(self._path)
+        self.registry = CollectorRegistry()
+        self.service = MetaService(kv, rpc.Credentials(secret=self._secret), self.registry)
+        self.service.adopt(routing)
+        server = rpc.aio_server()
+        meta_pb2_grpc.add_MetaServicer_to_server(self.service, server)
+        self._port = server.add_insecure_port(f"127.0.0.1:{self._port}")
+        await server.start()
+        started.set()
+        await self._stop.wait()
+        await server.stop(None)
+        await kv.close()
+
+    def stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join()
+
+    @property
+    def routing(self) -> Routing:
+        node = Node(node_id=NodeId(9), kind=NodeKind.META, endpoints=(f"127.0.0.1:{self._port}",))
+        return dataclasses.replace(CLUSTER, nodes={node.node_id: node})
+
+    def client(self, **options) -> MetaClient:
+        shown = rpc.Credentials(cluster_id=options.pop("cluster_id", "c1"), secret=options.pop("secret", self._secret))
+        options.setdefault("refresh", lambda: None)
+        return MetaClient(lambda: self.routing, shown, options.pop("client_id", 5), **options)
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[Daemon]:
+    running = Daemon(tmp_path / "meta.sqlite")
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def meta(daemon: Daemon) -> Iterator[MetaClient]:
+    client = daemon.client()
+    yield client
+    client.close()
+
+
+def write(meta: MetaClient, *paths: str, length: int = 5) -> None:
+    made = meta.create_files(paths)
+    meta.publish_files([Publish(one.inode_id, path, length) for one, path in zip(made, paths, strict=True)])
+
+
+def test_every_call_once(meta: MetaClient) -> None:
+    choice = LayoutChoice(replicas=1, chunk_bytes=1 << 20, durability=Durability.OS)
+    made = meta.mkdir("/d/e", parents=True, mode=0o700, layout=choice)
+    assert (made.mode, made.layout.chain_table, made.layout.durability) == (0o700, 1, Durability.OS)
+    write(meta, *(f"/d/f{number:04}" for number in range(512)))
+    (late,) = meta.create_files(["/d/late"], layout=LayoutChoice(stripe=4))
+    meta.renew([late.inode_id])
+    meta.abandon([late.inode_id])
+    with pytest.raises(errors.NotFound, match="/d/late: the write session"):
+        meta.publish_files([Publish(late.inode_id, "/d/late", 1)])
+    pages = list(meta.list("/d", page=200))
+    assert [len(page) for page in pages] == [200, 200, 113]
+    assert [entry.name for page in pages for entry in page] == ["e", *(f"f{number:04}" for number in range(512))]
+    assert meta.usage("/d") == Usage(files=512, directories=2, bytes=5 * 512)
+    moved = meta.rename("/d/f0000", "/g")
+    found = meta.stat(["/g", "/d/f0000", "/d", "relative"] * 500)
+    assert found[0] == moved and found[2].is_directory and len(found) == 2_000
+    assert [type(error) for error in found[1::2][:2]] == [errors.NotFound, errors.Invalid]
+    with pytest.raises(errors.Exists):
+        meta.rename("/g", "/d/f0001", replace=False)
+    with pytest.raises(errors.NotEmpty):
+        meta.remove("/d")
+    with pytest.raises(errors.IsADirectory):
+        meta.remove("/d", recursive=True, must_be=InodeType.FILE)
+    meta.remove("/d", recursive=True)
+    assert meta.stat_one("/g") == moved
+    with pytest.raises(errors.NotFound, match="/d: no such file"):
+        meta.stat_one("/d")
+    for call in (lambda: meta.stat(["/\udc80"]), lambda: meta.mkdir("/\udc80"), lambda: meta.create_files(["/\udc80"])):
+        with pytest.raises(errors.Invalid, match="not valid UTF-8"):
+            call()
+
+
+def test_many_threads_share_a_client(daemon: Daemon, meta: MetaClient) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: write(meta, f"/f{number}"), range(64)))
+        counted = list(pool.map(lambda _: len(meta.stat(["/f1", "/f2"])), range(16)))
+    assert counted == [2] * 16 and meta.usage("/").files == 64
+    assert daemon.registry.get_sample_value("fs3_meta_calls_total", {"op": "publish_files"}) == 64
+    with pytest.raises(errors.NotFound):
+        meta.rename("/no", "/yes")
+    labels = {"op": "rename", "error": "NotFound"}
+    assert daemon.registry.get_sample_value("fs3_meta_errors_total", labels) == 1
+
+
+def test_a_call_lives_through_a_restart_of_the_daemon(daemon: Daemon) -> None:
+    restarted = []
+
+    def refresh() -> None:
+        """The client asks for a newer routing once it was refused: the moment the daemon comes back."""
+        if not restarted:
+            restarted.append(True)
+            daemon.start()
+
+    meta = daemon.client(refresh=refresh)
+    write(meta, "/f")
+    daemon.stop()
+    meta.rename("/f", "/g")
+    assert restarted and [entry.name for page in meta.list("/") for entry in page] == ["g"]
+    meta.close()
+
+
+def test_deadlines_and_unready_clusters_end_in_one_error(daemon: Daemon) -> None:
+    asked = []
+    meta = daemon.client(timeout_s=0.2, refresh=lambda: asked.append(1))
+    daemon.stop()
+    with pytest.raises(errors.Unavailable, match=r"127\.0\.0\.1:\d+"):
+        meta.stat_one("/")
+    assert asked
+    daemon.start(Routing(cluster_id="c1"))
+    with pytest.raises(errors.Unavailable, match=r"no chain tables yet|did not answer|cannot be reached"):
+        meta.stat_one("/")
+    daemon.service.adopt(CLUSTER)
+    assert meta.stat_one("/", timeout_s=20.0).is_directory
+    nobody = MetaClient(lambda: CLUSTER, rpc.Credentials(), 5, timeout_s=0.05, refresh=lambda: None)
+    with pytest.raises(errors.Unavailable, match="no meta daemon"):
+        nobody.stat_one("/")
+
+
+def test_strangers_are_refused(tmp_path: Path) -> None:
+    daemon = Daemon(tmp_path / "meta.sqlite", secret="s3cret")
+    assert daemon.client().stat_one("/").is_directory
+    with pytest.raises(errors.PermissionDenied, match="secret"):
+        daemon.client(secret="guess").stat_one("/")
+    with pytest.raises(errors.PermissionDenied, match="cluster c1, the caller belongs to cluster c2"):
+        daemon.client(cluster_id="c2").stat_one("/")
+    daemon.stop()
+
+
+def test_sessions_belong_to_their_client(daemon: Daemon, meta: MetaClient) -> None:
+    (made,) = meta.create_files(["/f"])
+    other = daemon.client(client_id=6)
+    with pytest.raises(errors.PermissionDenied, match="another client"):
+        other.publish_files([Publish(made.inode_id, "/f", 1)])
+    other.close()
+    meta.publish_files([Publish(made.inode_id, "/f", 1)])
+
+
+def test_a_forked_child_and_its_parent_both_go_on(meta: MetaClient) -> None:
+    write(meta, "/before")
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            write(meta, "/child")
+            status = 0
+        finally:
+            os._exit(status)
+    write(meta, "/parent")
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert [entry.name for page in meta.list("/") for entry in page] == ["before", "child", "parent"]
