@@ -29,7 +29,7 @@ def commands() -> None:
     """Make and inspect datasets of tokens, on fs3:// or on a local path."""
 
 
-@commands.command("import")
+@commands.command("import", short_help="Tokenize text files into a dataset.")
 @click.argument("sources", nargs=-1, required=True, metavar="SRC...")
 @click.argument("url", metavar="URL")
 @click.option("--tokenizer", required=True, help="bpe:N to learn N tokens from the sources, or file:PATH.")

@@ -5,6 +5,7 @@ Every failure becomes one line from fs3's error tree that names the path, whatev
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Callable
@@ -56,12 +57,12 @@ class Location:
     @property
     def is_local(self) -> bool:
         """Whether the folder is on this machine's own filesystem."""
-        return "file" in _protocols(self.fs)
+        return "file" in protocols(self.fs)
 
     @property
     def is_fs3(self) -> bool:
         """Whether the folder is on an fs3 cluster."""
-        return "fs3" in _protocols(self.fs)
+        return "fs3" in protocols(self.fs)
 
     def path(self, name: str) -> str:
         """The path, within the filesystem, of the file `name` in the folder."""
@@ -109,6 +110,16 @@ class Location:
         """The file `name`, opened for writing from its beginning."""
         return cast(BinaryIO, self.call(name, lambda: self.fs.open(self.path(name), "wb")))
 
+    def write(self, name: str, data: bytes) -> None:
+        """Make `name` hold `data`, durably; a failure may leave a part of it."""
+
+        def ask() -> None:
+            with self.fs.open(self.path(name), "wb") as file:
+                file.write(data)
+                self.sync(file)
+
+        self.call(name, ask)
+
     def remove(self, name: str) -> None:
         """Remove the file `name`, if it is there."""
 
@@ -123,21 +134,28 @@ class Location:
     def publish(self, name: str, data: bytes) -> None:
         """Make `name` hold `data` at once or not at all, over what it held, and last through a crash.
 
-        Local folders and fs3 rename a finished file over the old one; object stores put whole objects as they are.
+        A local file is finished beside the old one and renamed over it; fs3 and object stores put whole files anyway.
         """
-        if not (self.is_local or self.is_fs3):
+        if not self.is_local:
             self.call(name, lambda: self.fs.pipe_file(self.path(name), data))
             return
         part = name + ".part"
         try:
-            with self.create(part) as file:
-                self.call(name, lambda: file.write(data))
-                self.sync(file)
+            self.write(part, data)
             self.call(name, lambda: self.fs.mv(self.path(part), self.path(name)))
         except BaseException:
             self.remove(part)
             raise
         self.sync_folder()
+
+    def discard(self, name: str, file: BinaryIO) -> None:
+        """Give up the file `name`, which is open for writing: nothing of it stays."""
+        if self.is_fs3:
+            cast(Any, file).discard()
+            return
+        with contextlib.suppress(OSError):
+            file.close()
+        self.remove(name)
 
     def sync(self, file: BinaryIO) -> None:
         """Bring a local file to the disk. Other filesystems promise that when they close it."""
@@ -171,6 +189,7 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _protocols(fs: Any) -> tuple[str, ...]:
+def protocols(fs: Any) -> tuple[str, ...]:
+    """The names under which fsspec knows the filesystem `fs`."""
     protocol = fs.protocol
     return (protocol,) if isinstance(protocol, str) else tuple(protocol)

@@ -109,7 +109,7 @@ class Fs3Reader:
         self._location = location
         self._files = files
         self._sizes = sizes
-        self._client: Any = location.fs.file_client
+        self._client: Any = location.call("", lambda: location.fs.file_client)
         self._handles: dict[int, Any] = {}
 
     def read_into(

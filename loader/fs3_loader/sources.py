@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import fsspec
 
 from fs3.errors import Invalid, NotFound
-from fs3_loader.location import as_fs3_error, one_line
+from fs3_loader.location import as_fs3_error, one_line, protocols
 
 PIECE_BYTES = 4 * 1024 * 1024
 
@@ -102,7 +102,7 @@ def _walk(fs: Any, root: str, source: str, glob: str | None) -> Iterator[SourceF
     if fs.isfile(root):
         yield SourceFile(fs, root, int(fs.info(root)["size"]))
         return
-    if "file" in fs.protocol:
+    if "file" in protocols(fs):
         yield from _walk_local(fs, root, glob)
         return
     for path, info in sorted(fs.find(root, detail=True).items()):

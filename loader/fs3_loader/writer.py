@@ -17,7 +17,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from fs3.errors import Conflict, Exists, Fs3Error, Invalid, NotADirectory
+from fs3.errors import Conflict, Exists, Fs3Error, Invalid, NotADirectory, NotFound
 from fs3_loader.formats.manifest import (
     MANIFEST_NAME,
     Fingerprint,
@@ -61,8 +61,11 @@ class Destination:
         generations = [int(match[1]) for name in names if (match := _SHARD.fullmatch(name))]
         self.generation = max(generations, default=0) + 1 if self._replaces else 0
         location.make()
-        with contextlib.closing(location.create(_PROBE)):
-            pass
+        try:
+            location.write(_PROBE, b"")
+        except BaseException:
+            self.undo()
+            raise
         location.remove(_PROBE)
         if not self._replaces:
             self._remove(set(names))
@@ -137,9 +140,7 @@ class DatasetWriter:
         generation = self._destination.generation
         name = tokenizer_name(generation)
         self._names.append(name)
-        with contextlib.closing(self._location.create(name)) as file:
-            self._location.call(name, lambda: file.write(self._tokenizer.text.encode()))
-            self._location.sync(file)
+        self._location.write(name, self._tokenizer.text.encode())
         self._location.sync_folder()
         manifest = Manifest(
             fingerprint=self._fingerprint.text(),
@@ -159,16 +160,28 @@ class DatasetWriter:
             shards=tuple(self._shards),
         )
         self._destination.check_unpublished(self._shards)
-        self._location.publish(MANIFEST_NAME, manifest.encode())
-        self._names.clear()
+        self._publish(manifest.encode())
         self._destination.settle()
         return manifest
+
+    def _publish(self, data: bytes) -> None:
+        """From here on the files belong to the dataset: an interruption must not remove them once it is there."""
+        written, self._names = self._names, []
+        try:
+            self._location.publish(MANIFEST_NAME, data)
+        except BaseException:
+            with contextlib.suppress(NotFound):
+                if self._location.read(MANIFEST_NAME) == data:
+                    raise
+            self._names = written
+            raise
 
     def abort(self) -> None:
         """Remove all that was written. What cannot be removed is left to the next import."""
         if self._file is not None:
             with contextlib.suppress(OSError, Fs3Error):
-                self._file.close()
+                self._location.discard(self._names[-1], self._file)
+            self._file = None
         for name in self._names:
             with contextlib.suppress(OSError, Fs3Error):
                 self._location.remove(name)

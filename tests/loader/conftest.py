@@ -8,12 +8,17 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
+from hypothesis import settings
 from numpy.typing import NDArray
 
 from fs3_loader.formats.manifest import Manifest, SourceEntry
 from fs3_loader.location import Location
 from fs3_loader.tokenizing import DatasetTokenizer, TokenizerSpec, learn_bpe
 from fs3_loader.writer import DatasetWriter, Destination
+
+# The same examples on every run, and no limit on how long one may take on a busy machine.
+settings.register_profile("loader", derandomize=True, deadline=None)
+settings.load_profile("loader")
 
 MakeDataset = Callable[..., tuple[Manifest, NDArray[np.uint32]]]
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import multiprocessing
 import multiprocessing.queues
+import os
 import pickle
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import numpy as np
 import pytest
 import torch
+from fsspec.implementations.memory import MemoryFileSystem
 from numpy.typing import NDArray
 
 from fs3.errors import Corrupt, Fs3Error, Invalid, NotADirectory, NotFound
@@ -173,6 +176,25 @@ def test_survives_pickling_closing_and_pytorchs_loader(tmp_path: Path, make_data
     assert np.array_equal(torch.cat(batches).numpy(), samples)
 
 
+class OneProcess(MemoryFileSystem):
+    """A filesystem whose connections do not survive a fork, as those of a network client."""
+
+    protocol = "oneprocess"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._made_in = os.getpid()
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return super()._strip_protocol(path.removeprefix("oneprocess://"))
+
+    def cat_ranges(self, *arguments: Any, **options: Any) -> Any:
+        if os.getpid() != self._made_in:
+            raise OSError(f"the connection belongs to process {self._made_in}")
+        return super().cat_ranges(*arguments, **options)
+
+
 def _read_in_child(ds: Dataset, queue: multiprocessing.queues.SimpleQueue[list[int]]) -> None:
     try:
         queue.put(ds.read_tokens([8])[0].tolist())
@@ -180,7 +202,11 @@ def _read_in_child(ds: Dataset, queue: multiprocessing.queues.SimpleQueue[list[i
         queue.put([])
 
 
-def test_reads_after_a_fork(url: str, make_dataset: MakeDataset) -> None:
+@pytest.mark.parametrize("scheme", ["", "oneprocess://"])
+def test_reads_after_a_fork(tmp_path: Path, make_dataset: MakeDataset, scheme: str) -> None:
+    """The child makes its own connections and leaves those of its parent alone."""
+    fsspec.register_implementation("oneprocess", OneProcess, clobber=True)
+    url = f"{scheme}{tmp_path / 'corpus'}"
     _, samples = make_dataset(url, 30)
     ds = Dataset.open(url)
     ds.read([8])
