@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,36 +109,33 @@ def group_by(keys: I64) -> list[tuple[int, I64]]:
         return [(int(keys[0]), np.arange(len(keys), dtype=np.int64))]
     order = np.argsort(keys, kind="stable")
     ranked = keys[order]
-    cuts = np.flatnonzero(ranked[1:] != ranked[:-1]) + 1
-    return [(int(keys[places[0]]), places) for places in np.split(order, cuts)]
+    cuts = [0, *(np.flatnonzero(ranked[1:] != ranked[:-1]) + 1).tolist(), len(keys)]
+    return [(int(ranked[begin]), order[begin:end]) for begin, end in pairwise(cuts)]
 
 
-def frames(lengths: I64, *, max_count: int, max_bytes: int) -> list[tuple[int, int]]:
-    """Cuts [begin, end) of a run of records that keep both limits; a record that alone breaks them stands alone."""
-    if len(lengths) <= max_count and int(lengths.sum()) <= max_bytes:
+def frames(lengths: I64, total: int, *, max_count: int, max_bytes: int) -> list[tuple[int, int]]:
+    """Cuts [begin, end) of records with `total` bytes that keep both limits; one that alone breaks them is alone."""
+    if len(lengths) <= max_count and total <= max_bytes:
         return [(0, len(lengths))] if len(lengths) else []
     out: list[tuple[int, int]] = []
-    begin = total = 0
+    begin = size = 0
     for index, length in enumerate(lengths.tolist()):
-        if index > begin and (index - begin >= max_count or total + length > max_bytes):
+        if index > begin and (index - begin >= max_count or size + length > max_bytes):
             out.append((begin, index))
-            begin, total = index, 0
-        total += length
+            begin, size = index, 0
+        size += length
     out.append((begin, len(lengths)))
     return out
 
 
 def out_runs(out_offsets: I64, lengths: I64) -> list[tuple[int, int]]:
     """[begin, end) of the caller's memory that a body fills one after the other, neighbours merged."""
-    filled = lengths > 0
-    if not filled.all():
+    if not lengths.all():
+        filled = lengths > 0
         out_offsets, lengths = out_offsets[filled], lengths[filled]
     if not len(lengths):
         return []
     ends = out_offsets + lengths
     breaks = np.flatnonzero(out_offsets[1:] != ends[:-1])
-    if not len(breaks):
-        return [(int(out_offsets[0]), int(ends[-1]))]
-    begins = out_offsets[np.concatenate(([0], breaks + 1))]
-    stops = ends[np.concatenate((breaks, [len(ends) - 1]))]
-    return list(zip(begins.tolist(), stops.tolist(), strict=True))
+    begins = [int(out_offsets[0]), *out_offsets[breaks + 1].tolist()]
+    return list(zip(begins, [*ends[breaks].tolist(), int(ends[-1])], strict=True))

@@ -93,10 +93,14 @@ def choose(
     """
     if len(candidates) <= FEW:
         return _choose_by_load(candidates, usable, lengths, load, rotation)
+    turn: I64 = _rank_within(groups) + groups + rotation
+    if int(load.max() - load.min()) <= slack and usable.all():
+        turn %= candidates.shape[1]
+        return turn
     cost = np.where(usable, load[candidates], np.iinfo(np.int64).max)
     eligible = usable & (cost <= cost.min(axis=1, keepdims=True) + np.where(usable, slack, 0))
     count = eligible.sum(axis=1)
-    turn = (_rank_within(groups) + groups + rotation) % np.maximum(count, 1)
+    turn %= np.maximum(count, 1)
     picked = eligible & (np.cumsum(eligible, axis=1) - 1 == turn[:, None])
     column: I64 = np.argmax(picked, axis=1)
     column[count == 0] = NONE
@@ -124,8 +128,9 @@ def _rank_within(groups: I64) -> I64:
     """How many earlier elements have the same value: [m] -> [m]."""
     order = np.argsort(groups, kind="stable")
     ranked = groups[order]
-    starts = np.flatnonzero(np.concatenate(([True], ranked[1:] != ranked[:-1])))
-    sizes = np.diff(np.concatenate((starts, [len(groups)])))
+    places = np.arange(len(groups), dtype=np.int64)
+    starts = places.copy()
+    starts[1:][ranked[1:] == ranked[:-1]] = 0  # within a run of equals, only its first place counts
     rank = np.empty(len(groups), dtype=np.int64)
-    rank[order] = np.arange(len(groups)) - np.repeat(starts, sizes)
+    rank[order] = places - np.maximum.accumulate(starts)
     return rank

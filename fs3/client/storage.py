@@ -80,9 +80,7 @@ class StorageClient:
             or int((out_offsets + lengths).max()) > len(out)
         ):
             raise Invalid(f"{len(ranges)} ranges do not fit into a buffer of {len(out)} bytes where they should go")
-        call = ReadCall(self._peers, Kind.READ, ranges, deadline_s, begun_s)
-        call.into(out, out_offsets)
-        return call.run()
+        return ReadCall(self._peers, Kind.READ, ranges, deadline_s, begun_s, out=out, out_offsets=out_offsets).run()
 
     def write(self, updates: Sequence[ChunkUpdate], *, deadline_s: float | None = None) -> Records:
         """Apply updates of distinct chunks, in any order; RESULT records [n], with each chunk's version and length.
@@ -147,7 +145,7 @@ class StorageClient:
             ranges["hi"], ranges["lo"], ranges["chain"], ranges["offset"] = hi, after, chain, LIST_CHUNKS
             call = ReadCall(self._peers, Kind.QUERY, ranges, page_deadline_s, begun_s)
             call.run()
-            page = call.listed
+            page = call.batch.listed
             if len(page):
                 yield page
             if len(page) < MAX_LISTED:

@@ -20,20 +20,26 @@ I64 = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Cuts:
-    """Pieces [s] of ranges [m]: `count[m]` per range, and each piece's [begin, end) in its chunk."""
+    """Pieces [s] of ranges [m]: `count[m]` per range, and each piece's [begin, end) in its chunk.
+
+    `single`: every range is one piece.
+    """
 
     count: I64
     begin: I64
     end: I64
+    single: bool = False
 
 
 def cuts(offset: I64, length: I64, chunk_length: I64) -> Cuts:
     """The pieces of ranges [m] of chunks; a range of no bytes has none. Each range lies within its chunk."""
     end = offset + length
     first = offset // FINE_BYTES
-    count = np.where(length > 0, (end - 1) // FINE_BYTES - first + 1, 0)
+    count = (end + (FINE_BYTES - 1)) // FINE_BYTES - first
+    if not length.all():
+        count[length == 0] = 0
     if (count == 1).all():
-        return Cuts(count, offset, end)
+        return Cuts(count, offset, end, single=True)
     unit = -(-offset // COARSE_BYTES) * COARSE_BYTES
     has_unit = (count > 1) & (unit < end) & (np.minimum(unit + COARSE_BYTES, chunk_length) <= end)
     if has_unit.any():

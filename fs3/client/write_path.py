@@ -166,7 +166,10 @@ class WriteCall:
             return None
         connection.stall_s = self._peers.write_stall_s
         hello = connection.hello_reply
-        cuts = plan_core.frames(self._lengths[places], max_count=hello.max_ranges or 1, max_bytes=hello.max_body_bytes)
+        lengths = self._lengths[places]
+        cuts = plan_core.frames(
+            lengths, int(lengths.sum()), max_count=hello.max_ranges or 1, max_bytes=hello.max_body_bytes
+        )
         return _Lane(endpoint, connection, deque(places[begin:end] for begin, end in cuts))
 
     def _send(self, table: ReplicaTable, lane: _Lane) -> None:

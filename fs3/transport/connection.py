@@ -169,7 +169,7 @@ class Connection:
             Fs3Error: the reply's own status, as the class it stands for; the connection stays open.
         """
         raw = self._head[:HEADER_BYTES]
-        self._receive_all([raw])
+        self._receive_all([raw], HEADER_BYTES)
         try:
             header = unpack_header(raw)
             if header.head_bytes > len(self._head) - HEADER_BYTES:
@@ -177,7 +177,7 @@ class Connection:
                 raw = self._head[:HEADER_BYTES]
             head = self._head[HEADER_BYTES : HEADER_BYTES + header.head_bytes]
             if header.head_bytes:
-                self._receive_all([head])
+                self._receive_all([head], header.head_bytes)
             check_head(raw, head)
             if not header.reply or header.request_id not in self._awaited:
                 raise Corrupt(f"{self.endpoint} sent frame {header.request_id}, which answers nothing")
@@ -199,12 +199,12 @@ class Connection:
 
         Raises: Unavailable, as `receive_head`.
         """
-        assert sum(view.nbytes for view in views) == self._receiving.body_bytes, self._receiving
+        body_bytes = self._receiving.body_bytes
         if self._receiving.flags & Flag.TRAILER:
-            self._receive_all([*views, self._trailer])
+            self._receive_all([*views, self._trailer], body_bytes + TRAILER_BYTES)
             self._finish()
-        elif self._receiving.body_bytes:
-            self._receive_all(views)
+        elif body_bytes:
+            self._receive_all(views, body_bytes)
             self._finish()
 
     def receive_trailer(self) -> tuple[int, int]:
@@ -269,10 +269,9 @@ class Connection:
             self._tick_s = tick_s
         return self._sock
 
-    def _receive_all(self, views: Sequence[memoryview]) -> None:
+    def _receive_all(self, views: Sequence[memoryview], total: int) -> None:
         begun_s = lease_now_s()
-        for batch in _batches(views):
-            left = batch
+        for left in _batches(views):
             while left:
                 sock = self._arm(begun_s)
                 try:
@@ -288,14 +287,17 @@ class Connection:
                 if not got:
                     self.close()
                     raise Unavailable(f"{self.endpoint} closed the connection")
+                total -= got
+                if not total:
+                    return
                 left = _rest(left, got)
                 if left:
                     begun_s = lease_now_s()
+        assert not total, f"memory for {total} bytes fewer than {self.endpoint} sends"
 
     def _send_all(self, parts: Sequence[Bytes]) -> None:
         begun_s = lease_now_s()
-        for batch in _batches([memoryview(part) for part in parts if len(part)]):
-            left = batch
+        for left in _batches([memoryview(part) for part in parts if len(part)]):
             while left:
                 sock = self._arm(begun_s)
                 try:

@@ -1,0 +1,258 @@
+"""One round of a read: send every endpoint its request, then receive from each in turn, straight into place.
+
+All requests are out before the first reply is awaited, so the nodes work side by side though one thread drives them.
+Only where much is to be received do several connections, each with a thread, beat one. Small replies are verified
+together at the end, in as few numpy calls as one of them would take; large ones as they come, while the next is on its
+way.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import wait
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fs3.client import plan_core, verify_core
+from fs3.client.peers import Peers
+from fs3.client.plan_core import I64
+from fs3.client.select_core import ReplicaTable
+from fs3.errors import Corrupt, Fs3Error, NotFound, Unavailable, from_code
+from fs3.transport.connection import Connection
+from fs3.transport.frame_core import Flag, Header, Kind
+from fs3.transport.messages import LISTED, RESULT, SUM, Records
+
+IN_FLIGHT = 2  # requests sent ahead on one connection
+LANE_BYTES = 8 << 20  # a node that owes more than this sends over several connections
+MAX_LANES = 4
+LARGE_BYTES = 1 << 20  # a reply of so many bytes is verified by itself
+
+Sums = NDArray[np.uint32]
+
+
+@dataclass(slots=True)
+class Batch:
+    """The ranges [m] of a call, where their bytes go, and what is known of each.
+
+    `code` is 0 only for a range whose result is final, and whose bytes, if it has any, have been verified.
+    """
+
+    kind: Kind
+    ranges: Records
+    lengths: I64
+    deadline_s: float
+    out: memoryview
+    out_offsets: I64
+    results: Records
+    code: NDArray[np.uint16]
+    why: dict[int, str] = field(default_factory=dict)  # error code -> the last message that came with it
+    listed: Records = field(default_factory=lambda: np.zeros(0, dtype=LISTED))  # of a QUERY for a file's chunks
+
+
+@dataclass(slots=True)
+class _Lane:
+    """What one connection is asked in one round: `places` index the batch, in frames still to be sent."""
+
+    endpoint: int
+    places: I64
+    bytes: int
+    connection: Connection
+    waiting: deque[I64] = field(default_factory=deque)
+    sent: dict[int, I64] = field(default_factory=dict)
+
+
+class Exchange:
+    """One round of `batch` over the endpoints of `table`."""
+
+    def __init__(self, peers: Peers, table: ReplicaTable, batch: Batch) -> None:
+        self._peers = peers
+        self._table = table
+        self._batch = batch
+        self._unverified: list[tuple[I64, Sums]] = []
+
+    def run(self, places: I64, endpoints: I64) -> None:
+        """Ask `endpoints[i]` for range `places[i]`, for all i; `batch` then tells what became of each."""
+        batch = self._batch
+        batch.code[places] = Unavailable.code
+        groups = [(endpoint, places[mine]) for endpoint, mine in plan_core.group_by(endpoints)]
+        asked = [(endpoint, mine, int(batch.lengths[mine].sum())) for endpoint, mine in groups]
+        for endpoint, _, size in asked:
+            self._peers.add_load(self._table.endpoints[endpoint], size)
+        lanes: list[_Lane] = []
+        try:
+            for endpoint, mine, size in asked:
+                lanes += self._open(endpoint, mine, size)
+            for lane in lanes:
+                self._guard(lane, self._begin)
+            self._drain_all(lanes, sum(size for _, _, size in asked))
+        finally:
+            for lane in lanes:
+                if lane.sent:
+                    lane.connection.close()
+                self._peers.give_back(lane.connection)
+            for endpoint, _, size in asked:
+                self._peers.add_load(self._table.endpoints[endpoint], -size)
+        self._verify(self._unverified)
+
+    def _open(self, endpoint: int, places: I64, size: int) -> list[_Lane]:
+        """Connections to an endpoint, one unless there is much to receive, with the ranges shared out among them.
+
+        Only the first is waited for: a call that held one connection and waited for another could wait for its like.
+        """
+        wanted = min(MAX_LANES, len(places), size // LANE_BYTES)
+        connections: list[Connection] = []
+        try:
+            connections.append(self._peers.borrow(self._table, endpoint, deadline_s=self._batch.deadline_s))
+            while len(connections) < wanted:
+                connections.append(
+                    self._peers.borrow(self._table, endpoint, deadline_s=self._batch.deadline_s, wait=False)
+                )
+        except Fs3Error as error:
+            if not connections:
+                self._note(endpoint, places, error)
+                return []
+        if len(connections) == 1:
+            return [_Lane(endpoint, places, size, connections[0])]
+        parts = np.array_split(places, len(connections))
+        return [
+            _Lane(endpoint, part, int(self._batch.lengths[part].sum()), one)
+            for part, one in zip(parts, connections, strict=True)
+        ]
+
+    def _drain_all(self, lanes: list[_Lane], size: int) -> None:
+        if len(lanes) < 2 or size < LANE_BYTES:
+            for lane in lanes:
+                self._guard(lane, self._drain)
+            return
+        threads = self._peers.lanes()
+        running = [threads.submit(self._guard, lane, self._drain) for lane in lanes[1:]]
+        try:
+            self._guard(lanes[0], self._drain)
+        finally:
+            wait(running)
+        for one in running:
+            one.result()
+
+    def _guard(self, lane: _Lane, part: Callable[[_Lane], None]) -> None:
+        """Run a part of a lane; an error is noted for every range that it left unanswered."""
+        try:
+            part(lane)
+        except Fs3Error as error:
+            for places in [*lane.sent.values(), *lane.waiting]:
+                self._note(lane.endpoint, places, error)
+            lane.sent.clear()
+            lane.waiting.clear()
+            if lane.connection.outstanding:
+                lane.connection.close()
+
+    def _note(self, endpoint: int, places: I64, error: Fs3Error) -> None:
+        self._batch.code[places] = error.code
+        self._batch.why[error.code] = str(error)
+        if isinstance(error, Unavailable):
+            self._peers.failed(self._table, endpoint)
+
+    def _begin(self, lane: _Lane) -> None:
+        hello = lane.connection.hello_reply
+        cuts = plan_core.frames(
+            self._batch.lengths[lane.places], lane.bytes, max_count=hello.max_ranges, max_bytes=hello.max_body_bytes
+        )
+        lane.waiting.extend(lane.places[begin:end] for begin, end in cuts)
+        for _ in range(min(IN_FLIGHT, len(lane.waiting))):
+            self._send(lane)
+
+    def _send(self, lane: _Lane) -> None:
+        batch, places = self._batch, lane.waiting[0]
+        flags = Flag.CHECKSUM if batch.kind == Kind.READ else Flag.NONE
+        head = batch.ranges[places].tobytes()
+        request = lane.connection.send(batch.kind, [head], count=len(places), flags=flags, deadline_s=batch.deadline_s)
+        lane.sent[request] = lane.waiting.popleft()
+
+    def _drain(self, lane: _Lane) -> None:
+        connection = lane.connection
+        while lane.sent:
+            header, head = connection.receive_head()
+            places = lane.sent[header.request_id]
+            sums_bytes = len(head) - len(places) * RESULT.itemsize
+            if header.count != len(places) or sums_bytes < 0 or sums_bytes % SUM.itemsize:
+                connection.close()
+                raise Corrupt(f"{connection.endpoint} answered {header.count} of {len(places)} ranges")
+            self._take_in(connection, header, head, places)
+            del lane.sent[header.request_id]
+            if lane.waiting:
+                self._send(lane)
+
+    def _take_in(self, connection: Connection, header: Header, head: memoryview, places: I64) -> None:
+        """Receive one reply's body into place; sets results of `places`, and the codes of those without bytes."""
+        batch, count = self._batch, len(places)
+        results = np.frombuffer(head, dtype=RESULT, count=count)
+        sums = np.frombuffer(head, dtype=SUM, offset=count * RESULT.itemsize).copy()
+        batch.results[places] = results
+        status = batch.results["status"][places]
+        if batch.kind == Kind.QUERY:
+            body = memoryview(bytearray(header.body_bytes))
+            connection.receive_body([body])
+            batch.listed = np.frombuffer(body, dtype=LISTED)
+            batch.code[places] = 0
+        else:
+            lengths = results["length"].astype(np.int64)
+            if (lengths > batch.lengths[places]).any() or int(lengths.sum()) != header.body_bytes:
+                connection.close()
+                raise Corrupt(f"{connection.endpoint} sent other bytes than were asked for")
+            out = batch.out
+            runs = plan_core.out_runs(batch.out_offsets[places], lengths)
+            connection.receive_body([out[begin:end] for begin, end in runs])
+        trailer_status, record = connection.receive_trailer()
+        if trailer_status and record < count:
+            status[record] = trailer_status
+        if status.any():
+            self._refused(connection, places, status)
+            if batch.kind == Kind.READ:
+                keep = np.repeat(status == 0, batch.results["n_sums"][places]) if len(sums) else slice(0)
+                places, sums = places[status == 0], sums[keep]
+        if batch.kind == Kind.QUERY or not len(places):
+            return
+        if header.body_bytes >= LARGE_BYTES:
+            self._verify([(places, sums)])
+        else:
+            self._unverified.append((places, sums))
+
+    def _refused(self, connection: Connection, places: I64, status: NDArray[np.uint16]) -> None:
+        """Note the codes of ranges that have a status; that a chunk does not exist is an answer."""
+        refused = status != 0
+        self._batch.code[places[refused]] = np.where(status == NotFound.code, 0, status)[refused]
+        for code in np.unique(status[refused]).tolist():
+            name = type(from_code(code, "")).__name__
+            self._batch.why.setdefault(code, f"{connection.endpoint} answered {name}")
+
+    def _verify(self, replies: list[tuple[I64, Sums]]) -> None:
+        """Set the codes of ranges that have arrived: 0, or Corrupt if their bytes do not match their sums."""
+        if not replies:
+            return
+        batch = self._batch
+        places, sums = (
+            replies[0] if len(replies) == 1 else (np.concatenate(part) for part in zip(*replies, strict=True))
+        )
+        results = batch.results[places]
+        offsets: I64 = batch.ranges["offset"][places].astype(np.int64)
+        lengths: I64 = results["length"].astype(np.int64)
+        cuts = verify_core.cuts(offsets, lengths, results["chunk_length"].astype(np.int64))
+        if len(cuts.begin) != len(sums) and len(replies) > 1:
+            for reply in replies:
+                self._verify([reply])
+            return
+        if len(cuts.begin) != len(sums):
+            bad = np.arange(len(places))
+        elif cuts.single:
+            shift = batch.out_offsets[places] - offsets
+            bad = verify_core.mismatches(batch.out, cuts.begin + shift, cuts.end + shift, sums)
+        else:
+            owner = np.repeat(np.arange(len(places)), cuts.count)
+            shift = (batch.out_offsets[places] - offsets)[owner]
+            bad = owner[verify_core.mismatches(batch.out, cuts.begin + shift, cuts.end + shift, sums)]
+        batch.code[places] = 0
+        if len(bad):
+            batch.code[places[bad]] = Corrupt.code
+            batch.why[Corrupt.code] = "the bytes sent failed their checksum"
