@@ -122,7 +122,7 @@ class Fs3Reader:
     ) -> None:
         """See `RangeReader.read_into`."""
         used, local_index = np.unique(file_index, return_inverse=True)
-        handles = [self._handle(index) for index in used.tolist()]
+        handles = self._opened(used.tolist())
         self._location.call(
             "",
             lambda: self._client.read_batch(
@@ -130,14 +130,15 @@ class Fs3Reader:
             ),
         )
 
-    def _handle(self, index: int) -> Any:
-        handle = self._handles.get(index)
-        if handle is None:
-            name = self._files[index]
-            handle = self._location.call(name, lambda: self._client.open_read(self._location.path(name)))
-            _check_size(self._location.show(name), int(handle.length), self._sizes[index])
-            self._handles[index] = handle
-        return handle
+    def _opened(self, indexes: list[int]) -> list[Any]:
+        """The handles of the files `indexes`; those not open yet are opened in one request."""
+        missing = [index for index in indexes if index not in self._handles]
+        if missing:
+            paths = [self._location.path(self._files[index]) for index in missing]
+            for index, handle in zip(missing, self._client.open_many(paths), strict=True):
+                _check_size(self._location.show(self._files[index]), int(handle.length), self._sizes[index])
+                self._handles[index] = handle
+        return [self._handles[index] for index in indexes]
 
     def close(self) -> None:
         """See `RangeReader.close`. The client belongs to the filesystem object, which fsspec shares and keeps."""

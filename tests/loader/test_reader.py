@@ -42,10 +42,11 @@ class MemoryFileClient:
     def __init__(self, files: dict[str, bytes]) -> None:
         self._files = files
 
-    def open_read(self, path: str) -> MemoryFile:
-        if path not in self._files:
-            raise NotFound(f"{path}: no such file")
-        return MemoryFile(self._files[path])
+    def open_many(self, paths: Sequence[str]) -> list[MemoryFile]:
+        for path in paths:
+            if path not in self._files:
+                raise NotFound(f"{path}: no such file")
+        return [MemoryFile(self._files[path]) for path in paths]
 
     def read_batch(
         self,
