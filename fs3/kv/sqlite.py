@@ -54,11 +54,12 @@ class _Snapshot:
     __slots__ = ("__weakref__", "_connection", "_path", "_pool", "opened_s", "version")
 
     def __init__(self, version: int, path: Path, pool: deque[sqlite3.Connection]) -> None:
+        self._connection: sqlite3.Connection | None = None
         self.version = version
         self.opened_s = time.monotonic()
         self._path = path
         self._pool = pool
-        self._connection: sqlite3.Connection | None = pool.popleft() if pool else open_reader(path)
+        self._connection = pool.popleft() if pool else open_reader(path)
         self._connection.execute("BEGIN")
         self._connection.execute("SELECT 1 FROM kv LIMIT 1").fetchone()  # this, not BEGIN, fixes the snapshot
 
@@ -66,7 +67,8 @@ class _Snapshot:
         """End the read transaction; later reads of it conflict."""
         connection, self._connection = self._connection, None
         if connection is not None:
-            connection.execute("ROLLBACK")
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
             self._pool.append(connection)
 
     def __del__(self) -> None:

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
+from prometheus_client import CollectorRegistry, Counter
+
 from fs3.clock import lease_now_s
 from fs3.errors import Fs3Error
 from fs3.ids import InodeId
@@ -30,6 +32,12 @@ _log = logging.getLogger(__name__)
 
 _PAGE = 512
 _REMOVALS_AT_ONCE = 8
+_COUNTED = {
+    "sessions_expired": "Write sessions whose client stopped renewing",
+    "entries_detached": "Entries of removed directories that were taken apart",
+    "files_removed": "Dead files whose chunks were removed",
+    "removals_failed": "Attempts to remove a dead file's chunks that failed",
+}
 
 
 class ChunkRemover(Protocol):
@@ -81,9 +89,19 @@ class Collector:
     """One per meta daemon; several work on one store without harm."""
 
     def __init__(
-        self, kv: KVEngine, remover: ChunkRemover, *, session_lease_s: float, delay_s: float, interval_s: float
+        self,
+        kv: KVEngine,
+        remover: ChunkRemover,
+        *,
+        session_lease_s: float,
+        delay_s: float,
+        interval_s: float,
+        registry: CollectorRegistry | None = None,
     ) -> None:
-        """`delay_s`: how long chunks outlive their file; `interval_s`: the pause when there is nothing to do."""
+        """`delay_s`: how long chunks outlive their file; `interval_s`: the pause when there is nothing to do.
+
+        `registry` gets counters of what was done.
+        """
         self._kv = kv
         self._remover = remover
         self._session_lease_s = session_lease_s
@@ -93,6 +111,9 @@ class Collector:
         self._queue = _Pass(keys.GC_QUEUE)
         self._period = Unchanged()
         self._failing: set[InodeId] = set()
+        self._counted = {
+            name: Counter(f"fs3_meta_gc_{name}", text, registry=registry) for name, text in _COUNTED.items()
+        }
 
     async def run(self) -> None:
         """Collect until cancelled; cancellation leaves what was not finished for the next collector."""
@@ -115,13 +136,16 @@ class Collector:
             elif self._queue.seen.age_s(now_s, key, value) >= self._delay_s:
                 ready.append(dead)
         removed = await self._remove_files(ready)
-        return Round(
+        done = Round(
             sessions_expired=expired,
             entries_detached=detached,
             files_removed=removed,
             removals_failed=len(ready) - removed,
             answers_forgotten=await self._forget_answers(now_s),
         )
+        for name, counter in self._counted.items():
+            counter.inc(getattr(done, name))
+        return done
 
     async def _expire_sessions(self, now_s: float) -> int:
         expired = 0

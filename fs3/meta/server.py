@@ -71,7 +71,7 @@ class MetaServer:
                 raise Invalid(f"data_dir {config.data_dir}: {error.strerror}; choose another folder") from None
             self.kv = SqliteKV(config.data_dir / "meta.sqlite")
             stack.push_async_callback(self.kv.close)
-            registry = metrics.new_registry("meta")
+            self._registry = registry = metrics.new_registry("meta")
             exporter = metrics.serve(registry, config.listen_host, config.metrics_port)
             stack.callback(exporter.close)
             self.service = MetaService(self.kv, rpc.Credentials(secret=config.secret), registry)
@@ -106,6 +106,7 @@ class MetaServer:
             session_lease_s=config.session_lease_s,
             delay_s=config.gc_delay_s,
             interval_s=config.gc_interval_s,
+            registry=self._registry,
         )
         registered = asyncio.ensure_future(self.agent.run())
         stopping = asyncio.ensure_future(stop.wait())

@@ -82,6 +82,14 @@ def error_of(error: grpc.RpcError, address: str) -> Fs3Error:
     return Unavailable(f"{address} cannot be reached: {error.details() or error.code().name}")
 
 
+def _bounded(message: str) -> str:
+    """gRPC drops a status above 8 KiB, percent-encoded; of a longer message both ends stay: what, and the way out."""
+    raw = message.encode(errors="replace")
+    if len(raw) <= 2_000:
+        return message
+    return f"{raw[:1_000].decode(errors='ignore')} ... {raw[-1_000:].decode(errors='ignore')}"
+
+
 def handler(
     method: Callable[[Any, Any], Awaitable[R]],
 ) -> Callable[[Any, Any, grpc.aio.ServicerContext], Awaitable[R]]:
@@ -97,7 +105,7 @@ def handler(
             return await method(self, request)
         except Fs3Error as error:
             context.set_trailing_metadata(((_CODE, str(error.code)),))
-            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, _bounded(str(error)))
             raise
 
     return handle

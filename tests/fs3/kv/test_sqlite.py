@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from fs3.errors import Conflict, Invalid
+from fs3.errors import Conflict, Invalid, NoSpace
 from fs3.kv.api import KVEngine, Transaction
 from fs3.kv.sqlite import SqliteKV
 
@@ -157,6 +157,26 @@ def test_close_waits_for_what_was_submitted(tmp_path: Path) -> None:
 
     asyncio.run(run())
     assert reopened(tmp_path / "kv.db")[0] == 50
+
+
+def test_a_full_disk_refuses_the_transaction_and_the_store_goes_on(tmp_path: Path) -> None:
+    async def run() -> None:
+        kv = SqliteKV(tmp_path / "kv.db")
+        (pages,) = kv._writer.execute("PRAGMA page_count").fetchone()
+        kv._writer.execute(f"PRAGMA max_page_count={pages + 20}")
+        txn = kv.begin()
+        for number in range(20):
+            txn.put(b"n%08d" % number, b"v" * 90_000)
+        with pytest.raises(NoSpace, match="free space on its disk"):
+            await txn.commit()
+        assert await keys(kv) == 0
+        txn = kv.begin()
+        txn.put(b"n", b"small")
+        await txn.commit()
+        assert await keys(kv) == 1
+        await kv.close()
+
+    asyncio.run(run())
 
 
 def test_transactions_that_are_never_ended_do_not_pile_up(tmp_path: Path) -> None:

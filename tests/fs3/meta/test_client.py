@@ -129,6 +129,12 @@ def test_every_call_once(meta: MetaClient) -> None:
             call()
 
 
+def test_errors_about_the_longest_paths_arrive(meta: MetaClient) -> None:
+    for path in ("/" + "/".join(["n" * 255] * 64), "/" + "/".join(["ü" * 127] * 64)):
+        with pytest.raises(errors.NotFound, match=r"\.\.\. .*no such file or directory"):
+            meta.remove(path)
+
+
 def test_many_threads_share_a_client(daemon: Daemon, meta: MetaClient) -> None:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda number: write(meta, f"/f{number}"), range(64)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from prometheus_client import CollectorRegistry
+
 from fs3 import errors
 from fs3.inode import Inode
 from fs3.kv import keys
@@ -28,7 +30,8 @@ class Removed:
 
 
 def collector(ns, removed: Removed) -> Collector:
-    return Collector(ns.kv, removed, session_lease_s=LEASE_S, delay_s=DELAY_S, interval_s=1.0)
+    options = {"session_lease_s": LEASE_S, "delay_s": DELAY_S, "interval_s": 1.0}
+    return Collector(ns.kv, removed, registry=CollectorRegistry(), **options)
 
 
 def test_a_session_that_is_renewed_lives_and_one_that_is_not_ends(drive) -> None:
