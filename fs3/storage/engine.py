@@ -89,6 +89,7 @@ class Engine:
         self._locks = ChunkLocks()
         self._committer = Committer(self._metadata, self._space.synced, name=f"fs3-commit-{path.name}", step=step)
         self._stager = Stager(self._published, self._files, self._space, self._drain)
+        self._closed = False
         self._corrupt = 0
         self._updates = 0
         self._updated_bytes = 0
@@ -121,6 +122,9 @@ class Engine:
 
     def close(self) -> None:
         """Finish what was begun, sync, let go of the folder. Views of block files that callers keep stay readable."""
+        if self._closed:
+            return
+        self._closed = True
         self._committer.close()
         self._metadata.close()
         self._files.close()

@@ -159,7 +159,7 @@ def read_back(engine: Engine) -> Model:
 
 def steps(seed: int) -> list[Step]:
     rng = random.Random(seed)
-    return [draw(rng, seq, durable=seed % 2 == 0) for seq in range(1, 120)]
+    return [draw(rng, seq, durable=seed % 2 == 0) for seq in range(1, 220)]
 
 
 def _crash(folder: Path, seed: int) -> None:
