@@ -180,7 +180,7 @@ class Folder:
             },
         )
         mgmtd = [shape.address]
-        yield "meta", {"node_id": META_NODE, "mgmtd": mgmtd, "data": self.path / "meta", **listens("meta")}
+        yield "meta", {"node_id": META_NODE, "mgmtd": mgmtd, "data_dir": self.path / "meta", **listens("meta")}
         for node in range(1, shape.nodes + 1):
             name = storage_name(node)
             values = {"node_id": node, "mgmtd": mgmtd, "disks": [self.path / name / "disk"], **listens(name)}

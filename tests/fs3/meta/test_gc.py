@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+import pytest
 from prometheus_client import CollectorRegistry
 
 from fs3 import errors
 from fs3.inode import Inode
 from fs3.kv import keys
-from fs3.meta.gc import Collector
+from fs3.kv.api import transact
+from fs3.meta.gc import Collector, expire_session
 from fs3.meta.idempotency import KEEP_S
 from fs3.meta.inode import known_length
+from fs3.meta.ops import file
 from fs3.meta.unchanged_core import Unchanged
 
 LEASE_S, DELAY_S = 60.0, 10.0
@@ -50,6 +55,27 @@ def test_a_session_that_is_renewed_lives_and_one_that_is_not_ends(drive) -> None
         assert removed.lengths == {lost: None}, "nobody knows how much was written"
         await ns.publish((kept, "/kept"))
         assert await ns.names("/") == ["kept"] and await ns.count(keys.SESSION) == 0
+
+    drive(body)
+
+
+def test_a_session_renewed_or_published_at_the_last_moment_is_not_expired(drive) -> None:
+    async def body(ns) -> None:
+        renewed, published, lost = (one.inode_id for one in await ns.create("/a", "/b", "/c"))
+        seen = {one: await ns.kv.begin().get(keys.session(one)) for one in (renewed, published, lost)}
+        await ns.renew(renewed)
+        await ns.publish((published, "/b"))
+        done = [await transact(ns.kv, partial(expire_session, inode_id=one, seen=seen[one])) for one in seen]
+        assert done == [False, False, True] and await ns.queued() == {lost}
+        assert await transact(ns.kv, partial(expire_session, inode_id=lost, seen=seen[lost])) is False
+        await ns.publish((renewed, "/a"))
+        (made,) = await ns.create("/d")
+        racing = [ns.kv.begin(), ns.kv.begin()]
+        await expire_session(racing[0], made.inode_id, await racing[0].get(keys.session(made.inode_id)))
+        await file.publish_files(racing[1], ns.publish_request((made.inode_id, "/d")), ns.call())
+        await racing[0].commit()
+        with pytest.raises(errors.Conflict):
+            await racing[1].commit()
 
     drive(body)
 

@@ -12,7 +12,7 @@ import grpc
 import pytest
 
 from fs3.client.node_agent import NodeAgent
-from fs3.config import from_mapping
+from fs3.config import from_mapping, load_toml
 from fs3.errors import Invalid, Unavailable
 from fs3.ids import NodeId
 from fs3.kv.memory import MemoryKV
@@ -106,6 +106,11 @@ def test_sigterm_ends_it_cleanly_also_without_any_mgmtd(tmp_path: Path) -> None:
         assert b"meta 2 stopped" in rest and b"Traceback" not in rest
 
     asyncio.run(run())
+
+
+def test_the_example_configuration_is_one() -> None:
+    example = load_toml(Path(__file__).parents[3] / "deploy" / "meta.toml", MetaConfig)
+    assert example.secret and example.session_lease_s == 60.0
 
 
 def test_bad_set_ups_are_refused_in_one_line(tmp_path: Path) -> None:
