@@ -205,6 +205,8 @@ class NodeAgent:
             self._may_report.update(target.target_id for target in mine if target.state in _OFF_DUTY)
         if routing.ready:
             self._ready.set()
+        else:
+            self.poke()  # a node has come: perhaps the last one that the first chain tables waited for
         self._on_routing(routing)
         chains = {target.chain_id for target in mine}
         if any(before.chains.get(chain) != routing.chains.get(chain) for chain in chains):
