@@ -9,7 +9,7 @@ winner is published, so that its retry sees the winner's writes and does not spi
 durable but not yet published; validation then errs on the side of a conflict.
 
 Reads run on the event loop: a point read costs some microseconds, a thread would cost ten times that. Long ranges are
-read in blocks, with other tasks let in between.
+read in blocks, and other tasks are let in between these and after every few point reads.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from fs3.kv.watchers import Watchers
 LIMITS = Limits(max_operations=100_000, max_transaction_bytes=10_000_000)
 _WINDOW_CHANGES = 200_000
 _SCAN_BLOCK = 256
+_GETS_IN_A_ROW = 64
 _GROUP_TRANSACTIONS = 512
 _QUEUE_TRANSACTIONS = 16_384
 _SNAPSHOTS = 16
@@ -51,10 +52,11 @@ _DELETE_RANGE = "DELETE FROM kv WHERE k >= ? AND k < ?"
 class _Snapshot:
     """A read transaction of SQLite; its connection goes back to the pool when nobody refers to it any more."""
 
-    __slots__ = ("__weakref__", "_connection", "_path", "_pool", "opened_s", "version")
+    __slots__ = ("__weakref__", "_connection", "_gets", "_path", "_pool", "opened_s", "version")
 
     def __init__(self, version: int, path: Path, pool: deque[sqlite3.Connection]) -> None:
         self._connection: sqlite3.Connection | None = None
+        self._gets = 0
         self.version = version
         self.opened_s = time.monotonic()
         self._path = path
@@ -83,6 +85,9 @@ class _Snapshot:
             raise error_of(error, self._path) from None
 
     async def get(self, key: bytes) -> bytes | None:
+        self._gets += 1
+        if self._gets % _GETS_IN_A_ROW == 0:
+            await asyncio.sleep(0)
         rows = self._rows(_GET, (key,))
         return rows[0][0] if rows else None
 

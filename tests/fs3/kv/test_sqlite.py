@@ -179,6 +179,35 @@ def test_a_full_disk_refuses_the_transaction_and_the_store_goes_on(tmp_path: Pat
     asyncio.run(run())
 
 
+def test_long_reads_let_other_tasks_run(tmp_path: Path) -> None:
+    async def run() -> None:
+        kv = SqliteKV(tmp_path / "kv.db")
+        txn = kv.begin()
+        for number in range(2_000):
+            txn.put(b"n%08d" % number, b"value")
+        await txn.commit()
+        turns = 0
+
+        async def other() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        task = asyncio.ensure_future(other())
+        await keys(kv)
+        assert turns >= 2_000 // 256
+        turns = 0
+        txn = kv.begin()
+        for number in range(2_000):
+            await txn.get(b"n%08d" % number)
+        assert turns >= 2_000 // 64 - 1
+        task.cancel()
+        await kv.close()
+
+    asyncio.run(run())
+
+
 def test_transactions_that_are_never_ended_do_not_pile_up(tmp_path: Path) -> None:
     async def run() -> None:
         kv = SqliteKV(tmp_path / "kv.db")
