@@ -210,14 +210,11 @@ class BlockFile:
         self._step("write data", self.file_no, position, sum(len(part) for part in parts))
         _write_all(self._fd, list(parts), position)
         at = HEADER_BYTES + slot * self._stride * 4
-        if len(fine) == self._fine:
-            both = np.concatenate([fine, coarse]).astype("<u4", copy=False)
-            self._step("write sums", self.file_no, at, both.nbytes)
-            _write_all(self._fd, [both.data.cast("B")], at)
-            return
-        self._step("write sums", self.file_no, at, self._stride * 4)
-        _write_all(self._fd, [np.ascontiguousarray(fine, dtype="<u4").data.cast("B")], at)
-        _write_all(self._fd, [np.ascontiguousarray(coarse, dtype="<u4").data.cast("B")], at + self._fine * 4)
+        both = np.zeros(self._stride, dtype="<u4")
+        both[: len(fine)] = fine
+        both[self._fine : self._fine + len(coarse)] = coarse
+        self._step("write sums", self.file_no, at, both.nbytes)
+        _write_all(self._fd, [both.data.cast("B")], at)
 
     def read(self, position: int, out: memoryview) -> None:
         """Fill `out` from `position`. Raises: Corrupt (the disk cannot read it)."""

@@ -21,6 +21,10 @@ from fs3.storage.metadata import Metadata, Put
 _MAX_GROUP = 512  # batches; a bound on how long the first waits for the last
 
 
+def nothing(_batch: int) -> None:
+    """The `publish` of a batch that no reader sees."""
+
+
 @dataclass(slots=True)
 class _Batch:
     puts: Sequence[Put]

@@ -15,22 +15,20 @@ rule for readers are in engine_api.py.
 
 from __future__ import annotations
 
-import functools
 import os
-import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fs3.errors import Conflict, Corrupt, Exists, Fs3Error, Invalid, NoSpace, NotFound
+from fs3.errors import Conflict, Corrupt, Fs3Error, Invalid, NoSpace, NotFound
 from fs3.storage import listing, opening, reading
 from fs3.storage import metadata as md
 from fs3.storage.allocator_core import Block
 from fs3.storage.blocks import BlockFile, BlockFiles, Step, no_step
 from fs3.storage.chunk_locks import ChunkLocks, Key
-from fs3.storage.commit import Committer
+from fs3.storage.commit import Committer, nothing
 from fs3.storage.engine_api import (
     ChunkData,
     ChunkInfo,
@@ -48,13 +46,8 @@ from fs3.storage.metadata import Metadata, Put
 from fs3.storage.published import Published
 from fs3.storage.space import Space
 from fs3.storage.staging import Prepared, Stager, key_of
+from fs3.storage.targets import Targets
 from fs3.transport.messages import Records
-
-_DROP_BATCH = 4096
-
-
-def _nothing(_batch: int) -> None:
-    pass
 
 
 class Engine:
@@ -84,10 +77,9 @@ class Engine:
             seed=int.from_bytes(os.urandom(8), "little"),
             chunks=config.index_chunks,
         )
-        self._targets = loaded.targets
-        self._targets_lock = threading.Lock()
         self._locks = ChunkLocks()
         self._committer = Committer(self._metadata, self._space.synced, name=f"fs3-commit-{path.name}", step=step)
+        self._targets = Targets(path, loaded.targets, self._metadata, self._committer, self._published, self._locks)
         self._stager = Stager(self._published, self._files, self._space, self._drain)
         self._closed = False
         self._corrupt = 0
@@ -133,53 +125,19 @@ class Engine:
     # Targets
 
     def create_target(self, target_id: int, chain_id: int) -> None:
-        with self._targets_lock:
-            known = self._targets.get(target_id)
-            if known is not None:
-                if known.chain_id != chain_id:
-                    raise Exists(f"target {target_id} is of chain {known.chain_id}, not {chain_id}; drop it first")
-                return
-            self._committer.submit(
-                [(md.target_prefix(md.TARGET, target_id), md.pack_target(chain_id))], _nothing, sync=True
-            )
-            self._targets = {**self._targets, target_id: TargetRecord(target_id, chain_id)}
+        self._targets.create(target_id, chain_id)
 
     def drop_target(self, target_id: int) -> None:
-        with self._targets_lock:
-            if target_id not in self._targets:
-                return
-            self._targets = {key: value for key, value in self._targets.items() if key != target_id}
-            self._locks.wait_for_target(target_id)
-            # First the target itself: if we stop after it, the next opening deletes the rest.
-            self._committer.submit([(md.target_prefix(md.TARGET, target_id), None)], _nothing, sync=True)
-            chunks = [(target_id, hi, lo) for hi, lo in self._published.index.keys_of(target_id)]
-            for first in range(0, len(chunks), _DROP_BATCH):
-                some = chunks[first : first + _DROP_BATCH]
-                puts: list[Put] = [
-                    (md.chunk_key(kind, *key), None) for key in some for kind in (md.COMMITTED, md.PENDING)
-                ]
-                self._committer.submit(puts, functools.partial(self._published.drop, some), sync=False)
-            self._published.usage.pop(target_id, None)
-            owners = [key for key in list(self._published.results) if key[0] == target_id]
-            rest: list[Put] = [(md.result_key(*owner), None) for owner in owners]
-            rest += [(key, None) for key, _ in self._metadata.scan(md.target_prefix(md.STATE, target_id))]
-            self._committer.submit(rest, _nothing, sync=True)
-            for owner in owners:
-                self._published.results.pop(owner, None)
+        self._targets.drop(target_id)
 
     def targets(self) -> Mapping[int, TargetRecord]:
-        return self._targets
+        return self._targets.records
 
     def get_state(self, target_id: int, key: bytes) -> bytes | None:
-        return self._metadata.get(md.target_prefix(md.STATE, target_id) + key)
+        return self._targets.get_state(target_id, key)
 
     def put_state(self, target_id: int, key: bytes, value: bytes) -> None:
-        self._check_target(target_id)
-        self._committer.submit([(md.target_prefix(md.STATE, target_id) + key, value)], _nothing, sync=True)
-
-    def _check_target(self, target_id: int) -> None:
-        if target_id not in self._targets:
-            raise NotFound(f"{self.path}: no target {target_id} on this disk")
+        self._targets.put_state(target_id, key, value)
 
     # Readers
 
@@ -287,7 +245,7 @@ class Engine:
         with self._locks.holding({(update.target_id, update.hi, update.lo) for update in updates}):
             for update in updates:
                 try:
-                    self._check_target(update.target_id)
+                    self._targets.check(update.target_id)
                     ready = self._stager.prepare(update)
                     if ready.erases and not commit:
                         raise Invalid("SYNC_REMOVE without a version leaves nothing to stage; stage_and_commit it")
@@ -348,7 +306,7 @@ class Engine:
             self._committer.lazy_sync()
 
     def _drain(self) -> None:
-        self._committer.submit((), _nothing, sync=True)
+        self._committer.submit((), nothing, sync=True)
 
     def commit(self, staged: Sequence[Staged], *, sync: bool = True) -> None:
         lost: list[Staged] = []
@@ -415,34 +373,13 @@ class Engine:
         return self._published.results.get((target_id, client, channel))
 
     def dedup_records(self, target_id: int) -> list[DedupRecord]:
-        return [
-            DedupRecord(key[1], key[2], entry)
-            for key, entry in list(self._published.results.items())
-            if key[0] == target_id
-        ]
+        return self._targets.results(target_id)
 
     def put_dedup(self, target_id: int, records: Sequence[DedupRecord], *, sync: bool = True) -> None:
-        self._check_target(target_id)
-
-        def publish(_batch: int) -> None:
-            for record in records:
-                self._published.results[target_id, record.client, record.channel] = record.entry
-
-        puts = [
-            (md.result_key(target_id, record.client, record.channel), md.pack_result(*record.entry))
-            for record in records
-        ]
-        self._committer.submit(puts, publish, sync=sync)
+        self._targets.put_results(target_id, records, sync=sync)
 
     def forget_client(self, target_id: int, client: int) -> None:
-        owners = [key for key in list(self._published.results) if key[:2] == (target_id, client)]
-
-        def publish(_batch: int) -> None:
-            for owner in owners:
-                self._published.results.pop(owner, None)
-
-        if owners:
-            self._committer.submit([(md.result_key(*owner), None) for owner in owners], publish, sync=False)
+        self._targets.forget_client(target_id, client)
 
     # Listing
 
