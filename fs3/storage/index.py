@@ -273,8 +273,8 @@ class Index:
         bucket, tag = self._place(target, words[:, 0], words[:, 1], buckets)
         order = np.argsort(bucket, kind="stable")
         ordered = bucket[order]
-        first = np.searchsorted(ordered, ordered, side="left")
-        rank = np.arange(len(order)) - first
+        counts = np.bincount(bucket.astype(np.int64), minlength=buckets)
+        rank = np.arange(len(order)) - (np.cumsum(counts) - counts)[ordered.astype(np.int64)]
         fits = rank < SLOTS
         rows, slots = order[fits], ordered[fits].astype(np.int64) * SLOTS + rank[fits]
         table.lines[slots] = words[rows]

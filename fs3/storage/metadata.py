@@ -18,6 +18,7 @@ damaged table block (630 of 2,000 records were returned): `scan` asks an iterato
 
 from __future__ import annotations
 
+import logging
 import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -30,6 +31,8 @@ from fs3 import ids
 from fs3.errors import Corrupt, Fs3Error, NoSpace, Unavailable
 
 Put = tuple[bytes, bytes | None]  # key, value; None deletes
+
+_LOG = logging.getLogger("fs3.storage")
 
 COMMITTED, PENDING, RESULT_OF, STATE, TARGET = b"C", b"P", b"D", b"S", b"T"
 
@@ -221,7 +224,7 @@ class Metadata:
 
     def reopen(self) -> None:
         """After an error of writing: a store that has met one takes no more. Raises: as the constructor."""
-        self._db.close()
+        self.close()
         self._db = self._open()
 
     def get(self, key: bytes) -> bytes | None:
@@ -257,4 +260,8 @@ class Metadata:
         return found
 
     def close(self) -> None:
-        self._db.close()
+        """Never raises: what the last flush could not write is in the log, and an earlier error is told once more."""
+        try:
+            self._db.close()
+        except Exception as error:  # noqa: BLE001
+            _LOG.warning("closing metadata in %s: %s", self._path, error)
