@@ -69,10 +69,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(run(arguments))
 
 
-def run(arguments: Sequence[str] | None = None) -> int:
+def run(arguments: Sequence[str] | None = None, command: click.Command = fs3) -> int:
     """The exit status of the command line; never raises for a user's mistake."""
     try:
-        status = fs3.main(
+        status = command.main(
             args=list(arguments) if arguments is not None else None, prog_name="fs3", standalone_mode=False
         )
     except click.exceptions.NoArgsIsHelpError as error:

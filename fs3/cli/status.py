@@ -39,10 +39,15 @@ def status(url: str, as_json: bool, all_chains: bool, secret: str) -> int:
         routing = client.fetch()
     finally:
         client.close()
+    return show(routing, Console(highlight=False), as_json=as_json, all_chains=all_chains)
+
+
+def show(routing: Routing, console: Console, *, as_json: bool = False, all_chains: bool = False) -> int:
+    """Write `routing` to `console`; the exit status."""
     if as_json:
-        print(json.dumps(as_data(routing), indent=2))
+        console.file.write(json.dumps(as_data(routing), indent=2) + "\n")
     else:
-        _print(Console(highlight=False), routing, all_chains=all_chains)
+        _print(console, routing, all_chains=all_chains)
     return 0 if healthy(routing) else 1
 
 

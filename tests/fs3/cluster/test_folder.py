@@ -1,0 +1,109 @@
+"""A cluster's folder: what it refuses, remembers and writes; ports."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from fs3.cluster.folder import FAVOURITE_PORT, HOST, MARKER, Folder, Shape, choose_ports, port_is_free
+from fs3.cluster.local import LocalCluster, last_line, stop_folder
+from fs3.config import load_toml
+from fs3.errors import Invalid
+from fs3.meta.server import MetaConfig
+from fs3.mgmtd.config import MgmtdConfig
+
+
+def test_a_foreign_folder_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("do not touch")
+    with pytest.raises(Invalid, match="is not empty and is not the folder of an fs3 cluster"):
+        Folder(tmp_path).hold()
+    assert os.listdir(tmp_path) == ["thesis.tex"]
+    with pytest.raises(Invalid, match="is a file; name a new folder"):
+        Folder(tmp_path / "thesis.tex").hold()
+    with pytest.raises(Invalid, match="is not the folder of an fs3 cluster"):
+        stop_folder(tmp_path)
+
+
+def test_one_holder_at_a_time(tmp_path: Path) -> None:
+    first, second = Folder(tmp_path / "new" / "c"), Folder(tmp_path / "new" / "c")
+    first.hold()
+    assert second.in_use()
+    with pytest.raises(Invalid, match=rf"in use by a running cluster; stop it with: fs3 down {first.path}"):
+        second.hold()
+    first.release()
+    assert not second.in_use()
+    second.hold()
+    second.release()
+
+
+def test_a_shape_is_remembered_and_configs_are_what_the_daemons_read(tmp_path: Path) -> None:
+    folder = Folder(tmp_path / 'c "quoted" é')
+    folder.hold()
+    shape = Shape(nodes=2, replicas=2, lease_s=1.5)
+    shape = Shape(nodes=2, replicas=2, lease_s=1.5, ports=choose_ports(shape, 0))
+    folder.remember(shape)
+    assert folder.remembered() == shape
+    folder.write_configs(shape)
+    mgmtd = load_toml(folder.config("mgmtd"), MgmtdConfig)
+    assert (mgmtd.lease_s, mgmtd.bootstrap_nodes, mgmtd.bootstrap_replicas) == (1.5, 2, 2)
+    assert mgmtd.data_dir == folder.path / "mgmtd"
+    meta = load_toml(folder.config("meta"), MetaConfig)
+    assert meta.mgmtd == (f"{HOST}:{mgmtd.listen_port}",) == (shape.address,)
+    ports = [port for pair in shape.ports.values() for port in pair]
+    assert len(set(ports)) == len(ports) == 2 * len(shape.names)
+    folder.release()
+
+
+@pytest.mark.parametrize(
+    ("marker", "message"),
+    [("{", "Expecting"), ('{"format": 9}', "format 9, this fs3 reads format 1"), ("3", "format 3")],
+)
+def test_a_marker_that_cannot_be_read_is_named(tmp_path: Path, marker: str, message: str) -> None:
+    (tmp_path / MARKER).write_text(marker)
+    with pytest.raises(Invalid, match=message):
+        Folder(tmp_path).remembered()
+
+
+def test_ports_that_are_taken_are_named() -> None:
+    with socket.create_server((HOST, 0)) as listening:
+        port = listening.getsockname()[1]
+        assert not port_is_free(port)
+        with pytest.raises(Invalid, match=rf"port {port} \(for mgmtd\) is taken by another process; choose another"):
+            choose_ports(Shape(nodes=1, replicas=1), port)
+        free = choose_ports(Shape(nodes=1, replicas=1), 0)
+        known = Shape(nodes=1, replicas=1, ports={**free, "meta": (port, free["meta"][1])})
+        with pytest.raises(Invalid, match=rf"port {port} \(for meta\)"):
+            choose_ports(known, None)
+    assert choose_ports(known, None)["storage-1"] == free["storage-1"], "the same ports at every start"
+    assert choose_ports(known, free["meta"][1] + 1)["mgmtd"][0] == free["meta"][1] + 1
+    if port_is_free(FAVOURITE_PORT):
+        assert choose_ports(Shape(nodes=1, replicas=1), None)["mgmtd"][0] == FAVOURITE_PORT
+
+
+def test_other_options_at_a_second_start_are_refused(tmp_path: Path) -> None:
+    (tmp_path / MARKER).write_text(json.dumps({"format": 1, "nodes": 2, "replicas": 2, "lease_s": 3.0, "ports": {}}))
+    with pytest.raises(Invalid, match="was made with --nodes 2, not 3; leave --nodes out"):
+        LocalCluster(tmp_path, nodes=3).start()
+    with pytest.raises(Invalid, match="was made with --replicas 2, not 1"):
+        LocalCluster(tmp_path, replicas=1).start()
+    with pytest.raises(Invalid, match="--replicas 4: must be between 1 and the number of nodes"):
+        LocalCluster(tmp_path / "new", nodes=3, replicas=4).start()
+
+
+def test_down_without_a_running_cluster(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    folder.hold()
+    folder.remember(Shape(nodes=1, replicas=1))
+    folder.release()
+    assert not stop_folder(tmp_path)
+
+
+def test_the_last_line_of_a_log(tmp_path: Path) -> None:
+    log = tmp_path / "x.log"
+    assert last_line(log) == ""
+    log.write_bytes(b"a" * 9_000 + b"\nfs3: port taken\n\n")
+    assert last_line(log) == "fs3: port taken"
