@@ -105,9 +105,9 @@ class Allocator:
         space = self._spaces[file]
         if len(used) and (used.min() < 0 or used.max() >= space.slots):
             raise Corrupt(f"block file {file} has {space.slots} blocks, and a chunk record names block {used.max()}")
-        if len(np.unique(used)) != len(used):
-            values, counts = np.unique(used, return_counts=True)
-            raise Corrupt(f"block {values[counts > 1][0]} of block file {file} belongs to two chunk records")
+        counts = np.bincount(used, minlength=1)
+        if counts.max() > 1:
+            raise Corrupt(f"block {counts.argmax()} of block file {file} belongs to two chunk records")
         grown_slots = max(min(grown_slots, space.slots), int(used.max()) + 1 if len(used) else 0)
         groups = -(-grown_slots // space.group_slots)
         free = np.ones(groups * space.group_slots, dtype=np.uint8)

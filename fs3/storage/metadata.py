@@ -18,14 +18,16 @@ damaged table block (630 of 2,000 records were returned): `scan` asks an iterato
 
 from __future__ import annotations
 
+import itertools
 import logging
 import struct
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
-from rocksdict import BlockBasedOptions, Cache, DBRecoveryMode, Options, Rdict, WriteBatch
+from rocksdict import BlockBasedOptions, Cache, DBRecoveryMode, Options, Rdict, ReadOptions, WriteBatch
 
 from fs3 import ids
 from fs3.errors import Corrupt, Fs3Error, NoSpace, Unavailable
@@ -163,6 +165,15 @@ def unpack_target(raw: bytes) -> int:
     return chain
 
 
+def _up_to(prefix: bytes) -> ReadOptions:
+    """Options of an iterator that ends where the keys of `prefix` do."""
+    options = ReadOptions()
+    above = prefix.rstrip(b"\xff")
+    if above:
+        options.set_iterate_upper_bound(above[:-1] + bytes([above[-1] + 1]))
+    return options
+
+
 class Metadata:
     """The store of one engine. `apply` and `sync` are for one thread (commit.py), reading is for any."""
 
@@ -235,21 +246,18 @@ class Metadata:
             raise self._error(error, "cannot be read") from None
         return value
 
-    def scan(self, prefix: bytes, start: bytes = b"", limit: int = 1 << 62) -> list[tuple[bytes, bytes]]:
+    def scan(self, prefix: bytes, start: bytes = b"", limit: int = sys.maxsize) -> list[tuple[bytes, bytes]]:
         """The first `limit` (key, value) of `prefix` from key `prefix + start` on, in order. Raises: Corrupt."""
         found: list[tuple[bytes, bytes]] = []
         begin = prefix + start
         if limit <= 0:
             return found
-        pairs: Iterator[tuple[bytes, bytes]] = cast(Any, self._db.items(from_key=begin))
-        for pair in pairs:
-            if not pair[0].startswith(prefix):
-                return found
-            found.append(pair)
-            if len(found) == limit:
-                return found
-        # The end of the store, or of what can be read.
-        iterator = self._db.iter()
+        pairs = cast(Any, self._db.items(from_key=begin, read_opt=_up_to(prefix)))
+        found = list(itertools.islice(pairs, limit))
+        if len(found) == limit:
+            return found
+        # The end of the prefix, or of what can be read.
+        iterator = self._db.iter(_up_to(prefix))
         iterator.seek(found[-1][0] if found else begin)
         if found and iterator.valid():
             iterator.next()
