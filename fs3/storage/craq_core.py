@@ -48,7 +48,7 @@ class Decision:
 def head_decides(
     op: Op, identity: Identity, info: ChunkInfo, result: DedupEntry | None, pending: Identity | None
 ) -> Decision:
-    """A client's update at the head. `result` is its channel's last one, `pending` who asked for the pending version."""
+    """A client's update at the head. `result` is its channel's last one, `pending` who asked for what is pending."""
     client, _, seq = identity
     seen = judge(result, client, seq)
     if seen is Seen.REPEATED:

@@ -7,9 +7,9 @@
     same, but written here under a later chain version      nothing: the same bytes, received in another way
     same                                                    nothing
 
-3FS transfers whatever has a later chain version here; with a sum of every chunk's sums on both sides that is not needed,
-and a target that was refilled itself does not refill the next one with what that had all along. The comparison only
-proposes: each chunk is looked at again under its lock before anything is sent, since writes go on.
+3FS transfers whatever has a later chain version here. With a sum of each chunk's sums on both sides that is not
+needed, and a target that was refilled itself does not refill the next one with what that had all along. The comparison
+only proposes: each chunk is looked at again under its lock before anything is sent, since writes go on.
 """
 
 from __future__ import annotations
@@ -50,9 +50,7 @@ def compare(here: Records, there: Records) -> Plan:
     for chunk, meta in _by_chunk(here).items():
         other = others.pop(chunk, None)
         # A chunk that is only pending here reaches the successor by the update that made it.
-        if meta.version and (other is None or differs(meta, other)):
-            transfer.append(chunk)
-        elif not meta.version and other is not None:
+        if differs(meta, other) if other is not None else meta.version:
             transfer.append(chunk)
     return Plan(transfer, list(others))
 

@@ -85,6 +85,7 @@ class UpdateFlag(IntFlag):
     OS_DURABILITY = 1
     SYNC_REPLACE = 2
     SYNC_REMOVE = 4
+    SYNC_RESULT = 8
 
 
 def records(raw: bytes | bytearray | memoryview, dtype: np.dtype[Any], count: int) -> Records:

@@ -1,0 +1,100 @@
+"""A few threads for what a storage daemon does by itself: settling pending versions, recovery of other replicas.
+
+A chore is named by a key; asking again for one that waits does nothing, asking for one that runs makes it run once
+more. A chore that is not finished returns in how many seconds it wants to go on.
+"""
+
+from __future__ import annotations
+
+import heapq
+import logging
+import threading
+from collections.abc import Callable
+
+from fs3.clock import lease_now_s
+from fs3.errors import Fs3Error
+
+Key = tuple[str, int]
+_LOG = logging.getLogger("fs3.storage")
+_RETRY_S = 0.5
+
+
+class Chores:
+    """Runs `work(number)` of the kind a key names, on at most `threads` threads."""
+
+    def __init__(self, kinds: dict[str, Callable[[int], float | None]], *, threads: int) -> None:
+        self._kinds = kinds
+        self._changed = threading.Condition()
+        self._due: list[tuple[float, int, Key]] = []
+        self._when: dict[Key, float] = {}
+        self._running: dict[Key, bool] = {}  # whether it was asked for again
+        self._asked = 0
+        self._closed = False
+        self._threads = [
+            threading.Thread(target=self._run, name=f"fs3-chore-{number}", daemon=True) for number in range(threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def ask(self, kind: str, number: int, *, in_s: float = 0.0) -> None:
+        """Have the chore run, in `in_s` seconds at the latest."""
+        with self._changed:
+            key = (kind, number)
+            if key in self._running:
+                self._running[key] = True
+            else:
+                self._put(key, lease_now_s() + in_s)
+
+    def idle(self) -> bool:
+        """Whether nothing runs or waits."""
+        with self._changed:
+            return not self._running and not self._when
+
+    def close(self) -> None:
+        """Start nothing more and wait for what runs."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def _put(self, key: Key, due_s: float) -> None:
+        if self._when.get(key, due_s + 1) > due_s:
+            self._when[key] = due_s
+            self._asked += 1
+            heapq.heappush(self._due, (due_s, self._asked, key))
+            self._changed.notify()
+
+    def _next(self) -> Key | None:
+        with self._changed:
+            while not self._closed:
+                if not self._due:
+                    self._changed.wait()
+                    continue
+                due_s, _, key = self._due[0]
+                left_s = due_s - lease_now_s()
+                if self._when.get(key) != due_s:
+                    heapq.heappop(self._due)  # asked for again, sooner
+                elif left_s > 0:
+                    self._changed.wait(left_s)
+                else:
+                    heapq.heappop(self._due)
+                    del self._when[key]
+                    self._running[key] = False
+                    return key
+        return None
+
+    def _run(self) -> None:
+        while (key := self._next()) is not None:
+            kind, number = key
+            again_s: float | None
+            try:
+                again_s = self._kinds[kind](number)
+            except Fs3Error as error:
+                _LOG.warning("%s %d: %s; trying again", kind, number, error)
+                again_s = _RETRY_S
+            with self._changed:
+                if self._running.pop(key):
+                    again_s = 0.0
+                if again_s is not None and not self._closed:
+                    self._put(key, lease_now_s() + again_s)

@@ -1,0 +1,437 @@
+"""The write path of one storage process: frames of updates in, results out, and the upkeep of its targets' replicas.
+
+The server calls `update` for every WRITE frame, on threads that each belong to one hop: a thread at hop h waits only
+for hop h + 1 of another process, so no circle of processes can wait for each other. What happens to an update is in
+replication.py (and craq_core.py); who may do what under which routing in chain_state.py; recovery in resync.py.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fs3.clock import deadline_after, lease_now_s
+from fs3.errors import Conflict, Fs3Error, Invalid, StaleRouting, Unavailable
+from fs3.pb import mgmtd_pb2, storage_pb2
+from fs3.routing import Routing
+from fs3.storage import channel_core, craq_core
+from fs3.storage.chain_state import Acting, ChainState, Duty, ReadTable, Role
+from fs3.storage.chores import Chores
+from fs3.storage.engine_api import ChunkEngine, DedupEntry, DedupRecord
+from fs3.storage.forward import ForwardPort
+from fs3.storage.replication import Item, Replication
+from fs3.storage.resync import Recovery
+from fs3.storage.target_core import Phase
+from fs3.transport.frame_core import Header
+from fs3.transport.messages import CHUNK_META, RESULT, Op, Records, UpdateFlag
+
+_LOG = logging.getLogger("fs3.storage")
+_CHORE_THREADS = 4
+_RECOVERY_THREADS = 2
+_SETTLE_CHUNKS = 64
+_SETTLE_S = 5.0
+_AGAIN_S = 0.1
+_SUSPECT_EVERY_S = 0.5
+_NEVER = 1 << 62
+MAX_SYNC_PAGE = 65_536
+
+_COLUMNS = (
+    *("hi", "lo", "offset", "length", "chain", "chain_version", "client", "seq", "channel"),
+    *("n_sums", "version", "op", "flags", "chunk_bytes"),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WriteStats:
+    """Counters since the start, and gauges."""
+
+    updates: int
+    forwarded: int
+    forward_failures: int
+    settled: int
+    recovered_chunks: int
+    recovered_bytes: int
+    removed_chunks: int
+    recoveries: int
+    locked_chunks: int
+    serving_targets: int
+    syncing_targets: int
+
+
+class WritePath:
+    """The targets on `engines` (by disk number), in daemon `node_id` of this `generation`. Thread-safe.
+
+    `poke` is called from any thread when a heartbeat should go out now, `suspect(node_id, generation)` when a
+    successor's process did not answer, `may_write()` tells whether the daemon's lease still holds.
+    """
+
+    def __init__(
+        self,
+        engines: Mapping[int, ChunkEngine],
+        port: ForwardPort,
+        *,
+        node_id: int,
+        generation: int,
+        poke: Callable[[], None],
+        suspect: Callable[[int, int], None],
+        may_write: Callable[[], bool],
+    ) -> None:
+        self._port = port
+        self._may_write = may_write
+        self._suspect_mgmtd = suspect
+        self._suspected_s: dict[tuple[int, int], float] = {}
+        self._wanted: dict[int, mgmtd_pb2.CreateTarget] = {}
+        self._recovering: defaultdict[int, threading.Lock] = defaultdict(threading.Lock)
+        self._chores = Chores(
+            {"create": self._create, "claim": self._claim, "prepare": self._prepare, "settle": self._settle},
+            threads=_CHORE_THREADS,
+        )
+        self._syncs = Chores({"sync": lambda chain_id: self._recovery.sync(chain_id)}, threads=_RECOVERY_THREADS)
+        self.state = ChainState(engines, node_id=node_id, generation=generation, poke=poke, ask=self._ask)
+        self._replication = Replication(
+            self.state,
+            port,
+            suspect=self._suspect,
+            settle=lambda target_id, in_s: self._chores.ask("settle", target_id, in_s=in_s),
+        )
+        self._recovery = Recovery(self.state, port, self._replication)
+
+    def close(self) -> None:
+        """Let what runs end, soon: calls to other processes fail from now on. The engines stay open."""
+        self._port.close()
+        self._chores.close()
+        self._syncs.close()
+
+    # mgmtd's side: called from the daemon's event loop, nothing here blocks
+
+    def on_routing(self, routing: Routing) -> None:
+        """Act on a newer routing."""
+        for endpoint in self.state.on_routing(routing):
+            self._port.cut_off(endpoint)
+
+    def on_create(self, wanted: Sequence[mgmtd_pb2.CreateTarget]) -> None:
+        """Make the targets that are not there yet, in the background."""
+        for target in wanted:
+            self._wanted[target.target_id] = target
+            self._chores.ask("create", target.target_id)
+
+    def local_targets(self) -> list[mgmtd_pb2.LocalTarget]:
+        """What the next heartbeat says of this process's targets."""
+        return self.state.local_targets()
+
+    # The read path's questions
+
+    def serving(self, chain_id: int, chain_version: int) -> int:
+        """The target that answers reads of a chain. Raises: StaleRouting, Unavailable."""
+        return self.state.serving(chain_id, chain_version)
+
+    @property
+    def reads(self) -> ReadTable:
+        """`serving` as arrays; replaced as a whole when anything changes."""
+        return self.state.reads
+
+    # Frames
+
+    def update(
+        self,
+        header: Header,
+        updates: Records,
+        sums: NDArray[np.uint32],
+        body: memoryview,
+        hop: int,
+        *,
+        deadline_s: float | None = None,
+    ) -> Records:
+        """Apply a WRITE frame; blocks until every update is answered or the deadline has passed.
+
+        Shapes: UPDATE [n], u32 [sum of n_sums], bytes [sum of length] -> RESULT [n]. `hop` 0 is a client's. One update
+        that fails does not fail the others.
+
+        Raises:
+            Invalid: the frame's parts do not fit together; nothing was changed.
+            Unavailable: this daemon's lease has run out.
+        """
+        if deadline_s is None:
+            deadline_s = deadline_after(header.deadline_ms / 1_000)
+        if hop == 0 and not self._may_write():
+            raise Unavailable("this storage daemon has lost touch with mgmtd")
+        results = np.zeros(len(updates), dtype=RESULT)
+        actings: dict[tuple[int, int], tuple[Role, Acting] | Fs3Error] = {}
+        try:
+            items = self._items(updates, sums, body, hop, results, actings)
+            self._replication.counts.updates += len(items)
+            for wave in _waves(items):
+                self._run(list(wave.values()), deadline_s)
+            for row, item in items.items():
+                results["status"][row] = item.error.code if item.error is not None else 0
+                if item.error is None:
+                    results["version"][row], results["chunk_length"][row] = item.version, item.length
+        finally:
+            for entered in actings.values():
+                if not isinstance(entered, Fs3Error):
+                    self.state.leave(entered[1])
+        return results
+
+    def sync_list(self, request: storage_pb2.SyncListRequest) -> tuple[storage_pb2.SyncListReply, Records]:
+        """What the SYNCING target here has, for its predecessor: CHUNK_META. Raises: StaleRouting, Unavailable."""
+        role, acting = self._enter_syncing(request.chain_id, request.chain_version)
+        try:
+            limit = min(max(request.limit, 1), MAX_SYNC_PAGE)
+            page = self.state.engine(role.target_id).metas(role.target_id, request.after, limit)
+            assert page.dtype == CHUNK_META
+            return storage_pb2.SyncListReply(more=len(page) == limit), page
+        finally:
+            self.state.leave(acting)
+
+    def sync_done(self, request: storage_pb2.SyncDoneRequest) -> None:
+        """The predecessor says that the SYNCING target here has everything. Raises: StaleRouting, Unavailable."""
+        self.state.sync_done(request.chain_id, request.chain_version)
+
+    def stats(self) -> WriteStats:
+        """What this write path has done, and does."""
+        counts = self._replication.counts
+        duties = [role.duty for role in self.state.roles()]
+        return WriteStats(
+            updates=counts.updates,
+            forwarded=counts.forwarded,
+            forward_failures=counts.forward_failures,
+            settled=counts.settled,
+            recovered_chunks=counts.recovered_chunks,
+            recovered_bytes=counts.recovered_bytes,
+            removed_chunks=counts.removed_chunks,
+            recoveries=counts.recoveries,
+            locked_chunks=self._replication.locks.held(),
+            serving_targets=duties.count(Duty.SERVE),
+            syncing_targets=duties.count(Duty.SYNC),
+        )
+
+    def idle(self) -> bool:
+        """Whether no upkeep runs or waits."""
+        return self._chores.idle() and self._syncs.idle()
+
+    # From a frame to items
+
+    def _items(
+        self,
+        updates: Records,
+        sums: NDArray[np.uint32],
+        body: memoryview,
+        hop: int,
+        results: Records,
+        actings: dict[tuple[int, int], tuple[Role, Acting] | Fs3Error],
+    ) -> dict[int, Item]:
+        """The updates that may go on, by row; the status of the others is in `results`. Raises: Invalid."""
+        lengths, n_sums = updates["length"].astype(np.int64), updates["n_sums"].astype(np.int64)
+        if int(lengths.sum()) != len(body) or int(n_sums.sum()) != len(sums):
+            raise Invalid(
+                f"a WRITE frame names {int(lengths.sum())} bytes and {int(n_sums.sum())} sums,"
+                f" and carries {len(body)} and {len(sums)}"
+            )
+        body_at = np.concatenate([[0], np.cumsum(lengths)]).tolist()
+        sums_at = np.concatenate([[0], np.cumsum(n_sums)]).tolist()
+        columns = dict(zip(_COLUMNS, (updates[name].tolist() for name in _COLUMNS), strict=True))
+        items: dict[int, Item] = {}
+        arriving: defaultdict[int, list[DedupRecord]] = defaultdict(list)
+        for row in range(len(updates)):
+            chain = (columns["chain"][row], columns["chain_version"][row])
+            try:
+                role, acting = self._entered(chain, actings)
+                op, flags = _op_of(columns["op"][row]), UpdateFlag(columns["flags"][row] & 0xF)
+                self._check_place(role, op, flags, hop)
+            except Fs3Error as error:
+                _LOG.debug("chain %d: %s", chain[0], error)
+                results["status"][row] = error.code
+                continue
+            identity = (columns["client"][row], columns["channel"][row], columns["seq"][row])
+            if flags & UpdateFlag.SYNC_RESULT:
+                entry = DedupEntry(
+                    identity[2], columns["version"][row], columns["offset"][row], int(updates["reserved"][row])
+                )
+                arriving[role.target_id].append(DedupRecord(identity[0], identity[1], entry))
+                continue
+            items[row] = Item(
+                (role.target_id, columns["hi"][row], columns["lo"][row]),
+                acting,
+                role,
+                self.state.engine(role.target_id),
+                op,
+                columns["offset"][row],
+                body[body_at[row] : body_at[row + 1]],
+                sums[sums_at[row] : sums_at[row + 1]],
+                flags,
+                columns["chunk_bytes"][row],
+                columns["version"][row],
+                identity,
+                from_client=hop == 0,
+            )
+        for target_id, records in arriving.items():
+            self._take_results(target_id, records)
+        return items
+
+    def _entered(
+        self, chain: tuple[int, int], actings: dict[tuple[int, int], tuple[Role, Acting] | Fs3Error]
+    ) -> tuple[Role, Acting]:
+        if chain not in actings:
+            try:
+                actings[chain] = self.state.enter(*chain)
+            except Fs3Error as error:
+                actings[chain] = error
+        entered = actings[chain]
+        if isinstance(entered, Fs3Error):
+            raise entered
+        return entered
+
+    def _check_place(self, role: Role, op: Op, flags: UpdateFlag, hop: int) -> None:
+        """Raises: Invalid, StaleRouting: the update has no business at this replica."""
+        if flags & UpdateFlag.SYNC_RESULT and hop and role.duty is Duty.SYNC:
+            return
+        if hop == 0 and not role.head:
+            raise StaleRouting(f"target {role.target_id} is not the head of chain {role.chain_id}")
+        if hop and role.head:
+            raise StaleRouting(f"target {role.target_id} is the head of chain {role.chain_id}, nobody precedes it")
+        wrong = craq_core.check_flags(
+            op, flags & ~UpdateFlag.OS_DURABILITY, from_client=hop == 0, syncing=role.duty is Duty.SYNC
+        )
+        if wrong is not None:
+            raise wrong
+
+    def _run(self, items: list[Item], deadline_s: float) -> None:
+        """One wave. At a SYNCING replica live updates and the predecessor's results must not overtake each other."""
+        targets = sorted({item.key[0] for item in items if item.role.duty is Duty.SYNC})
+        held = [self._recovering[target_id] for target_id in targets]
+        try:
+            taken = 0
+            for lock in held:
+                if not lock.acquire(timeout=max(deadline_s - lease_now_s(), 0.0)):
+                    break
+                taken += 1
+            if taken < len(held):
+                for item in items:
+                    item.done, item.error = True, Conflict("another update of the SYNCING replica took too long")
+                return
+            self._replication.run(items, deadline_s=deadline_s)
+        finally:
+            for lock in held[:taken]:
+                lock.release()
+
+    def _take_results(self, target_id: int, records: list[DedupRecord]) -> None:
+        engine = self.state.engine(target_id)
+        with self._recovering[target_id]:
+            known = {}
+            for record in records:
+                entry = engine.dedup(target_id, record.client, record.channel)
+                if entry is not None:
+                    known[record.client, record.channel] = entry
+            engine.put_dedup(target_id, channel_core.newer_results(known, records))
+
+    def _enter_syncing(self, chain_id: int, chain_version: int) -> tuple[Role, Acting]:
+        role, acting = self.state.enter(chain_id, chain_version)
+        if role.duty is not Duty.SYNC:
+            self.state.leave(acting)
+            raise Unavailable(f"target {role.target_id} is not SYNCING")
+        return role, acting
+
+    # Upkeep: chores
+
+    def _ask(self, kind: str, number: int) -> None:
+        (self._syncs if kind == "sync" else self._chores).ask(kind, number)
+
+    def _create(self, target_id: int) -> float | None:
+        wanted = self._wanted.get(target_id)
+        if wanted is not None:
+            self.state.create(wanted)
+            self._wanted.pop(target_id, None)
+        return None
+
+    def _claim(self, target_id: int) -> float | None:
+        if self.state.stand(target_id).phase is Phase.COMPLETE:
+            self.state.claim(target_id)
+        return None
+
+    def _prepare(self, target_id: int) -> float | None:
+        """Bring a target that is off duty into order, so that it can come back."""
+        stand = self.state.stand(target_id)
+        if stand.phase not in (Phase.RECALLING, Phase.CLEARING):
+            return None
+        if not self.state.drained(target_id, _NEVER, deadline_after(1.0)):
+            return _AGAIN_S
+        engine = self.state.engine(target_id)
+        pending = [engine.pending_staged(target_id, one.hi, one.lo) for one in engine.pending_of(target_id)]
+        try:
+            if stand.phase is Phase.RECALLING:
+                engine.commit(pending, sync=True)
+            else:
+                engine.abort(pending)
+                while len(page := engine.tombstones(target_id, b"", MAX_SYNC_PAGE)):
+                    engine.expire_tombstones(
+                        target_id, list(zip(page["hi"].tolist(), page["lo"].tolist(), strict=True))
+                    )
+        except Unavailable as error:
+            self.state.broken(engine, error)
+            return None
+        if pending:
+            done = "committed" if stand.phase is Phase.RECALLING else "dropped"
+            _LOG.info("target %d: %d pending versions %s", target_id, len(pending), done)
+        self.state.prepared(target_id, stand)
+        return None
+
+    def _settle(self, target_id: int) -> float | None:
+        """Finish pending versions that nobody is working on: after a chain change, or after an update gave up."""
+        role = next((role for role in self.state.roles() if role.target_id == target_id), None)
+        if role is None or role.duty is not Duty.SERVE:
+            return None
+        try:
+            role, acting = self.state.enter(role.chain_id, role.version)
+        except Fs3Error:
+            return None  # changed just now, and asked again for
+        locks = self._replication.locks
+        failed = False
+        try:
+            chunks = [(one.hi, one.lo) for one in self.state.engine(target_id).pending_of(target_id)]
+            for begin in range(0, len(chunks), _SETTLE_CHUNKS):
+                some = chunks[begin : begin + _SETTLE_CHUNKS]
+                # A chunk that is locked has somebody working on it, who asks for this chore should he give up.
+                got = locks.acquire([(target_id, *chunk) for chunk in some], lease_now_s())
+                try:
+                    free = [chunk for chunk in some if (target_id, *chunk) in got]
+                    deadline_s = deadline_after(_SETTLE_S)
+                    items = self._replication.settle_chunks(acting, role, free, deadline_s=deadline_s)
+                    failed = failed or any(item.error is not None for item in items)
+                finally:
+                    locks.release(got)
+        finally:
+            self.state.leave(acting)
+        return 1.0 if failed else None
+
+    def _suspect(self, node_id: int, generation: int) -> None:
+        now_s = lease_now_s()
+        key = (node_id, generation)
+        if now_s - self._suspected_s.get(key, -_SUSPECT_EVERY_S) >= _SUSPECT_EVERY_S:
+            self._suspected_s[key] = now_s
+            self._suspect_mgmtd(node_id, generation)
+
+
+def _op_of(op: int) -> Op:
+    try:
+        return Op(op)
+    except ValueError:
+        raise Invalid(f"an update with the unknown operation {op}") from None
+
+
+def _waves(items: dict[int, Item]) -> list[dict[int, Item]]:
+    """The items in runs of distinct chunks; of one chunk's updates each is in a later run than the one before it."""
+    waves: list[dict[int, Item]] = []
+    seen: defaultdict[tuple[int, int, int], int] = defaultdict(int)
+    for row, item in items.items():
+        number = seen[item.key]
+        seen[item.key] += 1
+        if number == len(waves):
+            waves.append({})
+        waves[number][row] = item
+    return waves
