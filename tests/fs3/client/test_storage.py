@@ -179,9 +179,11 @@ def test_a_pending_chunk_is_read_from_the_tail(cluster, client) -> None:
     tail = {chain: int(cluster.mgmtd.routing.serving(chain)[-1].node_id) for chain in range(1, 7)}
     for node, server in enumerate(cluster.servers, 1):
         server.read_status = {chain: Committing.code for chain in tail if tail[chain] != node}
-    for _ in range(4):
+    for _ in range(8):
+        before = sum(len(server.asked) for server in cluster.servers)
         _, got = read(client, *[(lo, 0, 10_000) for lo in range(6)])
         assert got == datas
+        assert sum(len(server.asked) for server in cluster.servers) - before <= 6, "asked and, at most once, the tails"
 
 
 def test_a_stale_chain_version_fetches_the_routing(cluster, client) -> None:
