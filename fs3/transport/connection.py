@@ -40,6 +40,7 @@ from fs3.transport.frame_core import (
 MAX_IOVECS = 1_024
 UNIX_PREFIX = "unix:"
 
+_TRAILER, _NEED_ACK = int(Flag.TRAILER), int(Flag.NEED_ACK)  # `&` with an IntFlag costs 3 us
 _TICK_S = 0.5
 _TIMEVAL = struct.Struct("ll")
 _LOOPBACK_CONGESTION = (b"cubic", b"reno")
@@ -186,11 +187,11 @@ class Connection:
             raise
         self._receiving = header
         if header.status:
-            if header.body_bytes or header.flags & Flag.TRAILER:
+            if header.body_bytes or header.flags & _TRAILER:
                 self.close()
             self._finish()
             raise from_code(header.status, bytes(head).decode(errors="replace"))
-        if not header.body_bytes and not header.flags & Flag.TRAILER:
+        if not header.body_bytes and not header.flags & _TRAILER:
             self._finish()
         return header, head
 
@@ -200,7 +201,7 @@ class Connection:
         Raises: Unavailable, as `receive_head`.
         """
         body_bytes = self._receiving.body_bytes
-        if self._receiving.flags & Flag.TRAILER:
+        if self._receiving.flags & _TRAILER:
             self._receive_all([*views, self._trailer], body_bytes + TRAILER_BYTES)
             self._finish()
         elif body_bytes:
@@ -209,7 +210,7 @@ class Connection:
 
     def receive_trailer(self) -> tuple[int, int]:
         """(status, first bad record) of the reply just received; (0, 0) if it has no trailer. Raises: Corrupt."""
-        if not self._receiving.flags & Flag.TRAILER:
+        if not self._receiving.flags & _TRAILER:
             return 0, 0
         try:
             return unpack_trailer(self._trailer)
@@ -242,7 +243,7 @@ class Connection:
         header = self._receiving
         self._awaited.remove(header.request_id)
         self._received_id = self._awaited[0] - 1 if self._awaited else self._request_id
-        if header.flags & Flag.NEED_ACK:
+        if header.flags & _NEED_ACK:
             self._need_ack = True
 
     def _grow(self, size: int) -> None:
