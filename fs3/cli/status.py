@@ -128,7 +128,8 @@ def _nodes(routing: Routing) -> list[Node]:
 
 
 def _print(console: Console, routing: Routing, *, all_chains: bool) -> None:
-    console.print(f"cluster {routing.cluster_id}, routing version {routing.version}")
+    versions = sorted({node.version for node in routing.nodes.values() if node.version})
+    console.print(f"cluster {routing.cluster_id}, routing version {routing.version}, fs3 {' and '.join(versions)}")
     console.print(_node_table(routing))
     if not routing.ready:
         console.print("[yellow]not ready: waiting for storage nodes to register and create their targets[/yellow]")
@@ -147,28 +148,30 @@ def _print(console: Console, routing: Routing, *, all_chains: bool) -> None:
 
 
 def _node_table(routing: Routing) -> Table:
+    nodes = _nodes(routing)
+    versions = {node.version for node in nodes}  # shown where they differ, as in the middle of an upgrade
     table = Table(box=None, pad_edge=False)
-    for name in ("node", "kind", "state", "address", "metrics", "version"):
-        table.add_column(name)
-    for name in ("heard", "targets", "used", "free", "disk"):
-        table.add_column(name, justify="right")
-    for node in _nodes(routing):
+    for name in ("node", "kind", "state"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("address", overflow="fold", min_width=15)
+    table.add_column("targets", no_wrap=True)
+    for name in ("used", "free", "of", "heard", *(("version",) if len(versions) > 1 else ())):
+        table.add_column(name, justify="right", no_wrap=True)
+    for node in nodes:
         targets = [target for target in routing.targets.values() if target.node_id == node.node_id]
         disks = [disk for disk in routing.disks if disk.node_id == node.node_id]
-        storage = node.kind == NodeKind.STORAGE
         counts = Counter(target.state for target in targets)
         table.add_row(
             str(node.node_id),
             NodeKind(node.kind).name.lower(),
             "[green]alive[/green]" if node.alive else "[red]offline[/red]",
-            ", ".join(node.endpoints),
-            node.metrics,
-            node.version,
-            f"{node.last_heartbeat_age_ms / 1000:.1f} s",
-            " ".join(_coloured(state, f"{counts[state]} {state.name.lower()}") for state in sorted(counts)),
-            _size(sum(target.used_bytes for target in targets)) if storage else "",
+            " ".join(node.endpoints),
+            "\n".join(_coloured(state, f"{counts[state]} {state.name.lower()}") for state in sorted(counts)),
+            _size(sum(target.used_bytes for target in targets)) if targets else "",
             _size(sum(disk.free_bytes for disk in disks)) if disks else "",
             _size(sum(disk.total_bytes for disk in disks)) if disks else "",
+            f"{node.last_heartbeat_age_ms / 1000:.1f} s",
+            *((node.version,) if len(versions) > 1 else ()),
         )
     return table
 

@@ -202,7 +202,8 @@ def _supervisor(folder: Folder) -> int | None:
     """The pid of the `fs3 up` that supervises the folder, if it still runs."""
     try:
         record = json.loads((folder.path / "run" / _RECORD).read_text(encoding="utf-8"))
-        pid = int(record["pid"])
-        return pid if abs(psutil.Process(pid).create_time() - record["started"]) < 1.0 else None
+        process = psutil.Process(int(record["pid"]))
+        same = abs(process.create_time() - record["started"]) < 1.0
+        return process.pid if same and process.status() != psutil.STATUS_ZOMBIE else None
     except (OSError, ValueError, KeyError, TypeError, psutil.Error):
         return None

@@ -40,8 +40,9 @@ class Exit:
     last_line: str
 
     def __str__(self) -> str:
-        how = f"was killed by signal {-self.status}" if self.status < 0 else f"ended with status {self.status}"
-        return f"{self.name} {how}" + (f": {self.last_line}" if self.last_line else "")
+        if self.status < 0:
+            return f"{self.name} was killed by signal {-self.status} ({signal.Signals(-self.status).name})"
+        return f"{self.name} ended with status {self.status}" + (f": {self.last_line}" if self.last_line else "")
 
 
 class LocalCluster:
