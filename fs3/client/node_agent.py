@@ -70,6 +70,8 @@ class NodeAgent:
         self._registered = asyncio.Event()
         self._ready = asyncio.Event()
         self._stopping = asyncio.Event()
+        self._ended = asyncio.Event()
+        self._running = False
         self._may_report: set[TargetId] = set()
         self._reachable = True
 
@@ -109,12 +111,16 @@ class NodeAgent:
             Conflict: another daemon with this node id was started later.
             Invalid: mgmtd refuses the node's record, because its id belongs to a daemon of another kind.
         """
+        self._running = True
         try:
             async with asyncio.TaskGroup() as group:
                 loops = [group.create_task(self._renew()), group.create_task(self._follow())]
                 await self._stopping.wait()
                 for task in loops:
                     task.cancel()
+            request = mgmtd_pb2.GoodbyeRequest(node_id=self.node.node_id, generation=self.node.generation)
+            with contextlib.suppress(Fs3Error):
+                await self._call("Goodbye", request, timeout_s=1.0)  # last: a heartbeat after it would be refused
         except BaseExceptionGroup as failed:
             error = next((item for item in failed.exceptions if isinstance(item, Fs3Error)), None)
             if error is None:
@@ -124,13 +130,13 @@ class NodeAgent:
             for channel in self._channels.values():
                 await channel.close()
             self._channels.clear()
+            self._ended.set()
 
     async def stop(self) -> None:
         """Say goodbye, so that mgmtd need not wait for the lease, and end `run`. The daemon must not serve any more."""
-        request = mgmtd_pb2.GoodbyeRequest(node_id=self.node.node_id, generation=self.node.generation)
-        with contextlib.suppress(Fs3Error):
-            await self._call("Goodbye", request, timeout_s=1.0)
         self._stopping.set()
+        if self._running:
+            await self._ended.wait()
 
     async def suspect(self, node_id: int, generation: int) -> None:
         """Tell mgmtd that this node was refused or reset; it looks for itself. A mgmtd out of reach is no error."""
