@@ -405,6 +405,8 @@ def test_a_full_disk_at_any_step_leaves_a_whole_engine(
     if step != "fdatasync":
         engine.stage_and_commit([update(1, Op.REPLACE, b"after")])
         assert content(engine, 1) == b"after"
+    engine.put_state(TARGET, b"k", b"v")  # syncs: nothing is left in quarantine, and nothing leaked
+    assert engine.stats().used_bytes == engine.target_usage(TARGET)[0]
     engine.close()
     engine = Engine.open(tmp_path / "disk", cluster_id="c", config=CONFIG)
     assert content(engine, 0) == expected
