@@ -1,7 +1,7 @@
 """The blocks of an engine as its threads use them.
 
-The allocator's and the quarantine's decisions are made under one lock, which readers take for an instant too; files grow
-outside it, so that a slow `fallocate` stops no reader. The limits of disk and quota are checked here.
+The allocator's and the quarantine's decisions are made under one lock, which readers take for an instant too; files
+grow outside it, so that a slow `fallocate` stops no reader. The limits of disk and quota are checked here.
 """
 
 from __future__ import annotations
