@@ -175,15 +175,15 @@ class Allocator:
 
 
 class Quarantine:
-    """Freed blocks on their way back to the allocator."""
+    """Freed blocks on their way back to the allocator, by physical id."""
 
     def __init__(self) -> None:
-        self._retired: deque[tuple[int, int, Block]] = deque()  # (order, batch, block)
+        self._retired: deque[tuple[int, int, int]] = deque()  # (order, batch, block)
         self._order = 0
         self._holds: OrderedDict[int, int] = OrderedDict()  # token -> the order at its start
-        self._pins: dict[Block, int] = {}
-        self._pinned_by: dict[int, tuple[Block, ...]] = {}
-        self._awaiting_unpin: set[Block] = set()
+        self._pins: dict[int, int] = {}
+        self._pinned_by: dict[int, tuple[int, ...]] = {}
+        self._awaiting_unpin: set[int] = set()
         self._token = 0
         self._synced_batch = 0
 
@@ -197,18 +197,19 @@ class Quarantine:
         """End a hold."""
         del self._holds[token]
 
-    def pin(self, blocks: Iterable[Block]) -> int:
+    def pin(self, blocks: Iterable[int]) -> int:
         """Keep these blocks until `unpin` of the token; counted, so several pins of a block add up."""
         self._token += 1
         kept = tuple(blocks)
+        pins = self._pins
         for block in kept:
-            self._pins[block] = self._pins.get(block, 0) + 1
+            pins[block] = pins.get(block, 0) + 1
         self._pinned_by[self._token] = kept
         return self._token
 
-    def unpin(self, token: int) -> list[Block]:
+    def unpin(self, token: int) -> list[int]:
         """End a pin; the blocks that are free by it."""
-        freed: list[Block] = []
+        freed: list[int] = []
         for block in self._pinned_by.pop(token):
             left = self._pins[block] - 1
             if left:
@@ -220,7 +221,7 @@ class Quarantine:
                 freed.append(block)
         return freed
 
-    def retire(self, blocks: Sequence[Block], batch: int) -> None:
+    def retire(self, blocks: Sequence[int], batch: int) -> None:
         """No record names these blocks once metadata batch `batch` is durable; lookups no longer name them now."""
         for block in blocks:
             self._retired.append((self._order, batch, block))
@@ -230,10 +231,10 @@ class Quarantine:
         """Metadata batches up to `batch` are on stable storage."""
         self._synced_batch = max(self._synced_batch, batch)
 
-    def reclaim(self) -> list[Block]:
+    def reclaim(self) -> list[int]:
         """The retired blocks that are free by now, each once."""
         oldest = next(iter(self._holds.values())) if self._holds else self._order
-        freed: list[Block] = []
+        freed: list[int] = []
         while self._retired:
             order, batch, block = self._retired[0]
             if order >= oldest or batch > self._synced_batch:

@@ -153,24 +153,18 @@ class Space:
             self._reclaim()
 
     def pin(self, blocks: NDArray[np.int64]) -> int:
-        kept: list[Block] = []
-        for block in blocks.tolist():
-            if block >= 0:
-                file = block >> _BLOCK_SHIFT
-                position = (block & (1 << _BLOCK_SHIFT) - 1) << _POSITION_SHIFT
-                kept.append(Block(file, self._files[file].slot(position)))
+        kept = blocks[blocks >= 0].tolist()
         with self._lock:
             return self._quarantine.pin(kept)
 
     def unpin(self, token: int) -> None:
         with self._lock:
-            for block in self._quarantine.unpin(token):
-                self._allocator.free(block)
+            self._free(self._quarantine.unpin(token))
 
     def retire(self, blocks: Sequence[Block], batch: int) -> bool:
         """No record names these blocks from metadata batch `batch` on. True: it is time to sync the metadata."""
         with self._lock:
-            self._quarantine.retire(blocks, batch)
+            self._quarantine.retire([self._id(block) for block in blocks], batch)
             self._reclaim()
             return self._quarantine.unsynced >= _UNSYNCED_BLOCKS
 
@@ -187,5 +181,13 @@ class Space:
                 self._allocator.free(block)
 
     def _reclaim(self) -> None:
-        for block in self._quarantine.reclaim():
-            self._allocator.free(block)
+        self._free(self._quarantine.reclaim())
+
+    def _free(self, ids: Sequence[int]) -> None:
+        for physical in ids:
+            file = physical >> _BLOCK_SHIFT
+            position = (physical & (1 << _BLOCK_SHIFT) - 1) << _POSITION_SHIFT
+            self._allocator.free(Block(file, self._files[file].slot(position)))
+
+    def _id(self, block: Block) -> int:
+        return block.file << _BLOCK_SHIFT | self._files[block.file].position(block.slot) >> _POSITION_SHIFT

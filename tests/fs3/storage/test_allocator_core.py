@@ -88,14 +88,14 @@ def test_freeing_a_free_block_is_a_programming_error() -> None:
 def test_a_retired_block_comes_back_once_and_only_when_nothing_needs_it(seed: int) -> None:
     rng = random.Random(seed)
     quarantine = Quarantine()
-    holds: dict[int, set[Block]] = {}  # token -> blocks that were alive when it began
-    pins: dict[int, list[Block]] = {}
-    alive = {Block(0, slot) for slot in range(200)}
-    retired: dict[Block, int] = {}
-    back: list[Block] = []
+    holds: dict[int, set[int]] = {}  # token -> blocks that were alive when it began
+    pins: dict[int, list[int]] = {}
+    alive = set(range(200))
+    retired: dict[int, int] = {}
+    back: list[int] = []
     batch = synced = 0
 
-    def check(freed: list[Block]) -> None:
+    def check(freed: list[int]) -> None:
         for block in freed:
             assert retired.pop(block) <= synced
             assert not any(block in covered for covered in holds.values())
