@@ -1,8 +1,8 @@
 """What a chunk becomes by an update: which of its bytes are old, new or zero, and the sums of the result.
 
 The new version is a sequence of parts on the chunk's own coordinates. Its 4 KiB sums come from sums that were checked
-before: an untouched block keeps its old one, a block that the writer sent whole has the writer's, and a block made of
-several parts gets the combination of its parts' sums (CRCs are linear), so no block is put together only to be summed.
+before: an untouched block keeps its old one, a block that the writer sent whole has the writer's, and only the few
+blocks made of several parts are summed anew, part after part.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from fs3.errors import Corrupt, Invalid
 from fs3.transport.messages import Op
 
 OLD, ZERO, DATA = 0, 1, 2
+_ZEROS = memoryview(bytes(FINE_BYTES))
 _FEW_PIECES = 12  # below that a sum per piece is cheaper than combining them
 
 
@@ -123,11 +124,12 @@ def merged_fine(
     old_bytes: int,
     old_fine: NDArray[np.uint32],
     offset: int,
+    data: memoryview,
     data_fine: NDArray[np.uint32],
 ) -> NDArray[np.uint32]:
     """The 4 KiB sums of the new version: [ceil(length / 4 KiB)].
 
-    `old` has the (verified) bytes of each old part; `data_fine` the writer's sums of the data at `offset`.
+    `old` has the (verified) bytes of each old part; `data_fine` the writer's sums of `data` at `offset`, verified too.
     """
     length = parts[-1].end if parts else 0
     out = np.zeros(-(-length // FINE_BYTES), dtype=np.uint32)
@@ -146,15 +148,14 @@ def merged_fine(
                 out[first:last] = _zeros_sum(FINE_BYTES)
                 if last == len(out):
                     out[-1] = _zeros_sum(length - (last - 1) * FINE_BYTES)
-        for block in sorted({part.begin // FINE_BYTES, (part.end - 1) // FINE_BYTES} - set(range(first, last))):
-            begin, end = max(part.begin, block * FINE_BYTES), min(part.end, (block + 1) * FINE_BYTES)
-            if part.source == OLD:
-                piece = checksum.crc(old[part][begin - part.begin : end - part.begin])
-            elif part.source == DATA:
-                piece = int(data_fine[block - offset // FINE_BYTES])
-            else:
-                piece = _zeros_sum(end - begin)
-            out[block] = piece if begin == block * FINE_BYTES else checksum.combine(int(out[block]), piece, end - begin)
+        for block in sorted({part.begin // FINE_BYTES, (part.end - 1) // FINE_BYTES}):
+            if not first <= block < last:
+                begin, end = max(part.begin, block * FINE_BYTES), min(part.end, (block + 1) * FINE_BYTES)
+                if part.source == ZERO:
+                    piece = _ZEROS[: end - begin]
+                else:
+                    piece = (old[part] if part.source == OLD else data)[begin - part.begin : end - part.begin]
+                out[block] = checksum.crc(piece, int(out[block]))
     return out
 
 

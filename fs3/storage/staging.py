@@ -112,7 +112,7 @@ class Stager:
                     what = f"{file.path} ({ids.chunk_name(update.hi, update.lo)} of target {update.target_id})"
                     content.check_old(buffer, begin, base.length, old_fine, coarse, what)
                     old[part] = buffer[part.begin - begin : part.end - begin]
-        return old, content.merged_fine(parts, old, base.length, old_fine, update.offset, update.fine)
+        return old, content.merged_fine(parts, old, base.length, old_fine, update.offset, update.data, update.fine)
 
     def _write(
         self,

@@ -53,7 +53,7 @@ def test_parts_and_sums_are_those_of_the_plain_result(seed: int) -> None:
     assert new == expected
 
     fine = checksum.fine_sums(memoryview(data), offset)
-    merged = content.merged_fine(parts, kept, len(old), sums(old), offset, fine)
+    merged = content.merged_fine(parts, kept, len(old), sums(old), offset, memoryview(data), fine)
     assert merged.tolist() == sums(expected).tolist()
 
 
