@@ -247,13 +247,6 @@ class Quarantine:
         return freed
 
     @property
-    def unsynced(self) -> int:
-        """Retired blocks that wait for a sync of the metadata (an upper bound if holds stand before them)."""
-        if not self._retired or self._retired[-1][1] <= self._synced_batch:
-            return 0
-        return len(self._retired)
-
-    @property
     def counts(self) -> tuple[int, int, int]:
         """(blocks in quarantine, holds, pins)."""
         return len(self._retired) + len(self._awaiting_unpin), len(self._holds), len(self._pinned_by)

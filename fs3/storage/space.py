@@ -30,7 +30,7 @@ from fs3.storage.engine_api import EngineConfig
 _BLOCK_SHIFT = 44  # physical id of a block: file << 44 | position >> 12
 _POSITION_SHIFT = 12
 _LARGER_CLASSES = 4  # when its own class cannot grow, a block may come from one up to twice as large
-_UNSYNCED_BLOCKS = 64  # freed blocks that wait for a sync of the metadata before one is asked for
+_UNSYNCED_BYTES = 64 << 20  # of freed blocks that wait for a sync of the metadata before one is asked for
 
 
 def block_ids(file: NDArray[np.int32], position: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -50,6 +50,7 @@ class Space:
         self._grow_lock = threading.Lock()
         self._allocator = Allocator(file_bytes=config.file_bytes, group_bytes=config.group_bytes)
         self._quarantine = Quarantine()
+        self._unsynced_bytes = 0  # about: since the last sync
 
     def rebuild(self, used: dict[int, NDArray[np.int64]]) -> None:
         """Take over the slots in use, by file. Raises: Corrupt."""
@@ -166,12 +167,14 @@ class Space:
         with self._lock:
             self._quarantine.retire([self._id(block) for block in blocks], batch)
             self._reclaim()
-            return self._quarantine.unsynced >= _UNSYNCED_BLOCKS
+            self._unsynced_bytes += sum(CLASS_BYTES[block.file // FILES_PER_CLASS] for block in blocks)
+            return self._unsynced_bytes >= _UNSYNCED_BYTES
 
     def synced(self, batch: int) -> None:
         """Metadata batches up to `batch` are durable."""
         with self._lock:
             self._quarantine.synced(batch)
+            self._unsynced_bytes = 0
             self._reclaim()
 
     def give_back(self, blocks: Sequence[Block]) -> None:
