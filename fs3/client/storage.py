@@ -22,9 +22,9 @@ from fs3.errors import Invalid, NotFound
 from fs3.ids import file_chunk
 from fs3.layout import Layout, stripe_chains
 from fs3.transport.frame_core import Kind
-from fs3.transport.messages import LIST_CHUNKS, MAX_LISTED, RANGE, RESULT, Op, Records
+from fs3.transport.messages import LIST_CHUNKS, LIST_KIND, MAX_LISTED, RANGE, RESULT, Op, Records
 
-__all__ = ["ChunkUpdate", "StorageClient"]
+__all__ = ["RANGE", "ChunkUpdate", "Op", "StorageClient"]
 
 UPDATES_AT_ONCE = 1_024
 
@@ -138,11 +138,18 @@ class StorageClient:
 
         Raises: Unavailable.
         """
-        after = 0
+        return self._list(hi, chain, LIST_CHUNKS, deadline_s)
+
+    def list_kind(self, kind: int, chain: int, *, deadline_s: float | None = None) -> Iterator[Records]:
+        """Pages of LISTED records, by rising (hi, lo), of all chunks of `kind` on `chain`. Raises: Unavailable."""
+        return self._list(kind << 56, chain, LIST_KIND, deadline_s)
+
+    def _list(self, hi: int, chain: int, what: int, deadline_s: float | None) -> Iterator[Records]:
+        lo = 0
         while True:
             begun_s, page_deadline_s = self._times(deadline_s)
             ranges = np.zeros(1, dtype=RANGE)
-            ranges["hi"], ranges["lo"], ranges["chain"], ranges["offset"] = hi, after, chain, LIST_CHUNKS
+            ranges["hi"], ranges["lo"], ranges["chain"], ranges["offset"] = hi, lo, chain, what
             call = ReadCall(self._peers, Kind.QUERY, ranges, page_deadline_s, begun_s)
             call.run()
             page = call.batch.listed
@@ -150,7 +157,7 @@ class StorageClient:
                 yield page
             if len(page) < MAX_LISTED:
                 return
-            after = int(page["lo"][-1]) + 1
+            hi, lo = int(page["hi"][-1]), int(page["lo"][-1]) + 1  # a lower half of all ones does not occur
 
     def remove(
         self,

@@ -404,8 +404,8 @@ class Engine:
             if keys:
                 self._committer.submit([(md.chunk_key(md.COMMITTED, *key), None) for key in keys], publish, sync=False)
 
-    def list_file(self, target_id: int, hi: int, lo_from: int, limit: int) -> Records:
-        return listing.list_file(self._metadata, target_id, hi, lo_from, limit)
+    def list_chunks(self, target_id: int, hi: int, lo_from: int, limit: int, *, whole_kind: bool = False) -> Records:
+        return listing.list_chunks(self._metadata, target_id, hi, lo_from, limit, whole_kind=whole_kind)
 
     def target_usage(self, target_id: int) -> tuple[int, int]:
         return self._published.usage.get(target_id, (0, 0))

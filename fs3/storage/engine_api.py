@@ -300,8 +300,8 @@ class ChunkEngine(Protocol):
     def expire_tombstones(self, target_id: int, chunks: Sequence[tuple[int, int]]) -> None:
         """Forget removals; a chunk that exists again is left alone."""
 
-    def list_file(self, target_id: int, hi: int, lo_from: int, limit: int) -> Records:
-        """LISTED records of the chunks of `hi`, from `lo_from` on."""
+    def list_chunks(self, target_id: int, hi: int, lo_from: int, limit: int, *, whole_kind: bool = False) -> Records:
+        """LISTED records of the chunks of `hi` (or of its whole kind) from (hi, lo_from) on, in order of ids."""
 
     def target_usage(self, target_id: int) -> tuple[int, int]:
         """(bytes of blocks, chunks)."""

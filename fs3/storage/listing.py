@@ -42,17 +42,19 @@ def tombstones(metadata: Metadata, target: int, after: bytes, limit: int) -> Rec
     return _page(metadata, target, after, limit, tombstones=True)[0]
 
 
-def list_file(metadata: Metadata, target: int, hi: int, lo_from: int, limit: int) -> Records:
-    """LISTED of at most `limit` (and MAX_LISTED) chunks of `hi` with lo >= `lo_from`."""
-    prefix = md.target_prefix(md.COMMITTED, target) + hi.to_bytes(8, "big")
+def list_chunks(metadata: Metadata, target: int, hi: int, lo_from: int, limit: int, *, whole_kind: bool) -> Records:
+    """LISTED of at most `limit` (and MAX_LISTED) chunks from (hi, lo_from) on, of `hi` or of its whole kind."""
+    chunk = ids.chunk_bytes(hi, lo_from)
+    same = 1 if whole_kind else 8  # bytes of the id that all of them share
+    prefix = md.target_prefix(md.COMMITTED, target) + chunk[:same]
     pages: list[Records] = []
-    start, left = lo_from.to_bytes(8, "big"), min(limit, MAX_LISTED)
+    start, left = chunk[same:], min(limit, MAX_LISTED)
     while left > 0:
         pairs = metadata.scan(prefix, start, _PAGE)
         keys, chunks = _arrays(pairs)
         alive = (chunks["flags"] & md.FLAG_REMOVED) == 0
         page = np.zeros(int(alive.sum()), dtype=LISTED)
-        page["lo"], page["version"] = keys["lo"][alive], chunks["version"][alive]
+        page["hi"], page["lo"], page["version"] = keys["hi"][alive], keys["lo"][alive], chunks["version"][alive]
         page["chunk_length"] = chunks["length"][alive]
         pages.append(page[:left])
         left -= len(pages[-1])

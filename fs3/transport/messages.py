@@ -59,13 +59,14 @@ CHUNK_META = np.dtype(
         ("reserved", "<u4"),
     ]
 )
-LISTED = np.dtype([("lo", "<u8"), ("version", "<u8"), ("chunk_length", "<u4"), ("reserved", "<u4")])
+LISTED = np.dtype([("hi", "<u8"), ("lo", "<u8"), ("version", "<u8"), ("chunk_length", "<u4"), ("reserved", "<u4")])
 
 SUM = np.dtype("<u4")
 LIST_CHUNKS = 0xFFFFFFFF  # a QUERY record's offset that asks for every chunk of `hi`
+LIST_KIND = 0xFFFFFFFE  # ... for every chunk of the kind of `hi`, from (hi, lo) on
 MAX_LISTED = 65_536
 
-assert (RANGE.itemsize, RESULT.itemsize, UPDATE.itemsize, CHUNK_META.itemsize, LISTED.itemsize) == (32, 24, 80, 48, 24)
+assert (RANGE.itemsize, RESULT.itemsize, UPDATE.itemsize, CHUNK_META.itemsize, LISTED.itemsize) == (32, 24, 80, 48, 32)
 
 
 class Op(IntEnum):

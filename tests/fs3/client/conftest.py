@@ -155,7 +155,7 @@ class ChunkServer:
             if asked["offset"] == LIST_CHUNKS:
                 found = sorted(k[2] for k in self.shared.chunks if k[:2] == key[:2] and k[2] >= key[2])
                 listed = np.zeros(len(found), dtype=LISTED)
-                listed["lo"] = found
+                listed["hi"], listed["lo"] = key[1], found
                 result["length"] = len(found)
                 body += listed.tobytes()
                 continue

@@ -125,8 +125,8 @@ def test_random_histories_agree_with_the_model(seed: int, tmp_path: Path, worklo
             assert meta["crc"] == checksum.crc(np.array(coarse, dtype="<u4").tobytes())
             assert (int(meta["version"]), int(meta["length"])) == (version, len(data))
         assert int(meta["pending"]) == (model.pending[lo][0] if lo in model.pending else 0)
-    listed = engine.list_file(TARGET, HI, 0, 100)
-    assert listed.tolist() == [(lo, alive[lo][0], len(alive[lo][1]), 0) for lo in sorted(alive)]
+    listed = engine.list_chunks(TARGET, HI, 0, 100)
+    assert listed.tolist() == [(HI, lo, alive[lo][0], len(alive[lo][1]), 0) for lo in sorted(alive)]
     removed = sorted(lo for lo, value in model.committed.items() if value[1] is None)
     assert engine.tombstones(TARGET, b"", 100)["lo"].tolist() == removed
     stats = engine.stats()
@@ -310,7 +310,17 @@ def test_pages_of_metas_go_on_where_they_ended(engine: Engine) -> None:
         after = int(page["hi"][-1]).to_bytes(8, "big") + int(page["lo"][-1]).to_bytes(8, "big")
     expected = {lo: (1, 0) for lo in range(10) if lo not in (0, 4, 9)} | {4: (0, 3), 7: (1, 2), 20: (0, 1)}
     assert seen == [(lo, *expected[lo]) for lo in sorted(expected)]
-    assert engine.list_file(TARGET, HI, 3, 2)["lo"].tolist() == [3, 5]
+    assert engine.list_chunks(TARGET, HI, 3, 2)["lo"].tolist() == [3, 5]
+
+
+def test_a_whole_kind_is_listed_in_order_and_in_pages(engine: Engine) -> None:
+    ids = [(kind << 56 | digest, lo) for kind in (1, 2, 3) for digest in (5, 9) for lo in (0, 7, 1 << 63)]
+    for hi, lo in ids:
+        engine.stage_and_commit([Update(target_id=TARGET, hi=hi, lo=lo, op=Op.REPLACE, chain_version=1)])
+    pages = engine.list_chunks(TARGET, 2 << 56, 0, 4, whole_kind=True)
+    rest = engine.list_chunks(TARGET, int(pages["hi"][-1]), int(pages["lo"][-1]) + 1, 100, whole_kind=True)
+    found = [(int(row["hi"]), int(row["lo"])) for row in [*pages, *rest]]
+    assert len(pages) == 4 and found == [chunk for chunk in ids if chunk[0] >> 56 == 2]
 
 
 @pytest.mark.parametrize("where", ["data", "sums"])
