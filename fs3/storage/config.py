@@ -1,0 +1,75 @@
+"""The configuration of one storage daemon (deploy/storage.toml is an example)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fs3.errors import Invalid
+from fs3.storage.engine_api import EngineConfig
+from fs3.transport.exposure import check_exposure
+from fs3.transport.frame_core import MAX_BODY_BYTES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StorageConfig:
+    """`disks` are folders, one per disk; their order is part of what mgmtd knows and must stay.
+
+    `max_inflight_bytes` bounds the bodies of requests that are held in memory, for each place in a chain on its own: a
+    request that waits for a successor must never take the room of those that successor waits for.
+    """
+
+    node_id: int
+    mgmtd: tuple[str, ...]
+    disks: tuple[Path, ...]
+    listen_host: str = "127.0.0.1"
+    listen_port: int = 0
+    unix_dir: Path | None = None
+    metrics_port: int = 0
+    secret: str = ""
+    insecure: bool = False
+    io_threads: int = 2
+    write_threads: int = 16  # for each place in a chain
+    read_threads: int = 4  # for reads that wait for the disk
+    max_connections: int = 1024
+    max_requests: int = 64  # unanswered on one connection
+    max_ranges: int = 4096
+    max_body_bytes: int = 64 << 20
+    max_inflight_bytes: int = 256 << 20
+    engine: EngineConfig = field(default_factory=EngineConfig)
+
+    def __post_init__(self) -> None:
+        for name, least, most in _LIMITS:
+            if not least <= getattr(self, name) <= most:
+                raise Invalid(f"{name} {getattr(self, name)}: must be between {least} and {most}")
+        if self.listen_host in ("0.0.0.0", "::", "[::]", ""):
+            raise Invalid(f"listen_host {self.listen_host!r}: name the address by which other nodes reach this one")
+        if not self.mgmtd:
+            raise Invalid("mgmtd: name at least one address, as host:port")
+        for address in self.mgmtd:
+            host, _, port = address.rpartition(":")
+            if not host or not port.isdecimal():
+                raise Invalid(f"mgmtd {address!r}: expected host:port")
+        if not self.disks:
+            raise Invalid("disks: name at least one folder")
+        if len(set(self.disks)) < len(self.disks):
+            raise Invalid("disks: a folder is named twice")
+        if self.max_inflight_bytes < self.max_body_bytes:
+            raise Invalid(
+                f"max_inflight_bytes {self.max_inflight_bytes}: must be at least max_body_bytes ({self.max_body_bytes})"
+            )
+        check_exposure(self.listen_host, secret=self.secret, insecure=self.insecure)
+
+
+_LIMITS = (
+    ("node_id", 1, (1 << 32) - 1),
+    ("listen_port", 0, 65_535),
+    ("metrics_port", 0, 65_535),
+    ("io_threads", 1, 64),
+    ("write_threads", 1, 256),
+    ("read_threads", 1, 256),
+    ("max_connections", 1, 1 << 20),
+    ("max_requests", 1, 4096),
+    ("max_ranges", 1, 1 << 16),
+    ("max_body_bytes", 1 << 20, MAX_BODY_BYTES),
+)

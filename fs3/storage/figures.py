@@ -1,0 +1,129 @@
+"""What a storage daemon tells of itself: to Prometheus, and as the JSON of a STATS frame. Computed when asked for."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from fs3.errors import BY_CODE
+from fs3.storage.body_pool import BodyPool
+from fs3.storage.engine_api import ChunkEngine
+from fs3.storage.worker import IoThread
+from fs3.storage.write_path import WritePath
+from fs3.transport.frame_core import Kind
+
+
+class DaemonFigures(Collector):
+    """The figures of one daemon."""
+
+    def __init__(
+        self,
+        engines: Sequence[ChunkEngine],
+        disks: Sequence[Path],
+        threads: Sequence[IoThread],
+        pool: BodyPool,
+        writes: WritePath,
+    ) -> None:
+        self._engines = tuple(engines)
+        self._disks = tuple(disks)
+        self._threads = tuple(threads)
+        self._pool = pool
+        self._writes = writes
+
+    def stats_json(self) -> str:
+        """Server, write path and engines, as one JSON object."""
+        return json.dumps(
+            {
+                "server": self._server(),
+                "writes": asdict(self._writes.stats()),
+                "disks": [
+                    {"path": str(disk), **dict(zip(("total_bytes", "free_bytes"), engine.space(), strict=True))}
+                    | asdict(engine.stats())
+                    for disk, engine in zip(self._disks, self._engines, strict=True)
+                ],
+            }
+        )
+
+    def _server(self) -> dict[str, Any]:
+        figures = [thread.figures for thread in self._threads]
+        errors: Counter[int] = Counter()
+        for one in figures:
+            errors.update(dict(one.errors))
+        return {
+            "requests": {
+                kind.name.lower(): sum(one.requests[kind] for one in figures) for kind in Kind if kind != Kind.HELLO
+            },
+            "errors": {_error_name(code): count for code, count in sorted(errors.items())},
+            "read_bytes": sum(one.read_bytes for one in figures),
+            "write_bytes": sum(one.write_bytes for one in figures),
+            "connections": sum(len(thread.peers) for thread in self._threads),
+            "accepted": sum(one.accepted for one in figures),
+            "refused": sum(one.refused for one in figures),
+            "unreadable": sum(one.unreadable for one in figures),
+            "inflight_bytes": self._pool.lent_bytes,
+        }
+
+    def collect(self) -> Iterator[Metric]:
+        """For Prometheus."""
+        server = self._server()
+        yield _counter("fs3_storage_requests", "Requests by kind", "kind", server["requests"].items())
+        yield _counter("fs3_storage_errors", "Requests and ranges that failed", "error", server["errors"].items())
+        for name, text in (
+            ("read_bytes", "Bytes of chunks in answers"),
+            ("write_bytes", "Bytes of updates received, from clients and predecessors"),
+            ("accepted", "Connections accepted"),
+            ("refused", "Connections refused because there were too many"),
+            ("unreadable", "Reads of blocks that the disk failed after an answer had begun"),
+        ):
+            yield CounterMetricFamily(f"fs3_storage_{name}", text, value=server[name])
+        yield GaugeMetricFamily("fs3_storage_connections", "Open connections", value=server["connections"])
+        yield GaugeMetricFamily(
+            "fs3_storage_inflight_bytes", "Memory lent to the bodies of requests", value=server["inflight_bytes"]
+        )
+        yield from self._of_writes()
+        yield from self._of_disks()
+
+    def _of_writes(self) -> Iterator[Metric]:
+        stats = asdict(self._writes.stats())
+        gauges = ("locked_chunks", "serving_targets", "syncing_targets")
+        for name, value in stats.items():
+            text = f"{name.replace('_', ' ').capitalize()} (write path)"
+            family = GaugeMetricFamily if name in gauges else CounterMetricFamily
+            yield family(f"fs3_storage_{name}", text, value=value)
+
+    def _of_disks(self) -> Iterator[Metric]:
+        space = GaugeMetricFamily("fs3_storage_space_bytes", "Room for chunks", labels=["disk", "what"])
+        chunks = GaugeMetricFamily("fs3_storage_chunks", "Chunks by state", labels=["disk", "state"])
+        corrupt = CounterMetricFamily("fs3_storage_corrupt", "Blocks found not to match their sums", labels=["disk"])
+        syncs = CounterMetricFamily("fs3_storage_syncs", "Syncs of files and logs", labels=["disk", "what"])
+        for disk, engine in zip(self._disks, self._engines, strict=True):
+            total, free = engine.space()
+            stats = engine.stats()
+            for what, value in (("total", total), ("free", free), ("used", stats.used_bytes)):
+                space.add_metric([str(disk), what], value)
+            for state in ("chunks", "pending", "tombstones"):
+                name = "committed" if state == "chunks" else state
+                chunks.add_metric([str(disk), name], getattr(stats, state))
+            corrupt.add_metric([str(disk)], stats.corrupt)
+            syncs.add_metric([str(disk), "files"], stats.file_syncs)
+            syncs.add_metric([str(disk), "log"], stats.wal_syncs)
+        yield from (space, chunks, corrupt, syncs)
+
+
+def _counter(name: str, text: str, label: str, values: Iterable[tuple[str, int]]) -> CounterMetricFamily:
+    family = CounterMetricFamily(name, text, labels=[label])
+    for key, value in values:
+        family.add_metric([key], value)
+    return family
+
+
+def _error_name(code: int) -> str:
+    cls = BY_CODE.get(code)
+    return cls.__name__ if cls is not None else str(code)

@@ -1,0 +1,368 @@
+"""READ and QUERY: from the ranges of a frame to the reply that `outbox.py` sends.
+
+What is decided lies in read_core.py; here the engines are asked. The order is what makes a reply true (DESIGN.md,
+section 4): hold the engines' blocks, look the chunks up, look at the lease, and only then answer. What is sent later
+is what was looked up, since a block that is held or pinned does not change.
+
+A batch of whole blocks costs no Python per range but a slice of the mapped file. Partial blocks are read and verified
+here, by `preadv`; so are, into the page cache, ranges of which a sample is not there yet (`Cold`), on another thread.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fs3.checksum import FINE_BYTES
+from fs3.errors import Corrupt, Invalid
+from fs3.storage import read_core
+from fs3.storage.engine_api import BlockView, ChunkEngine, Located
+from fs3.storage.read_core import COARSE, EDGE, FINE, Parts, SumPlan
+from fs3.storage.reply import FileRange, Kept, Origin, Part, Reply, data_reply, plain_reply
+from fs3.transport.frame_core import MAX_BODY_BYTES, Flag, Header
+from fs3.transport.messages import LIST_CHUNKS, LIST_KIND, MAX_LISTED, RANGE, RESULT, SUM, Records, records
+
+SENDFILE_BYTES = 64 << 10
+MANY_EDGES = 64  # more partial blocks than this are verified away from the IO threads
+_FILE_SHIFT = 32  # engine number << 32 | file number
+_SAMPLES = 4
+_WARM_BYTES = 1 << 20
+# Plain numbers: an operation on an IntFlag takes longer than the lookup of a chunk.
+_CHECKSUM, _RELAXED, _NEED_ACK = int(Flag.CHECKSUM), int(Flag.RELAXED), int(Flag.NEED_ACK)
+
+I64 = NDArray[np.int64]
+
+
+class ReadTable(Protocol):
+    """Which target answers reads of a chain, and at which version: [largest chain id + 1]; target 0 is nobody."""
+
+    @property
+    def target(self) -> NDArray[np.uint32]: ...
+    @property
+    def version(self) -> NDArray[np.uint32]: ...
+
+
+class Serving(Protocol):
+    """What the write path knows of the targets here."""
+
+    @property
+    def reads(self) -> ReadTable: ...
+    def engine(self, target_id: int) -> ChunkEngine: ...
+
+
+class ReadPath:
+    """Thread-safe. `check_lease` raises Unavailable once this daemon may not answer any more."""
+
+    def __init__(self, engines: Sequence[ChunkEngine], serving: Serving, *, check_lease: Callable[[], None]) -> None:
+        self._engines = tuple(engines)
+        self._number = {id(engine): number for number, engine in enumerate(self._engines)}
+        self._serving = serving
+        self._check_lease = check_lease
+        self._probing = True
+
+    def many_edges(self, ranges: Records) -> bool:
+        """Whether verifying this batch's partial blocks would keep an IO thread for long."""
+        cut = np.count_nonzero((ranges["offset"] | ranges["length"]) % FINE_BYTES)
+        return bool(cut > MANY_EDGES)
+
+    def read(self, header: Header, ranges: Records, *, by_sendfile: bool = True) -> Reply:
+        """The reply to a READ of `ranges`; its blocks are kept until `reply.kept.release()`.
+
+        Raises:
+            Unavailable: this daemon's lease has run out.
+            Invalid: more bytes than one reply may have.
+        """
+        if int(ranges["length"].sum(dtype=np.int64)) > MAX_BODY_BYTES:
+            raise Invalid(f"a READ of more than {MAX_BODY_BYTES} bytes; ask for less at a time")
+        kept = Kept()
+        try:
+            results, file, position = self._locate(header, ranges, kept)
+            reply = self._reply(header, ranges, results, file, position, kept, by_sendfile=by_sendfile)
+            self._check_lease()
+        except BaseException:
+            kept.release()
+            raise
+        return reply
+
+    def query(self, header: Header, ranges: Records) -> Reply:
+        """The reply to a QUERY. Raises: Unavailable, Invalid."""
+        kept = Kept()
+        try:
+            results, _, _ = self._locate(header, ranges, kept)
+            results["length"] = 0
+            body: list[bytes] = []
+            for row in np.flatnonzero(ranges["offset"] >= LIST_KIND).tolist():
+                listed = self._list(ranges[row], results[row : row + 1])
+                if len(listed):
+                    body.append(listed.tobytes())
+            self._check_lease()
+        finally:
+            kept.release()
+        reply = plain_reply(header, results.tobytes(), count=len(results), body=body)
+        reply.failed = failed_of(results)
+        return reply
+
+    def _list(self, asked: Records, result: Records) -> Records:
+        """The chunks of `asked["hi"]`, or of its kind; `result` [1] is told how many. `MAX_LISTED`: maybe not all."""
+        status, target = read_core.route(asked.reshape(1), self._serving.reads.target, self._serving.reads.version)
+        result["status"], result["version"], result["chunk_length"] = status, 0, 0
+        if status[0]:
+            return np.zeros(0, dtype=RESULT)
+        engine = self._serving.engine(int(target[0]))
+        whole_kind = int(asked["offset"]) != LIST_CHUNKS
+        listed = engine.list_chunks(
+            int(target[0]), int(asked["hi"]), int(asked["lo"]), MAX_LISTED, whole_kind=whole_kind
+        )
+        result["length"] = len(listed)
+        return listed
+
+    def _locate(self, header: Header, ranges: Records, kept: Kept) -> tuple[Records, I64, I64]:
+        """(results without sums, block file, position of the block) of each range [n]."""
+        table = self._serving.reads
+        status, targets = read_core.route(ranges, table.target, table.version)
+        n = len(ranges)
+        relaxed = bool(header.flags & _RELAXED)
+        if len(self._engines) == 1:
+            located = self._lookup(self._engines[0], targets, ranges["hi"], ranges["lo"], kept)
+            file = located.file.astype(np.int64)
+            fields = (located.found, located.version, located.pending, located.length)
+            return read_core.answer(ranges, status, *fields, relaxed=relaxed), file, located.position
+        found = np.zeros(n, dtype=np.bool_)
+        version, pending = np.zeros(n, dtype=np.uint64), np.zeros(n, dtype=np.uint64)
+        length = np.zeros(n, dtype=np.uint32)
+        file, position = np.full(n, -1, dtype=np.int64), np.zeros(n, dtype=np.int64)
+        distinct, place = np.unique(targets, return_inverse=True)
+        number_of = np.array([self._engine_number(one) for one in distinct.tolist()], dtype=np.int64)
+        numbers = number_of[place]
+        for number in np.unique(numbers[numbers >= 0]).tolist():
+            rows = np.flatnonzero(numbers == number)
+            some = self._lookup(self._engines[number], targets[rows], ranges["hi"][rows], ranges["lo"][rows], kept)
+            found[rows], version[rows], pending[rows] = some.found, some.version, some.pending
+            length[rows], position[rows] = some.length, some.position
+            file[rows] = np.where(some.file >= 0, some.file.astype(np.int64) | number << _FILE_SHIFT, -1)
+        return read_core.answer(ranges, status, found, version, pending, length, relaxed=relaxed), file, position
+
+    def _engine_number(self, target_id: int) -> int:
+        return -1 if target_id == 0 else self._number[id(self._serving.engine(target_id))]
+
+    def _lookup(
+        self,
+        engine: ChunkEngine,
+        targets: NDArray[np.uint32],
+        hi: NDArray[np.uint64],
+        lo: NDArray[np.uint64],
+        kept: Kept,
+    ) -> Located:
+        kept.hold(engine)
+        located = engine.lookup(targets, hi, lo)
+        kept.names(engine, located.block)
+        return located
+
+    def _reply(
+        self,
+        header: Header,
+        ranges: Records,
+        results: Records,
+        file: I64,
+        position: I64,
+        kept: Kept,
+        *,
+        by_sendfile: bool,
+    ) -> Reply:
+        offset = ranges["offset"].astype(np.int64)
+        summed = bool(header.flags & _CHECKSUM)
+        edges: list[memoryview] = []
+        edge_sums: list[int] = []
+        while True:
+            length = results["length"].astype(np.int64)
+            if not summed:
+                plan = read_core.without_sums(offset, length)
+                break
+            # Where nothing is served nothing is cut, whatever was asked for.
+            plan = read_core.plan_sums(
+                np.where(length > 0, offset, 0), length, results["chunk_length"].astype(np.int64)
+            )
+            edges, edge_sums, bad = self._verify_edges(plan, results, file, position)
+            if not bad:
+                break
+            rows = list(bad)
+            results["status"][rows] = list(bad.values())
+            results["length"][rows] = 0
+        head = results.tobytes()
+        if summed:
+            results["n_sums"] = plan.count
+            head = results.tobytes() + self._sums(plan, file, position, edge_sums).tobytes()
+        parts = read_core.plan_parts(plan, file, position)
+        body, plain = self._body(parts, edges, by_sendfile=by_sendfile)
+        flags = (header.flags & _CHECKSUM) | (0 if plain else _NEED_ACK)
+        reply = data_reply(header, head, len(results), body, int(length.sum()), flags=flags)
+        reply.failed = failed_of(results)
+        reply.plain, reply.need_ack, reply.kept = plain, not plain, kept
+        reply.find_origins = lambda: self._origins(parts)
+        reply.on_disk = parts
+        return reply
+
+    def _verify_edges(
+        self, plan: SumPlan, results: Records, file: I64, position: I64
+    ) -> tuple[list[memoryview], list[int], dict[int, int]]:
+        """The bytes and sums of the edges [e], and the ranges whose blocks fail, with the status that this means."""
+        count = len(plan.edge_range)
+        if count == 0:
+            return [], [], {}
+        scratch = memoryview(bytearray(int((plan.edge_end - plan.edge_begin).sum())))
+        edges: list[memoryview] = []
+        sums: list[int] = []
+        bad: dict[int, int] = {}
+        at = 0
+        chunk_length = results["chunk_length"]
+        rows = zip(plan.edge_range.tolist(), plan.edge_begin.tolist(), plan.edge_end.tolist(), strict=True)
+        for row, begin, end in rows:
+            engine, number = self._engine_of(int(file[row]))
+            out = scratch[at : at + end - begin]
+            at += end - begin
+            try:
+                part, crc = engine.read_verified(
+                    number, int(position[row]), int(chunk_length[row]), begin, end - begin, out
+                )
+            except Corrupt:
+                bad[row] = Corrupt.code
+                part, crc = out, 0
+            edges.append(part)
+            sums.append(crc)
+        return edges, sums, bad
+
+    def _sums(self, plan: SumPlan, file: I64, position: I64, edge_sums: list[int]) -> NDArray[np.uint32]:
+        if plan.simple:
+            return self._gather(file, position, plan.index, coarse=False)
+        out = np.zeros(len(plan.kind), dtype=SUM)
+        for kind in (FINE, COARSE):
+            picked = np.flatnonzero(plan.kind == kind)
+            if len(picked):
+                owner = plan.range[picked]
+                out[picked] = self._gather(file[owner], position[owner], plan.index[picked], coarse=kind == COARSE)
+        if edge_sums:
+            out[plan.kind == EDGE] = np.array(edge_sums, dtype=np.uint32)
+        return out
+
+    def _gather(self, file: I64, position: I64, index: I64, *, coarse: bool) -> NDArray[np.uint32]:
+        if len(self._engines) == 1:
+            engine = self._engines[0]
+            numbers = file.astype(np.int32)
+            return (engine.gather_coarse if coarse else engine.gather_fine)(numbers, position, index)
+        out = np.zeros(len(file), dtype=np.uint32)
+        owner = file >> _FILE_SHIFT
+        for number in np.unique(owner).tolist():
+            rows = np.flatnonzero(owner == number)
+            engine = self._engines[number]
+            numbers = (file[rows] & 0xFFFF_FFFF).astype(np.int32)
+            out[rows] = (engine.gather_coarse if coarse else engine.gather_fine)(numbers, position[rows], index[rows])
+        return out
+
+    def _engine_of(self, file: int) -> tuple[ChunkEngine, int]:
+        return self._engines[file >> _FILE_SHIFT], file & 0xFFFF_FFFF
+
+    def _file(self, file: int) -> BlockView:
+        engine, number = self._engine_of(file)
+        return engine.file(number)
+
+    def _body(self, parts: Parts, edges: list[memoryview], *, by_sendfile: bool) -> tuple[list[Part], bool]:
+        """The body's parts, and whether all of them are memory."""
+        if len(parts.file) == 0:
+            return [], True
+        first = int(parts.file[0])
+        begins = parts.position.tolist()
+        ends = (parts.position + parts.length).tolist()
+        large = by_sendfile and bool((parts.length >= SENDFILE_BYTES).any())
+        if not edges and not large and bool((parts.file == first).all()):
+            view = self._file(first).view
+            return [view[a:b] for a, b in zip(begins, ends, strict=True)], True
+        files = {number: self._file(number) for number in np.unique(parts.file).tolist()}
+        body: list[Part] = []
+        plain = True
+        for number, a, b, edge in zip(parts.file.tolist(), begins, ends, parts.edge.tolist(), strict=True):
+            if edge >= 0:
+                body.append(edges[edge])
+            elif by_sendfile and b - a >= SENDFILE_BYTES:
+                body.append(FileRange(files[number], a, b - a))
+                plain = False
+            else:
+                body.append(files[number].view[a:b])
+        return body, plain
+
+    def _origins(self, parts: Parts) -> list[Origin | None]:
+        """For a reply's parts: its head, then the body."""
+        rows = zip(parts.file.tolist(), parts.position.tolist(), parts.range.tolist(), parts.edge.tolist(), strict=True)
+        return [None, *(Origin(self._file(f), p, r) if e < 0 else None for f, p, r, e in rows)]
+
+    def is_cold(self, reply: Reply) -> bool:
+        """Whether a sample of what a reply takes from the disk is not in the page cache."""
+        parts = reply.on_disk
+        if not self._probing or parts is None or len(parts.file) == 0:
+            return False
+        byte = bytearray(1)
+        count = len(parts.file)
+        for row in range(0, count, -(-count // _SAMPLES)):
+            if parts.edge[row] >= 0:
+                continue
+            try:
+                os.preadv(self._file(int(parts.file[row])).fd, [byte], int(parts.position[row]), os.RWF_NOWAIT)
+            except BlockingIOError:
+                return True
+            except OSError:
+                self._probing = False  # a filesystem that cannot tell
+        return False
+
+    def warm(self, reply: Reply) -> Reply:
+        """Have what a reply takes from the disk in the page cache; blocks for as long as the disk takes.
+
+        Raises: Unavailable, with the reply's blocks released, if the lease has run out meanwhile.
+        """
+        parts = reply.on_disk
+        assert parts is not None
+        rows = [
+            (self._file(file).fd, position, length)
+            for file, position, length, edge in zip(
+                parts.file.tolist(), parts.position.tolist(), parts.length.tolist(), parts.edge.tolist(), strict=True
+            )
+            if edge < 0
+        ]
+        for fd, position, length in rows:
+            os.posix_fadvise(fd, position, length, os.POSIX_FADV_WILLNEED)
+        scratch = memoryview(bytearray(_WARM_BYTES))
+        for fd, position, length in rows:
+            for at in range(position, position + length, _WARM_BYTES):
+                try:
+                    os.preadv(fd, [scratch[: min(_WARM_BYTES, position + length - at)]], at)
+                except OSError:
+                    break  # whoever sends it finds out, and says so in the trailer
+        try:
+            self._check_lease()
+        except BaseException:
+            reply.release()
+            raise
+        return reply
+
+
+def failed_of(results: Records) -> dict[int, int]:
+    """How many of the results have which status, 0 left out."""
+    status = results["status"]
+    if not status.any():
+        return {}
+    codes, counts = np.unique(status[status != 0], return_counts=True)
+    return dict(zip(codes.tolist(), counts.tolist(), strict=True))
+
+
+def ranges_of(header: Header, head: bytes | bytearray | memoryview, max_ranges: int) -> Records:
+    """The RANGE records of a READ or QUERY. Raises: Invalid."""
+    if header.count > max_ranges:
+        raise Invalid(f"{header.count} ranges in a request; this daemon takes {max_ranges}")
+    if len(head) != header.count * RANGE.itemsize or header.body_bytes:
+        raise Invalid(f"{len(head)} + {header.body_bytes} bytes are not {header.count} ranges")
+    return records(head, RANGE, header.count)
+
+
+__all__ = ["ReadPath", "Serving", "ranges_of"]

@@ -1,0 +1,335 @@
+"""The storage daemon: engines, write path and IO threads around them, registered with mgmtd.
+
+    main thread    asyncio: the lease and the routing (NodeAgent), signals
+    fs3-io-*       epoll threads: connections, reads (worker.py, connections.py)
+    fs3-hop*-*     threads that apply updates (service.py)
+    others         the engines' commit threads, the write path's chores, slow reads, the metrics endpoint
+
+The cluster's id comes from mgmtd, so a disk can never be brought into another cluster by a wrong address: an engine's
+folder carries the id it was made with.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import time
+from collections.abc import Awaitable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from fs3 import __version__, metrics
+from fs3.client.node_agent import NodeAgent
+from fs3.clock import lease_now_s, wall_now_ns
+from fs3.errors import Invalid, Unavailable
+from fs3.ids import NodeId
+from fs3.pb import common_pb2, mgmtd_pb2, mgmtd_pb2_grpc, storage_pb2
+from fs3.routing import Node, NodeKind
+from fs3.storage import listeners
+from fs3.storage.body_pool import BodyPool
+from fs3.storage.config import StorageConfig
+from fs3.storage.connections import MAX_HOPS, Patience
+from fs3.storage.engine import Engine
+from fs3.storage.figures import DaemonFigures
+from fs3.storage.forward import ChainForwarder
+from fs3.storage.read_path import ReadPath
+from fs3.storage.service import Service
+from fs3.storage.worker import IoThread
+from fs3.storage.write_path import WritePath
+from fs3.transport import rpc
+
+_LOG = logging.getLogger("fs3.storage")
+_BACKLOG = 1024
+_ASK_S = 2.0
+_ASK_AGAIN_S = 0.25
+_SAY_EVERY_S = 10.0
+_DRAIN_S = 2.0
+
+__all__ = ["StorageConfig", "StorageServer", "run"]
+
+
+def run(config: StorageConfig) -> int:
+    """Serve until SIGTERM or SIGINT; 0 after a clean stop.
+
+    Raises:
+        Invalid: the configuration, a taken port, or a folder that is not a disk of this cluster.
+        PermissionDenied, Conflict: mgmtd refuses this daemon.
+        Corrupt: a disk's metadata is damaged.
+    """
+    return asyncio.run(_until_signal(config))
+
+
+async def _until_signal(config: StorageConfig) -> int:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    # The ports first: a taken one is said at once, and not after a wait for mgmtd.
+    with contextlib.ExitStack() as opened:
+        sockets = listeners.bind(config)
+        opened.callback(listeners.close, sockets)
+        cluster = await _or_stop(stop, _cluster(config))
+        if cluster is None:
+            return 0
+        server = StorageServer(config, cluster.cluster_id, sockets)
+        opened.pop_all()
+    await server.serve(stop)
+    return 0
+
+
+async def _or_stop(stop: asyncio.Event, work: Awaitable[Any]) -> Any:
+    """The result of `work`, or None if `stop` is set first."""
+    working = asyncio.ensure_future(work)
+    stopping = asyncio.ensure_future(stop.wait())
+    await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if not working.done():
+        working.cancel()
+        return None
+    return working.result()
+
+
+async def _cluster(config: StorageConfig) -> mgmtd_pb2.ClusterInfo:
+    """What mgmtd says of the cluster, as soon as one answers. Raises: PermissionDenied."""
+    credentials = rpc.Credentials(secret=config.secret)
+    make_stub: Any = mgmtd_pb2_grpc.MgmtdStub
+    said_s = float("-inf")
+    while True:
+        for address in config.mgmtd:
+            async with rpc.aio_channel(address) as channel:
+                try:
+                    info: mgmtd_pb2.ClusterInfo = await make_stub(channel).GetClusterInfo(
+                        common_pb2.Empty(), timeout=_ASK_S, metadata=credentials.metadata()
+                    )
+                except grpc.RpcError as failed:
+                    error = rpc.error_of(failed, address)
+                    if not isinstance(error, Unavailable):
+                        raise error from None
+                else:
+                    return info
+        if lease_now_s() - said_s > _SAY_EVERY_S:
+            said_s = lease_now_s()
+            _LOG.warning("storage %d waits for mgmtd: %s", config.node_id, error)
+        await asyncio.sleep(_ASK_AGAIN_S)
+
+
+class StorageServer:
+    """One daemon; everything is open once it is made, and closed when `serve` returns."""
+
+    def __init__(
+        self,
+        config: StorageConfig,
+        cluster_id: str,
+        sockets: list[socket.socket],
+        *,
+        patience: Patience | None = None,
+    ) -> None:
+        """`sockets` are bound, as `listeners.bind` makes them; they are closed with the server.
+
+        Raises: Invalid, PermissionDenied, Unavailable, Corrupt: a disk; nothing but `sockets` stays open then.
+        """
+        self.config = config
+        self.generation = wall_now_ns()
+        self._sockets = sockets
+        self._address = listeners.address(sockets[0])
+        self._stopping = False
+        self._agent: NodeAgent | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        credentials = rpc.Credentials(cluster_id=cluster_id, secret=config.secret)
+        self.credentials = credentials
+        with contextlib.ExitStack() as opened:
+            self.engines = list(self._open_engines(cluster_id, opened))
+            hello = storage_pb2.Hello(
+                protocol=rpc.PROTOCOL,
+                cluster_id=cluster_id,
+                secret=config.secret,
+                role="chain",
+                node_id=config.node_id,
+            )
+            self.writes = WritePath(
+                dict(enumerate(self.engines)),
+                ChainForwarder(hello, max_per_endpoint=config.write_threads),
+                node_id=config.node_id,
+                generation=self.generation,
+                poke=self._poke,
+                suspect=self._suspect,
+                may_write=self._may_serve,
+            )
+            opened.callback(self.writes.close)
+            self.reads = ReadPath(self.engines, self.writes.state, check_lease=self._check_lease)
+            self.pool = BodyPool(hops=MAX_HOPS, share_bytes=config.max_inflight_bytes)
+            self.service = Service(
+                config,
+                credentials,
+                self.reads,
+                self.writes,
+                generation=self.generation,
+                check_lease=self._check_time,
+                stats=lambda: self.figures.stats_json(),
+            )
+            self.threads = [
+                IoThread(
+                    number,
+                    self.service,
+                    self.pool,
+                    max_requests=config.max_requests,
+                    patience=patience or Patience(),
+                    accepted=self._deal,
+                )
+                for number in range(config.io_threads)
+            ]
+            self.figures = DaemonFigures(self.engines, config.disks, self.threads, self.pool, self.writes)
+            registry = metrics.new_registry("storage")
+            registry.register(self.figures)
+            self._exporter = metrics.serve(registry, config.listen_host, config.metrics_port)
+            opened.pop_all()
+
+    @property
+    def address(self) -> str:
+        """Where the daemon listens, "host:port"."""
+        return self._address
+
+    def start(self) -> None:
+        """Listen, and answer; `Unavailable` until `serve` has a lease."""
+        for sock in self._sockets:
+            sock.listen(_BACKLOG)
+        for number, thread in enumerate(self.threads):
+            thread.start(self._sockets if number == 0 else ())
+
+    async def serve(self, stop: asyncio.Event) -> None:
+        """Serve until `stop` is set, then say goodbye and close everything.
+
+        Raises: PermissionDenied, Conflict, Invalid of mgmtd.
+        """
+        self._loop = asyncio.get_running_loop()
+        self._agent = agent = NodeAgent(
+            self.config.mgmtd,
+            self.credentials,
+            self._node(),
+            local_targets=self.writes.local_targets,
+            disks=self._disks,
+            on_routing=self.writes.on_routing,
+            on_create=self.writes.on_create,
+        )
+        self.start()
+        _LOG.info("storage %d serves on %s, disks %s", self.config.node_id, self.address, self._disk_names())
+        registered = asyncio.ensure_future(agent.run())
+        stopping = asyncio.ensure_future(stop.wait())
+        try:
+            await asyncio.wait({registered, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            self._stopping = True
+            await asyncio.to_thread(self._wind_down)
+            if not registered.done():
+                await agent.stop()
+        finally:
+            stopping.cancel()
+            await asyncio.to_thread(self._close)
+            await asyncio.gather(registered, stopping, return_exceptions=True)
+        registered.result()
+        _LOG.info("storage %d stopped", self.config.node_id)
+
+    def _wind_down(self) -> None:
+        """Take no new work, and let what was begun end and be answered, within bounds."""
+        self.threads[0].stop_accepting()
+        deadline_s = lease_now_s() + _DRAIN_S
+        while lease_now_s() < deadline_s and any(thread.unsent() for thread in self.threads):
+            time.sleep(0.01)
+        self.writes.close()
+        self.service.close()
+
+    def _close(self) -> None:
+        if not self._stopping:
+            self._stopping = True
+            self._wind_down()
+        listeners.close(self._sockets)
+        for thread in self.threads:
+            thread.stop()
+        self._exporter.close()
+        for engine in self.engines:
+            engine.close()
+
+    def _open_engines(self, cluster_id: str, opened: contextlib.ExitStack) -> Iterator[Engine]:
+        for disk in self.config.disks:
+            try:
+                engine = Engine.open(disk, cluster_id=cluster_id, create=True, config=self.config.engine)
+            except OSError as error:
+                raise Invalid(f"disk {disk}: {error.strerror}; name a folder that can be written") from None
+            opened.callback(engine.close)
+            yield engine
+
+    def _may_serve(self) -> bool:
+        return not self._stopping and self._in_time()
+
+    def _in_time(self) -> bool:
+        agent = self._agent
+        return agent is not None and lease_now_s() < agent.serve_until_s
+
+    def _check_lease(self) -> None:
+        """For what begins now. Raises: Unavailable."""
+        if self._stopping:
+            raise Unavailable(f"storage daemon {self.config.node_id} is stopping")
+        self._check_time()
+
+    def _check_time(self) -> None:
+        """For what may also end while the daemon stops. Raises: Unavailable."""
+        if not self._in_time():
+            raise Unavailable(f"storage daemon {self.config.node_id} has lost touch with mgmtd")
+
+    def _deal(self, sock: socket.socket) -> None:
+        """A new connection goes to the thread that has the fewest."""
+        counts = [len(thread.peers) for thread in self.threads]
+        if sum(counts) >= self.config.max_connections:
+            self.threads[0].refuse(sock, f"{sum(counts)} connections are open, which is this daemon's limit")
+        else:
+            self.threads[counts.index(min(counts))].adopt(sock)
+
+    def _poke(self) -> None:
+        loop, agent = self._loop, self._agent
+        if loop is not None and agent is not None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended: so has the lease
+                loop.call_soon_threadsafe(agent.poke)
+
+    def _suspect(self, node_id: int, generation: int) -> None:
+        loop, agent = self._loop, self._agent
+        if loop is not None and agent is not None:
+            with contextlib.suppress(RuntimeError):
+                asyncio.run_coroutine_threadsafe(agent.suspect(node_id, generation), loop)
+
+    def _node(self) -> Node:
+        unix = [path for sock in self._sockets if (path := listeners.unix_path(sock))]
+        return Node(
+            node_id=NodeId(self.config.node_id),
+            kind=NodeKind.STORAGE,
+            endpoints=(self.address,),
+            host=_machine_id(),
+            generation=self.generation,
+            version=__version__,
+            metrics=self._exporter.address,
+            unix_endpoints=tuple(unix),
+        )
+
+    def _disks(self) -> list[mgmtd_pb2.DiskInfo]:
+        said = []
+        for number, (disk, engine) in enumerate(zip(self.config.disks, self.engines, strict=True)):
+            total, free = engine.space()
+            said.append(
+                mgmtd_pb2.DiskInfo(
+                    node_id=self.config.node_id, disk=number, path=str(disk), total_bytes=total, free_bytes=free
+                )
+            )
+        return said
+
+    def _disk_names(self) -> str:
+        return ", ".join(str(disk) for disk in self.config.disks)
+
+
+def _machine_id() -> str:
+    try:
+        return Path("/etc/machine-id").read_text(encoding="ascii").strip()
+    except OSError:
+        return socket.gethostname()

@@ -1,0 +1,270 @@
+"""What the storage daemon does with each kind of request: at once on the IO thread, or on a pool of threads.
+
+HELLO, ACK, STATS     at once
+READ, QUERY           at once, unless it would wait: many partial blocks to verify, ranges that are not in the page
+                      cache, listings
+WRITE                 on the pool of its hop: one that waits for a successor holds no thread that the successor's
+                      own requests need (body_pool.py has the same for memory)
+SYNC_LIST, SYNC_DONE  on a pool of their own
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
+
+from fs3.checksum import FINE_BYTES
+from fs3.clock import lease_now_s
+from fs3.errors import Busy, Fs3Error, Invalid, PermissionDenied, Unavailable
+from fs3.pb import storage_pb2
+from fs3.storage.body_pool import Body
+from fs3.storage.config import StorageConfig
+from fs3.storage.connections import MAX_HOPS, Peer
+from fs3.storage.pools import Pool
+from fs3.storage.read_path import ReadPath, failed_of, ranges_of
+from fs3.storage.reassembly_core import Frame
+from fs3.storage.reply import Reply, error_reply, plain_reply
+from fs3.transport import rpc
+from fs3.transport.frame_core import Header, Kind
+from fs3.transport.messages import LIST_KIND, UPDATE, Records, records
+
+_LOG = logging.getLogger("fs3.storage")
+_DEPTH = 256  # requests that wait for a thread of a pool
+_SYNC_THREADS = 4
+_DEFAULT_S = 30.0  # for a request that names no deadline
+
+Work = Callable[[], Reply]
+M = TypeVar("M", bound=Any)
+
+
+class Writes(Protocol):
+    """What of the write path answers frames. All may block and raise Fs3Error."""
+
+    def update(
+        self,
+        header: Header,
+        updates: Records,
+        sums: NDArray[np.uint32],
+        body: memoryview,
+        hop: int,
+        *,
+        deadline_s: float | None = None,
+    ) -> Records: ...
+    def sync_list(self, request: storage_pb2.SyncListRequest) -> tuple[storage_pb2.SyncListReply, Records]: ...
+    def sync_done(self, request: storage_pb2.SyncDoneRequest) -> None: ...
+
+
+class Service:
+    """See the module; `stats` makes the JSON of STATS. `connections.Handler` for the IO threads."""
+
+    def __init__(
+        self,
+        config: StorageConfig,
+        credentials: rpc.Credentials,
+        reads: ReadPath,
+        writes: Writes,
+        *,
+        generation: int,
+        check_lease: Callable[[], None],
+        stats: Callable[[], str],
+    ) -> None:
+        self._config = config
+        self._credentials = credentials
+        self._reads = reads
+        self._writes = writes
+        self._generation = generation
+        self._check_lease = check_lease
+        self._stats = stats
+        self._max_head_bytes = (
+            config.max_ranges * (UPDATE.itemsize + 8) + config.max_body_bytes // FINE_BYTES * 4 + (64 << 10)
+        )
+        self._hops = [Pool(f"fs3-hop{hop}", threads=config.write_threads, depth=_DEPTH) for hop in range(MAX_HOPS)]
+        self._slow_reads = Pool("fs3-read", threads=config.read_threads, depth=_DEPTH)
+        self._syncs = Pool("fs3-sync", threads=_SYNC_THREADS, depth=_DEPTH)
+        self._begin: dict[int, Callable[[Peer, Frame], None]] = {
+            Kind.HELLO: self._hello,
+            Kind.READ: self._read,
+            Kind.QUERY: self._query,
+            Kind.ACK: lambda peer, frame: None,
+            Kind.SYNC_LIST: self._sync_list,
+            Kind.SYNC_DONE: self._sync_done,
+            Kind.STATS: self._stats_of,
+        }
+
+    def close(self) -> None:
+        """Finish what the pools have taken on."""
+        for pool in (*self._hops, self._slow_reads, self._syncs):
+            pool.close()
+
+    def begin(self, peer: Peer, frame: Frame, body: Body | None) -> None:
+        """See `connections.Handler`."""
+        if frame.header.kind == Kind.WRITE:
+            self._write(peer, frame, body)
+            return
+        handle = self._begin.get(frame.header.kind)
+        if handle is None:
+            raise Invalid(f"unknown kind of request {frame.header.kind}; is the caller newer than this daemon?")
+        handle(peer, frame)
+
+    def _hello(self, peer: Peer, frame: Frame) -> None:
+        hello = _parsed(storage_pb2.Hello(), frame)
+        if peer.welcome:
+            raise Invalid("HELLO was said already")
+        if hello.protocol != rpc.PROTOCOL:
+            raise Invalid(f"protocol {hello.protocol}; this daemon speaks {rpc.PROTOCOL}: upgrade the older one")
+        self._credentials.check({"fs3-cluster": hello.cluster_id, "fs3-secret": hello.secret})
+        peer.role = hello.role or "client"
+        if hello.role == "chain":
+            peer.role = f"node {hello.node_id}"
+        config = self._config
+        peer.welcomed(max_head_bytes=self._max_head_bytes, max_body_bytes=config.max_body_bytes)
+        said = storage_pb2.HelloReply(
+            protocol=rpc.PROTOCOL,
+            node_id=config.node_id,
+            generation=self._generation,
+            max_ranges=config.max_ranges,
+            max_body_bytes=config.max_body_bytes,
+        )
+        peer.answer(plain_reply(frame.header, said.SerializeToString()))
+
+    def _read(self, peer: Peer, frame: Frame) -> None:
+        header = frame.header
+        ranges = ranges_of(header, frame.head, self._config.max_ranges)
+        by_sendfile = peer.may_owe_acks
+        if self._reads.many_edges(ranges):
+            self._submit(
+                self._slow_reads, peer, header, lambda: self._reads.read(header, ranges, by_sendfile=by_sendfile)
+            )
+            return
+        reply = self._reads.read(header, ranges, by_sendfile=by_sendfile)
+        if self._reads.is_cold(reply):
+            try:
+                self._submit(self._slow_reads, peer, header, functools.partial(self._reads.warm, reply))
+            except Busy:
+                reply.release()
+                raise
+            return
+        peer.answer(reply)
+
+    def _query(self, peer: Peer, frame: Frame) -> None:
+        header = frame.header
+        ranges = ranges_of(header, frame.head, self._config.max_ranges)
+        if (ranges["offset"] >= LIST_KIND).any():
+            self._submit(self._slow_reads, peer, header, lambda: self._reads.query(header, ranges))
+        else:
+            peer.answer(self._reads.query(header, ranges))
+
+    def _write(self, peer: Peer, frame: Frame, body: Body | None) -> None:
+        header = frame.header
+
+        def update() -> Reply:
+            results = self._writes.update(
+                header, updates, sums, frame.body, header.hop, deadline_s=_deadline_s(header, arrived_s)
+            )
+            if header.hop == 0:
+                self._check_lease()
+            reply = plain_reply(header, results.tobytes(), count=len(results))
+            reply.failed = failed_of(results)
+            return reply
+
+        def done() -> None:
+            if body is not None:
+                body.share.give_back(body)
+
+        arrived_s = lease_now_s()
+        try:
+            if header.hop >= MAX_HOPS:
+                raise Invalid(f"hop {header.hop}: chains have at most {MAX_HOPS} replicas")
+            updates, sums = self._updates_of(frame)
+            self._submit(self._hops[header.hop], peer, header, update, done)
+        except BaseException:
+            done()
+            raise
+        peer.loop.figures.write_bytes += header.body_bytes
+
+    def _updates_of(self, frame: Frame) -> tuple[Records, NDArray[np.uint32]]:
+        """The UPDATE records and the sums of a WRITE. Raises: Invalid."""
+        count, head = frame.header.count, memoryview(frame.head)
+        if count > self._config.max_ranges:
+            raise Invalid(f"{count} updates in a request; this daemon takes {self._config.max_ranges}")
+        begin = count * UPDATE.itemsize
+        if len(head) < begin or (len(head) - begin) % 4:
+            raise Invalid(f"a head of {len(head)} bytes is not {count} updates and their sums")
+        return records(head[:begin], UPDATE, count), np.frombuffer(head[begin:], dtype="<u4")
+
+    def _sync_list(self, peer: Peer, frame: Frame) -> None:
+        self._check_predecessor(peer)
+        request = _parsed(storage_pb2.SyncListRequest(), frame)
+
+        def listed() -> Reply:
+            said, page = self._writes.sync_list(request)
+            body = [page.tobytes()] if len(page) else []
+            return plain_reply(frame.header, said.SerializeToString(), count=len(page), body=body)
+
+        self._submit(self._syncs, peer, frame.header, listed)
+
+    def _sync_done(self, peer: Peer, frame: Frame) -> None:
+        self._check_predecessor(peer)
+        request = _parsed(storage_pb2.SyncDoneRequest(), frame)
+
+        def done() -> Reply:
+            self._writes.sync_done(request)
+            return plain_reply(frame.header)
+
+        self._submit(self._syncs, peer, frame.header, done)
+
+    def _check_predecessor(self, peer: Peer) -> None:
+        if not peer.role.startswith("node "):
+            raise PermissionDenied("only a predecessor in a chain may say this")
+
+    def _stats_of(self, peer: Peer, frame: Frame) -> None:
+        said = storage_pb2.StatsReply(json=self._stats())
+        peer.answer(plain_reply(frame.header, said.SerializeToString()))
+
+    def _submit(
+        self, pool: Pool, peer: Peer, header: Header, work: Work, done: Callable[[], None] | None = None
+    ) -> None:
+        """Have `work` make the reply on a thread of `pool`, and then `done` run. Raises: Busy (neither will run)."""
+        if peer.busy:
+            raise Busy(f"{peer.in_progress} requests of this connection are being worked on; wait for answers")
+        arrived_s = lease_now_s()
+
+        def run() -> None:
+            reply: Reply | None = None
+            try:
+                if lease_now_s() > _deadline_s(header, arrived_s):
+                    raise Unavailable("the deadline passed before the request's turn came; nothing was done")
+                reply = work()
+            except Fs3Error as error:
+                reply = error_reply(header, error)
+            except Exception as error:  # noqa: BLE001  # a defect: the caller hears of it, the daemon goes on
+                _LOG.exception("a request of kind %d failed", header.kind)
+                reply = error_reply(header, Fs3Error(f"the storage daemon failed: {type(error).__name__}"))
+            finally:
+                if done is not None:
+                    done()
+                if reply is not None:
+                    peer.answer_later(reply)
+
+        if not pool.submit(run):
+            raise Busy("too many requests wait for a thread; try again soon")
+        peer.in_progress += 1
+
+
+def _deadline_s(header: Header, arrived_s: float) -> float:
+    return arrived_s + (header.deadline_ms / 1_000 if header.deadline_ms else _DEFAULT_S)
+
+
+def _parsed(message: M, frame: Frame) -> M:
+    """Raises: Invalid."""
+    try:
+        message.ParseFromString(bytes(frame.head))
+    except DecodeError:
+        raise Invalid(f"the head of a {Kind(frame.header.kind).name} cannot be understood") from None
+    return message
