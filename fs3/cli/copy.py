@@ -88,7 +88,7 @@ def run(plan: Plan, failures: Failures, *, quiet: bool = False) -> None:
                 advance(sum(size for _, _, size in batch))
             else:
                 source, target, _ = batch[0]
-                with failures.of("cannot copy", source.text):
+                with failures.of("cannot copy", f"{source.text}' to '{target.text}"):
                     copy_file(source, target, advance)
 
 
