@@ -1,0 +1,284 @@
+"""Put and get pages by key, in batches: one request per storage node, straight into the runner's memory.
+
+    store = KVStore.open("fs3://host:port/kv", namespace, page_bytes=...)
+    keys = page_keys(namespace.digest(), tokens, namespace.page_tokens)
+    slab = PageSlab(len(keys), store.page_bytes)
+    hits = store.get_rows(keys, slab, range(len(keys)))
+    ...                                                             compute the others, into the slab
+    store.put_rows(missing_keys, slab, missing_rows, depths=missing_rows)
+
+`get_into` and `put_from` do the same for buffers anywhere, at the price of a copy. A page is immutable: putting it
+again changes nothing. Nothing here raises for what the cluster does: a cache that fails is a cache without pages.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fs3.checksum import Bytes
+from fs3.client.connect import Client
+from fs3.client.storage import RANGE, ChunkUpdate, Op
+from fs3.clock import deadline_after, wall_now_ns
+from fs3.errors import Corrupt, Fs3Error, Invalid
+from fs3.ids import kv_page_chunk
+from fs3.inode import Inode
+from fs3.kvcache.directory import open_directory
+from fs3.kvcache.keys_core import KEY_BYTES, Namespace
+from fs3.kvcache.page_core import FOOTER_BYTES, Footer, pack_footer, unpack_footer
+from fs3.kvcache.page_read import PageRead
+from fs3.kvcache.slab import PageSlab
+from fs3.layout import MAX_CHUNK_BYTES, Durability, page_chain
+
+DEFAULT_TIMEOUT_S = 5.0
+MAX_REMEMBERED_BAD = 4_096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KVStats:
+    """What a store has done since it was opened, in pages. `last_failure` says why pages were missed that may be there
+    (or were not stored); empty if nothing failed."""
+
+    hits: int = 0
+    misses: int = 0
+    stored: int = 0
+    refused: int = 0
+    last_failure: str = ""
+
+
+class KVStore:
+    """Pages of one namespace in one directory; thread-safe."""
+
+    def __init__(self, client: Client, directory: Inode, namespace: Namespace, page_bytes: int) -> None:
+        if not 0 < page_bytes <= MAX_CHUNK_BYTES - FOOTER_BYTES:
+            raise Invalid(
+                f"KV pages of {page_bytes} bytes: a page and its footer must fit one chunk of {MAX_CHUNK_BYTES} bytes; "
+                "choose fewer tokens a page"
+            )
+        assert directory.layout is not None
+        self.page_bytes = page_bytes
+        self.namespace = namespace
+        self._digest = namespace.digest()
+        self._client = client
+        self._directory = directory.inode_id
+        self._durable = directory.layout.durability == Durability.SYNC
+        self._table = (directory.layout.chain_table, directory.layout.chain_table_version)
+        self._stats = KVStats()
+        self._bad: set[bytes] = set()  # pages found damaged here: the next put of one replaces it
+        self._lock = threading.Lock()
+
+    @classmethod
+    def open(cls, url: str, namespace: Namespace, *, page_bytes: int, secret: str = "") -> KVStore:
+        """The store in directory `url`, which is made if it is missing (one copy, page cache).
+
+        Raises: Unavailable, Invalid (not an fs3:// URL), NotADirectory.
+        """
+        client, directory = open_directory(url, secret=secret, create=True)
+        return cls(client, directory, namespace, page_bytes)
+
+    def stats(self) -> KVStats:
+        """Counters so far."""
+        return self._stats
+
+    def match_prefix(self, keys: Sequence[bytes], *, timeout_s: float = DEFAULT_TIMEOUT_S) -> int:
+        """How many of `keys`, from the first on, are stored. An unreachable store holds none."""
+        found = self.exists(keys, timeout_s=timeout_s)
+        return next((i for i, there in enumerate(found) if not there), len(found))
+
+    def exists(self, keys: Sequence[bytes], *, timeout_s: float = DEFAULT_TIMEOUT_S) -> list[bool]:
+        """Which of `keys` are stored, with a page of the right size: [n]."""
+        hits = np.zeros(len(keys), dtype=np.bool_)
+        ids, chains, served = self._places(keys)
+        (asked,) = np.nonzero(served)
+        if not len(asked):
+            return [bool(hit) for hit in hits]
+        try:
+            found = self._client.storage.query(
+                ids[asked, 0], ids[asked, 1], chains[asked], deadline_s=deadline_after(timeout_s)
+            )
+        except Fs3Error as error:
+            self._failed(error)
+        else:
+            hits[asked] = (found["status"] == 0) & (found["chunk_length"] == self.page_bytes + FOOTER_BYTES)
+        return [bool(hit) for hit in hits]
+
+    def get_rows(
+        self, keys: Sequence[bytes], slab: PageSlab, rows: Sequence[int], *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> list[bool]:
+        """Fill row `rows[i]` of `slab` with the page of `keys[i]`; which succeeded: [n].
+
+        A page that is missing, was removed meanwhile, fails its checksum on every replica, or did not come in time is a
+        miss; its row's content is then undefined and must not be used.
+        """
+        self._check(keys, slab, rows)
+        ids, chains, served = self._places(keys)
+        ranges = np.zeros(len(keys), dtype=RANGE)
+        ranges["hi"], ranges["lo"], ranges["chain"] = ids[:, 0], ids[:, 1], chains
+        ranges["length"] = slab.row_bytes
+        offsets = np.array([slab.offset(row) for row in rows], dtype=np.int64)
+        call = PageRead(self._client, ranges, slab.memory, offsets)
+        (asked,) = np.nonzero(served)
+        call.run(asked, deadline_after(timeout_s))
+        for error in call.errors:
+            self._failed(error)
+        hits = []
+        for i, (key, row) in enumerate(zip(keys, rows, strict=True)):
+            hit = bool(call.whole[i]) and self._is_page(slab.footer(row), key)
+            if (call.whole[i] and not hit) or call.corrupt[i]:
+                self._remember_bad(key)
+            hits.append(hit)
+        self._count(hits=sum(hits), misses=len(hits) - sum(hits))
+        return hits
+
+    def put_rows(
+        self,
+        keys: Sequence[bytes],
+        slab: PageSlab,
+        rows: Sequence[int],
+        *,
+        depths: Sequence[int],
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+    ) -> list[bool]:
+        """Store row `rows[i]` of `slab` under `keys[i]`; which are stored now, by this call or an earlier one: [n].
+
+        `depths[i]` is the page's place in its chain. The rows' footers are written here; nothing else may change the
+        rows until the call returns.
+        """
+        self._check(keys, slab, rows)
+        ids, chains, served = self._places(keys)
+        now_ns = wall_now_ns()
+        updates, asked = [], []
+        for i, (key, row, depth) in enumerate(zip(keys, rows, depths, strict=True)):
+            slab.footer(row)[:] = pack_footer(
+                Footer(
+                    payload_bytes=self.page_bytes,
+                    created_ns=now_ns,
+                    directory=self._directory,
+                    depth=depth,
+                    namespace=self._digest,
+                    key=key,
+                )
+            )
+            if not served[i]:
+                continue
+            asked.append(i)
+            updates.append(
+                ChunkUpdate(
+                    hi=int(ids[i, 0]),
+                    lo=int(ids[i, 1]),
+                    chain=int(chains[i]),
+                    op=Op.REPLACE if key in self._bad else Op.PUT_IF_ABSENT,
+                    data=slab.row(row),
+                    durable=self._durable,
+                )
+            )
+        stored = [False] * len(keys)
+        for i, error in zip(asked, self._write(updates, deadline_after(timeout_s)), strict=True):
+            stored[i] = error is None
+            if error is not None:
+                self._failed(error)
+        with self._lock:
+            self._bad.difference_update(key for key, done in zip(keys, stored, strict=True) if done)
+        self._count(stored=sum(stored), refused=len(stored) - sum(stored))
+        return stored
+
+    def get_into(
+        self, keys: Sequence[bytes], buffers: Sequence[Bytes], *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> list[bool]:
+        """As `get_rows`, into `buffers[i]` (`page_bytes` each, writable); a missed page's buffer is left as it was."""
+        views = self._views(keys, buffers)
+        slab = PageSlab(len(keys), self.page_bytes)
+        hits = self.get_rows(keys, slab, range(len(keys)), timeout_s=timeout_s)
+        for row, view in enumerate(views):
+            if hits[row]:
+                view[:] = slab.page(row)
+        return hits
+
+    def put_from(
+        self,
+        keys: Sequence[bytes],
+        buffers: Sequence[Bytes],
+        *,
+        depths: Sequence[int],
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+    ) -> list[bool]:
+        """As `put_rows`, from `buffers[i]` (`page_bytes` each)."""
+        slab = PageSlab(len(keys), self.page_bytes)
+        for row, view in enumerate(self._views(keys, buffers)):
+            slab.page(row)[:] = view
+        return self.put_rows(keys, slab, range(len(keys)), depths=depths, timeout_s=timeout_s)
+
+    def _write(self, updates: list[ChunkUpdate], deadline_s: float) -> Sequence[Exception | None]:
+        try:
+            return self._client.storage.try_write(updates, deadline_s=deadline_s)[1]
+        except Fs3Error as error:
+            return [error] * len(updates)
+
+    def _is_page(self, raw: memoryview, key: bytes) -> bool:
+        try:
+            footer = unpack_footer(raw)
+        except Corrupt as error:
+            self._failed(error)
+            return False
+        return footer.key == key and footer.namespace == self._digest and footer.payload_bytes == self.page_bytes
+
+    def _places(self, keys: Sequence[bytes]) -> tuple[NDArray[np.uint64], NDArray[np.uint32], NDArray[np.bool_]]:
+        """(hi, lo) of each page [n, 2], its chain [n], and whether that has a replica that serves [n].
+
+        A chain without one is known not to answer: its pages are missed at once, instead of at the deadline.
+        """
+        ids = np.array([kv_page_chunk(key) for key in keys], dtype=np.uint64).reshape(len(keys), 2)
+        routing = self._client.mgmtd.routing
+        try:
+            table = routing.table(*self._table)
+        except Fs3Error as error:
+            self._failed(error)
+            return ids, np.zeros(len(keys), dtype=np.uint32), np.zeros(len(keys), dtype=np.bool_)
+        chains = np.array([page_chain(int(lo), table) for lo in ids[:, 1]], dtype=np.uint32)
+        serves = {chain: bool(routing.serving(chain)) for chain in set(chains.tolist())}
+        for chain, does in serves.items():
+            if not does:
+                self._failed(Fs3Error(f"chain {chain} has no serving target"))
+        return ids, chains, np.array([serves[chain] for chain in chains.tolist()], dtype=np.bool_)
+
+    def _check(self, keys: Sequence[bytes], slab: PageSlab, rows: Sequence[int]) -> None:
+        if len(keys) != len(rows):
+            raise Invalid(f"{len(keys)} keys and {len(rows)} places for pages: the numbers must agree")
+        if slab.page_bytes != self.page_bytes:
+            raise Invalid(f"a slab for pages of {slab.page_bytes} bytes, and the store's have {self.page_bytes}")
+        for key in keys:
+            if len(key) != KEY_BYTES:
+                raise Invalid(f"a KV page has a key of {KEY_BYTES} bytes, got {len(key)}")
+
+    def _views(self, keys: Sequence[bytes], buffers: Sequence[Bytes]) -> list[memoryview]:
+        views = [memoryview(buffer).cast("B") for buffer in buffers]
+        for view in views:
+            if len(view) != self.page_bytes:
+                raise Invalid(f"a KV page has {self.page_bytes} bytes here, got a buffer of {len(view)}")
+        if len(keys) != len(views):
+            raise Invalid(f"{len(keys)} keys and {len(views)} buffers: the numbers must agree")
+        return views
+
+    def _remember_bad(self, key: bytes) -> None:
+        with self._lock:
+            if len(self._bad) < MAX_REMEMBERED_BAD:
+                self._bad.add(key)
+
+    def _failed(self, error: Exception) -> None:
+        with self._lock:
+            self._stats = replace(self._stats, last_failure=str(error))
+
+    def _count(self, *, hits: int = 0, misses: int = 0, stored: int = 0, refused: int = 0) -> None:
+        with self._lock:
+            old = self._stats
+            self._stats = replace(
+                old,
+                hits=old.hits + hits,
+                misses=old.misses + misses,
+                stored=old.stored + stored,
+                refused=old.refused + refused,
+            )
