@@ -7,6 +7,7 @@ is heard, as with SIGKILL. `restart` opens its folder again.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -43,6 +44,10 @@ CHANGES = {
 }
 
 
+class Died(BaseException):
+    """The node whose code runs was killed: nothing of it goes on. Caught where another node, or a client, waits."""
+
+
 class Steps:
     """Counts the steps of one thread; kills a node (or all of them) before the step with the chosen number."""
 
@@ -64,6 +69,10 @@ class Steps:
                 self.kill()
             self.count += 1
 
+    def end_of(self, node: StorageNode) -> BaseException:
+        """What ends the dead node's code: all of it in the counted thread, this call in its background threads."""
+        return Died() if threading.get_ident() == self.thread else Unavailable(f"node {node.node_id} was killed")
+
 
 class KillableEngine:
     """An engine whose changes have no effect once its node is dead; `refuse[name]` may raise instead."""
@@ -81,7 +90,7 @@ class KillableEngine:
         def call(*args: Any, **kwargs: Any) -> Any:
             self._node.cluster.steps.step()
             if self._node.dead:
-                raise Unavailable("killed")
+                raise self._node.cluster.steps.end_of(self._node)
             if name in self.refuse:
                 instead = self.refuse[name](*args)
                 if instead is not None:
@@ -89,7 +98,7 @@ class KillableEngine:
             result = method(*args, **kwargs)
             self._node.cluster.steps.step()
             if self._node.dead:
-                raise Unavailable("killed")
+                raise self._node.cluster.steps.end_of(self._node)
             return result
 
         return call
@@ -175,14 +184,20 @@ class MemoryPort:
     def _call(self, endpoint: str, call: Callable[[StorageNode], Any]) -> Any:
         self.cluster.steps.step()
         there = next(node for node in self.cluster.nodes.values() if node.endpoint == endpoint)
-        if self.closed or self.node.dead or there.dead:
+        if self.node.dead:
+            raise self.cluster.steps.end_of(self.node)
+        if self.closed or there.dead:
             raise Unavailable(f"{endpoint} is not there")
         try:
             answer = call(there)
         except Fs3Error as error:
             answer = error
+        except Died:
+            assert there.dead
         self.cluster.steps.step()
-        if self.node.dead or there.dead:
+        if self.node.dead:
+            raise self.cluster.steps.end_of(self.node)
+        if there.dead:
             raise Unavailable(f"{endpoint} broke off")
         if isinstance(answer, Fs3Error):
             raise answer
@@ -433,9 +448,10 @@ class Client:
             chain, routing.chain(chain).version, chunk, op, data, offset, client=self.client_id, seq=seq
         )
         header = Header(Kind.WRITE, 1)
-        results = head.write_path.update(
-            header, records, sums, memoryview(data), 0, deadline_s=deadline_after(attempt_s)
-        )
+        with contextlib.suppress(Died):
+            results = head.write_path.update(
+                header, records, sums, memoryview(data), 0, deadline_s=deadline_after(attempt_s)
+            )
         self.cluster.steps.step()
         if head.dead:
             raise Unavailable("the head broke off")
