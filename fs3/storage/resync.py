@@ -43,32 +43,35 @@ _NO_SUMS = np.empty(0, dtype=np.uint32)
 class Recovery:
     """Brings SYNCING successors up to date."""
 
-    def __init__(self, state: ChainState, port: ForwardPort, replication: Replication) -> None:
-        self._state = state
-        self._port = port
-        self._replication = replication
+    def __init__(
+        self, state: ChainState, port: ForwardPort, replication: Replication, *, page_chunks: int = _PAGE
+    ) -> None:
+        self.state = state
+        self.port = port
+        self.replication = replication
+        self.page_chunks = page_chunks
 
     def sync(self, chain_id: int) -> float | None:
         """Bring the successor of a chain up to date; in how many seconds to try again, None if there is no need.
 
         Raises: Fs3Error: it failed, and must be tried again.
         """
-        role = self._state.role(chain_id)
+        role = self.state.role(chain_id)
         if role is None or role.duty is not Duty.SERVE or role.successor is None or not role.successor.syncing:
             return None
         try:
-            role, acting = self._state.enter(chain_id, role.version)
+            role, acting = self.state.enter(chain_id, role.version)
         except Fs3Error:
             return None  # the chain has changed just now, and asks again if need be
         try:
-            if not self._state.drained(role.target_id, role.version, deadline_after(_DRAIN_S)):
+            if not self.state.drained(role.target_id, role.version, deadline_after(_DRAIN_S)):
                 return _AGAIN_S
             assert role.successor is not None
-            _Pass(self._state, self._port, self._replication, role, role.successor, acting).run()
+            _Pass(self, role, role.successor, acting).run()
         except _ChainChanged:
             return None
         finally:
-            self._state.leave(acting)
+            self.state.leave(acting)
         return None
 
 
@@ -79,22 +82,15 @@ class _ChainChanged(Exception):
 class _Pass:
     """One attempt, under one version of the chain."""
 
-    def __init__(
-        self,
-        state: ChainState,
-        port: ForwardPort,
-        replication: Replication,
-        role: Role,
-        successor: Successor,
-        acting: Acting,
-    ) -> None:
-        self._state = state
-        self._port = port
-        self._replication = replication
+    def __init__(self, owner: Recovery, role: Role, successor: Successor, acting: Acting) -> None:
+        self._state = owner.state
+        self._port = owner.port
+        self._replication = owner.replication
+        self._page = owner.page_chunks
         self._role = role
         self._successor = successor
         self._acting = acting
-        self._engine: ChunkEngine = state.engine(role.target_id)
+        self._engine: ChunkEngine = owner.state.engine(role.target_id)
         self._copied = self._removed = self._bytes = 0
 
     def run(self) -> None:
@@ -125,10 +121,10 @@ class _Pass:
     def _tombstones(self) -> Iterator[list[Chunk]]:
         after = b""
         while True:
-            page = self._engine.tombstones(self._role.target_id, after, _PAGE)
+            page = self._engine.tombstones(self._role.target_id, after, self._page)
             chunks: list[Chunk] = list(zip(page["hi"].tolist(), page["lo"].tolist(), strict=True))
             yield chunks
-            if len(chunks) < _PAGE:
+            if len(chunks) < self._page:
                 return
             after = chunk_bytes(*chunks[-1])
 
@@ -137,12 +133,12 @@ class _Pass:
         while after is not None:
             self._check()
             request = storage_pb2.SyncListRequest(
-                chain_id=self._role.chain_id, chain_version=self._role.version, after=after, limit=_PAGE
+                chain_id=self._role.chain_id, chain_version=self._role.version, after=after, limit=self._page
             )
             deadline_s = deadline_after(_CALL_S)
             reply, there = self._port.sync_list(self._successor.endpoint, request, deadline_s=deadline_s)
-            here = self._engine.metas(self._role.target_id, after, _PAGE)
-            here, there, after = resync_core.stretch(here, len(here) == _PAGE, there, reply.more)
+            here = self._engine.metas(self._role.target_id, after, self._page)
+            here, there, after = resync_core.stretch(here, len(here) == self._page, there, reply.more)
             yield resync_core.compare(here, there)
 
     def _send_chunks(self, chunks: Sequence[Chunk]) -> None:

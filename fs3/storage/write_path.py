@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -115,7 +115,7 @@ class WritePath:
         for endpoint in self.state.on_routing(routing):
             self._port.cut_off(endpoint)
 
-    def on_create(self, wanted: Sequence[mgmtd_pb2.CreateTarget]) -> None:
+    def on_create(self, wanted: Iterable[mgmtd_pb2.CreateTarget]) -> None:
         """Make the targets that are not there yet, in the background."""
         for target in wanted:
             self._wanted[target.target_id] = target

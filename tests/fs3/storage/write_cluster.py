@@ -8,6 +8,7 @@ is heard, as with SIGKILL. `restart` opens its folder again.
 from __future__ import annotations
 
 import contextlib
+import shutil
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -314,12 +315,14 @@ class Cluster:
                     self.leases.refused(NodeId(node.node_id), node.generation)
             self._decide()
 
-    def restart(self, *node_ids: int) -> None:
-        """Close and open the folders of dead nodes; mgmtd hears of them."""
+    def restart(self, *node_ids: int, emptied: bool = False) -> None:
+        """Close and open the folders of dead nodes, or empty ones in their place; mgmtd hears of them."""
         self.notice()
         for node_id in node_ids:
             node = self.nodes[node_id]
             node.close()
+            if emptied:
+                shutil.rmtree(node.folder)
             with self.lock:
                 for target in self.routing.targets.values():
                     if target.node_id == node_id:
@@ -328,6 +331,12 @@ class Cluster:
             self.heartbeat(node)
             with self.lock:
                 node.write_path.on_routing(self.routing)
+            if emptied:
+                node.write_path.on_create(
+                    mgmtd_pb2.CreateTarget(target_id=target.target_id, chain_id=target.chain_id, disk=0)
+                    for target in self.routing.targets.values()
+                    if target.node_id == node_id
+                )
 
     def wait(self, condition: Callable[[], bool], what: str, seconds: float = 30.0) -> None:
         deadline_s = deadline_after(seconds)
