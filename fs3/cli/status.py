@@ -155,7 +155,7 @@ def _node_table(routing: Routing) -> Table:
         table.add_column(name, no_wrap=True)
     table.add_column("address", overflow="fold", min_width=15)
     table.add_column("targets", no_wrap=True)
-    for name in ("used", "free", "of", "heard", *(("version",) if len(versions) > 1 else ())):
+    for name in ("used", "free", "of", *(("version",) if len(versions) > 1 else ())):
         table.add_column(name, justify="right", no_wrap=True)
     for node in nodes:
         targets = [target for target in routing.targets.values() if target.node_id == node.node_id]
@@ -164,13 +164,12 @@ def _node_table(routing: Routing) -> Table:
         table.add_row(
             str(node.node_id),
             NodeKind(node.kind).name.lower(),
-            "[green]alive[/green]" if node.alive else "[red]offline[/red]",
+            "[green]alive[/green]" if node.alive else f"[red]silent {node.last_heartbeat_age_ms / 1000:.0f} s[/red]",
             " ".join(node.endpoints),
             "\n".join(_coloured(state, f"{counts[state]} {state.name.lower()}") for state in sorted(counts)),
             _size(sum(target.used_bytes for target in targets)) if targets else "",
             _size(sum(disk.free_bytes for disk in disks)) if disks else "",
             _size(sum(disk.total_bytes for disk in disks)) if disks else "",
-            f"{node.last_heartbeat_age_ms / 1000:.1f} s",
             *((node.version,) if len(versions) > 1 else ()),
         )
     return table

@@ -63,11 +63,17 @@ def up(
     if announce is not None:
         return _run_detached(cluster, announce, restart=restart, timeout_s=timeout_s)
     console = Console(highlight=False)
-    with _signals_interrupt():
+
+    def start() -> None:
         with console.status(f"starting in {cluster.folder.path}") as status:
             cluster.start(timeout_s=timeout_s, on_progress=status.update)
+
+    def ready() -> None:
         _print_ready(console, cluster, how_to_stop=f"Ctrl-C, or: fs3 down {cluster.folder.path}")
-        _supervise(cluster, restart=restart, say=lambda line: console.print(line, soft_wrap=True, markup=False))
+
+    _supervise(
+        cluster, start, ready, restart=restart, say=lambda line: console.print(line, soft_wrap=True, markup=False)
+    )
     console.print("stopped")
     return 0
 
@@ -84,22 +90,42 @@ def down(directory: Path, timeout_s: float) -> int:
     return 0
 
 
-def _supervise(cluster: LocalCluster, *, restart: bool, say: Callable[[str], None]) -> None:
-    """Watch until interrupted, then stop all; a daemon that dies is reported, and stays dead unless `restart`."""
+def _supervise(
+    cluster: LocalCluster,
+    start: Callable[[], None],
+    ready: Callable[[], None],
+    *,
+    restart: bool,
+    say: Callable[[str], None],
+) -> None:
+    """Start, watch until interrupted, stop all; a daemon that dies is reported, and stays dead unless `restart`.
+
+    However it ends, and wherever a signal comes, no daemon is left behind.
+
+    Raises:
+        KeyboardInterrupt: it came before the cluster was ready.
+    """
     pause = threading.Event()
-    _record_supervisor(cluster.folder)
-    try:
-        while not pause.wait(_LOOK_S):
-            for ended in cluster.reap():
-                say(_story(ended, cluster, restart=restart))
-                if restart:
-                    cluster.restart(ended.name)
-    except KeyboardInterrupt:
-        say("stopping")
-    finally:
-        for number in _ENDING:
-            signal.signal(number, signal.SIG_IGN)  # asked once is enough, and stopping has its own limit
-        cluster.stop()
+    started = False
+    with _signals_interrupt():
+        try:
+            start()
+            started = True
+            _record_supervisor(cluster.folder)
+            ready()
+            while not pause.wait(_LOOK_S):
+                for ended in cluster.reap():
+                    say(_story(ended, cluster, restart=restart))
+                    if restart:
+                        cluster.restart(ended.name)
+        except KeyboardInterrupt:
+            if not started:
+                raise
+            say("stopping")
+        finally:
+            for number in _ENDING:
+                signal.signal(number, signal.SIG_IGN)  # asked once is enough, and stopping has its own limit
+            cluster.stop()
 
 
 def _story(ended: Exit, cluster: LocalCluster, *, restart: bool) -> str:
@@ -180,16 +206,21 @@ def _detach(directory: Path, chosen: dict[str, int | float | None], *, restart: 
 
 def _run_detached(cluster: LocalCluster, announce: int, *, restart: bool, timeout_s: float) -> int:
     """The supervisor of a detached cluster; after it has reported, it writes to DIR/log/up.log."""
-    with _signals_interrupt():
-        with open(announce, "w", encoding="utf-8", buffering=1) as report:
-            try:
-                cluster.start(timeout_s=timeout_s, on_progress=lambda line: print("progress", line, file=report))
-            except Fs3Error as error:
-                print(_FAILED, error, file=report)
-                return 1
-            print(_READY, file=report)
+    report = open(announce, "w", encoding="utf-8", buffering=1)  # noqa: SIM115 - closed once it has reported
+
+    def start() -> None:
+        cluster.start(timeout_s=timeout_s, on_progress=lambda line: print("progress", line, file=report))
+
+    def ready() -> None:
         logging.basicConfig(filename=cluster.folder.log("up"), format="%(asctime)s %(message)s", level=logging.INFO)
-        _supervise(cluster, restart=restart, say=lambda line: _log.info("%s", line))
+        print(_READY, file=report)
+        report.close()
+
+    try:
+        _supervise(cluster, start, ready, restart=restart, say=lambda line: _log.info("%s", line))
+    except Fs3Error as error:
+        print(_FAILED, error, file=report)
+        return 1
     return 0
 
 

@@ -75,6 +75,11 @@ class Folder:
         return self.path / "log"
 
     @property
+    def held(self) -> bool:
+        """Whether this object holds the folder."""
+        return self._lock is not None
+
+    @property
     def lock_fd(self) -> int:
         """The descriptor that daemons inherit, so that the folder is in use as long as one of them runs."""
         assert self._lock is not None, "the folder is not held"

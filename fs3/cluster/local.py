@@ -114,7 +114,9 @@ class LocalCluster:
             raise
 
     def stop(self) -> None:
-        """Stop every daemon, mgmtd last so that the others' goodbyes arrive, and release the folder."""
+        """Stop every daemon, mgmtd last so that the others' goodbyes arrive, and release the folder; again is fine."""
+        if not self.folder.held:
+            return
         for wave in (["meta", *(name for name in self._running if name.startswith("storage-"))], ["mgmtd"]):
             self._terminate([name for name in wave if name in self._running])
         self._record()

@@ -34,7 +34,7 @@ from fs3.transport.exposure import check_exposure
 _log = logging.getLogger(__name__)
 _LONGEST_POLL_S = 60.0
 _PROBE_S = 0.5
-_STOP_S = 1.0
+_STOP_S = 0.3
 _Servicer: Any = mgmtd_pb2_grpc.MgmtdServicer
 _add_servicer: Any = mgmtd_pb2_grpc.add_MgmtdServicer_to_server
 

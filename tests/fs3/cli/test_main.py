@@ -22,6 +22,7 @@ from fs3.ids import ChainId, NodeId, TargetId
 from fs3.meta.server import MetaConfig
 from fs3.mgmtd.config import MgmtdConfig
 from fs3.routing import Chain, Disk, Node, NodeKind, Routing, Target, TargetState
+from fs3.storage.config import StorageConfig
 
 DEPLOY = Path(__file__).parents[3] / "deploy"
 
@@ -98,8 +99,10 @@ def test_a_value_out_of_range_names_the_file(tmp_path: Path, capsys: pytest.Capt
 def test_the_example_files_are_read() -> None:
     mgmtd = load_toml(DEPLOY / "mgmtd.toml", MgmtdConfig)
     meta = load_toml(DEPLOY / "meta.toml", MetaConfig)
-    assert meta.mgmtd == (f"{mgmtd.listen_host}:{mgmtd.listen_port}",)
-    assert meta.secret == mgmtd.secret and meta.node_id != mgmtd.node_id
+    storage = load_toml(DEPLOY / "storage.toml", StorageConfig)
+    assert meta.mgmtd == storage.mgmtd == (f"{mgmtd.listen_host}:{mgmtd.listen_port}",)
+    assert meta.secret == mgmtd.secret == storage.secret
+    assert len({meta.node_id, mgmtd.node_id, storage.node_id}) == 3
 
 
 @pytest.mark.parametrize("daemon", ["mgmtd", "meta", "storage"])

@@ -15,6 +15,7 @@ from fs3.config import load_toml
 from fs3.errors import Invalid
 from fs3.meta.server import MetaConfig
 from fs3.mgmtd.config import MgmtdConfig
+from fs3.storage.config import StorageConfig
 
 
 def test_a_foreign_folder_is_left_alone(tmp_path: Path) -> None:
@@ -53,6 +54,8 @@ def test_a_shape_is_remembered_and_configs_are_what_the_daemons_read(tmp_path: P
     assert mgmtd.data_dir == folder.path / "mgmtd"
     meta = load_toml(folder.config("meta"), MetaConfig)
     assert meta.mgmtd == (f"{HOST}:{mgmtd.listen_port}",) == (shape.address,)
+    storage = load_toml(folder.config("storage-2"), StorageConfig)
+    assert (storage.node_id, storage.disks) == (2, (folder.path / "storage-2" / "disk",))
     ports = [port for pair in shape.ports.values() for port in pair]
     assert len(set(ports)) == len(ports) == 2 * len(shape.names)
     folder.release()

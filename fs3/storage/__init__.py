@@ -1,0 +1,1 @@
+"""The storage daemon: chunks on disks, chains between daemons, recovery."""

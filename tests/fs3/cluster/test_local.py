@@ -1,0 +1,122 @@
+"""A whole cluster as processes: start, a killed daemon and its return, stop, a second start, and the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from fs3.client.mgmtd import MgmtdClient
+from fs3.cluster.local import LocalCluster, stop_folder
+from fs3.errors import Invalid, Unavailable
+from fs3.routing import Routing, TargetState
+
+FS3 = [sys.executable, "-m", "fs3.cli.main"]
+
+
+def states(routing: Routing, node: int) -> set[TargetState]:
+    return {target.state for target in routing.targets.values() if target.node_id == node}
+
+
+def test_a_killed_daemon_comes_back_and_so_does_the_cluster(tmp_path: Path) -> None:
+    directory = tmp_path / "c"
+    with LocalCluster(directory, nodes=2, replicas=2, port=0, lease_s=1.0) as cluster:
+        with pytest.raises(Invalid, match="in use by a running cluster"):
+            LocalCluster(directory).start()
+        client = MgmtdClient.connect([cluster.shape.address])
+        assert {chain.version for chain in client.routing.chains.values()} == {1}
+        assert sorted(cluster.pids) == ["meta", "mgmtd", "storage-1", "storage-2"]
+        before = cluster.pids["storage-1"]
+        cluster.kill_node(1)
+        routing = client.routing
+        while routing.nodes[1].alive:  # type: ignore[index]
+            routing = client.refresh(routing.version, 30.0)
+        assert states(routing, 1) == {TargetState.OFFLINE, TargetState.LASTSRV}
+        assert states(routing, 2) == {TargetState.SERVING}
+        cluster.restart_node(1)
+        assert cluster.pids["storage-1"] != before
+        routing = cluster.wait_serving(recovered=True)
+        assert states(routing, 1) == {TargetState.SERVING}
+        identity, ports = routing.cluster_id, cluster.shape.ports
+        client.close()
+        pids = list(cluster.pids.values())
+    assert not any(psutil.pid_exists(pid) for pid in pids)
+    with LocalCluster(directory) as again:
+        assert again.shape.ports == ports and again.shape.nodes == 2
+        client = MgmtdClient.connect([again.shape.address])
+        assert client.routing.cluster_id == identity
+        client.close()
+
+
+def test_a_daemon_that_ends_at_once_is_named_with_its_reason(tmp_path: Path) -> None:
+    cluster = LocalCluster(tmp_path / "c", nodes=1, replicas=1, port=0)
+    cluster.folder.hold()
+    (cluster.folder.path / "meta").write_text("in the way")
+    (cluster.folder.path / "fs3-cluster.json").write_text(
+        json.dumps({"format": 1, "nodes": 1, "replicas": 1, "lease_s": 1.0, "ports": {}})
+    )
+    cluster.folder.release()
+    with pytest.raises(Unavailable, match=r"meta ended with status 1: fs3: .*meta.*; its log is .*meta\.log"):
+        cluster.start()
+    assert cluster.pids == {} and not cluster.folder.in_use()
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*FS3, *arguments], capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_up_detached_status_and_down(tmp_path: Path) -> None:
+    directory = str(tmp_path / "c")
+    with LocalCluster(directory, nodes=1, replicas=1, port=0, lease_s=1.0) as made:
+        url = made.url
+    started = run("up", "--dir", directory, "--detach")
+    assert started.returncode == 0, started.stderr
+    assert started.stdout.startswith(f"{url} is ready: 1 storage nodes")
+    try:
+        shown = run("status", url, "--json")
+        assert shown.returncode == 0 and json.loads(shown.stdout)["healthy"] is True
+        again = run("up", "--dir", directory, "--detach")
+        assert again.returncode == 1 and "in use by a running cluster" in again.stderr
+        supervisor = json.loads((tmp_path / "c" / "run" / "up.json").read_text())["pid"]
+        os.kill(supervisor, signal.SIGKILL)  # its daemons live on, and `down` finds them
+    finally:
+        ended = run("down", directory)
+    assert ended.returncode == 0 and "stopped" in ended.stdout, ended.stderr
+    assert run("status", url).returncode == 1
+    assert not stop_folder(directory)
+
+
+def test_up_in_the_foreground_stops_at_ctrl_c(tmp_path: Path) -> None:
+    command = [*FS3, "up", "--dir", str(tmp_path / "c"), "--nodes", "1", "--replicas", "1", "--lease", "1"]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(
+        [*command, "--port", str(free_port())],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+    ) as process:
+        assert process.stdout is not None
+        lines = []
+        for line in process.stdout:
+            lines.append(line)
+            if "fsspec" in line:
+                break
+        process.send_signal(signal.SIGINT)
+        lines += process.stdout.readlines()
+        assert process.wait(60) == 0, lines
+    assert lines[-1] == "stopped\n"
+    assert not LocalCluster(tmp_path / "c").folder.in_use()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
