@@ -58,9 +58,10 @@ def meta(config_file: Path, log_level: str) -> int:
 @_options
 def storage(config_file: Path, log_level: str) -> int:
     """Run a storage daemon: the chunks on this node's disks."""
-    from fs3.storage import server
+    from fs3.storage.config import StorageConfig
+    from fs3.storage.server import run
 
-    return _run(config_file, log_level, server.StorageConfig, server.run)
+    return _run(config_file, log_level, StorageConfig, run)
 
 
 def _run(config_file: Path, log_level: str, kind: type[C], run: Callable[[C], Any]) -> int:
