@@ -248,9 +248,12 @@ class Fs3FileSystem(AbstractFileSystem):  # type: ignore[misc]
         """Make a directory; `layout` is what new files in it get, where it differs from the parent's."""
         path = self._strip_protocol(path)
         with os_errors(path):
-            if create_parents and path.count("/") > 1:
-                self.client.meta.mkdir(self._parent(path), parents=True, mode=mode)
-            self.client.meta.mkdir(path, parents=False, mode=mode, layout=layout)
+            try:
+                self.client.meta.mkdir(path, parents=False, mode=mode, layout=layout)
+            except NotFound:
+                if not create_parents:
+                    raise
+                self.client.meta.mkdir(path, parents=True, mode=mode, layout=layout)
 
     def makedirs(
         self, path: str, exist_ok: bool = False, *, layout: LayoutChoice | None = None, mode: int = 0o755

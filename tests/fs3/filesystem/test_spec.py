@@ -1,0 +1,227 @@
+"""fs3 through fsspec: URLs, files, batches, names and errors, and the libraries that read through it.
+
+Checked against a real cluster, and against what the same calls do to bytes in memory.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import pickle
+import random
+import subprocess
+import sys
+from typing import Any
+
+import fsspec
+import numpy as np
+import pandas as pd
+import pyarrow.dataset
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fs3.filesystem.spec import Fs3FileSystem
+from fs3.layout import Durability, LayoutChoice
+
+
+def random_bytes(seed: int, length: int) -> bytes:
+    return random.Random(seed).randbytes(length)
+
+
+def test_urls_name_the_cluster_and_the_path() -> None:
+    strip = Fs3FileSystem._strip_protocol
+    assert strip("fs3://a:1,b:2/x/y/") == "/x/y" and strip("fs3://a:1") == "/" and strip("x") == "/x"
+    assert Fs3FileSystem._get_kwargs_from_urls("fs3://a:1,b:2/x") == {"mgmtd": "a:1,b:2"}
+    with pytest.raises(ValueError, match="names no cluster"):
+        Fs3FileSystem._get_kwargs_from_urls("fs3:///x")
+
+
+def test_a_fresh_process_finds_the_filesystem(cluster_url: str, fs: Any, home: str) -> None:
+    fs.pipe_file(f"{home}/f", b"found")
+    code = f"import fsspec; print(fsspec.open({cluster_url + home + '/f'!r}).open().read())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "b'found'", done.stderr
+
+
+@pytest.mark.parametrize("length", [0, 1, 4095, 4096, 1 << 20, (4 << 20) + 1, 9_000_001])
+def test_what_was_written_is_read(fs: Any, home: str, length: int) -> None:
+    data = random_bytes(length, length)
+    with fs.open(f"{home}/f", "wb") as file:
+        for at in range(0, length, 3_000_000):
+            file.write(data[at : at + 3_000_000])
+    assert fs.cat_file(f"{home}/f") == data
+    assert fs.info(f"{home}/f")["size"] == length
+    with fs.open(f"{home}/f") as file:
+        assert file.read() == data and file.read() == b""
+
+
+def test_positions_and_small_reads(fs: Any, home: str) -> None:
+    data = random_bytes(1, 5_000_000)
+    fs.pipe_file(f"{home}/f", data)
+    plain, rng = io.BytesIO(data), random.Random(2)
+    with fs.open(f"{home}/f") as file:
+        for _ in range(300):
+            at, count = rng.randrange(5_100_000), rng.choice([0, 1, 100, 5_000, 1_500_000])
+            assert file.seek(at) == plain.seek(at)
+            assert file.read(count) == plain.read(count)
+            assert file.tell() == plain.tell() or at > len(data)
+        file.seek(-10, io.SEEK_END)
+        assert file.read() == data[-10:]
+        buffer = np.zeros(1_000_000, dtype=np.uint16)
+        file.seek(100)
+        assert file.readinto(buffer) == 2_000_000 and buffer.tobytes() == data[100:2_000_100]
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_many_ranges_in_one_call_are_slices(data: st.DataObject, fs: Any, home: str) -> None:
+    files = {f"{home}/{i}": random_bytes(i, length) for i, length in enumerate([0, 10, 70_000, 4_200_000])}
+    if not fs.exists(f"{home}/0"):
+        fs.pipe(files)
+    bound = st.one_of(st.none(), st.integers(-5_000_000, 5_000_000))
+    asked = data.draw(st.lists(st.tuples(st.sampled_from(sorted(files)), bound, bound), min_size=1, max_size=30))
+    paths, starts, ends = ([row[i] for row in asked] for i in range(3))
+    got = fs.cat_ranges(paths, starts, ends, on_error="raise")
+    assert got == [files[path][start:end] for path, start, end in asked]
+
+
+def test_errors_of_single_ranges_stand_in_their_place(fs: Any, home: str) -> None:
+    fs.pipe_file(f"{home}/f", b"0123456789")
+    got = fs.cat_ranges([f"{home}/f", f"{home}/missing", home], [2, 0, 0], [5, 1, 1])
+    assert got[0] == b"234" and isinstance(got[1], FileNotFoundError) and isinstance(got[2], IsADirectoryError)
+    with pytest.raises(FileNotFoundError):
+        fs.cat_ranges([f"{home}/missing"], [0], [1], on_error="raise")
+    assert fs.cat([f"{home}/f", f"{home}/missing"], on_error="omit") == {f"{home}/f": b"0123456789"}
+
+
+def test_a_file_appears_when_it_is_closed_and_whole(fs: Any, home: str) -> None:
+    fs.pipe_file(f"{home}/f", b"old")
+    with fs.open(f"{home}/f", "wb") as file:
+        file.write(b"new" * 2_000_000)
+        assert fs.cat_file(f"{home}/f") == b"old"
+    assert fs.info(f"{home}/f")["size"] == 6_000_000
+
+
+def test_a_writer_that_fails_or_is_forgotten_leaves_nothing(fs: Any, home: str) -> None:
+    with pytest.raises(RuntimeError, match="midway"), fs.open(f"{home}/f", "wb") as file:
+        file.write(b"half")
+        raise RuntimeError("midway")
+    forgotten = fs.open(f"{home}/g", "wb")
+    forgotten.write(b"half")
+    del forgotten
+    assert fs.ls(home) == []
+
+
+def test_a_transaction_publishes_at_its_end_or_never(fs: Any, home: str) -> None:
+    with fs.transaction, fs.open(f"{home}/f", "wb") as file:
+        file.write(b"data")
+    assert fs.cat_file(f"{home}/f") == b"data"
+    with pytest.raises(RuntimeError, match="midway"), fs.transaction:
+        with fs.open(f"{home}/g", "wb") as file:
+            file.write(b"data")
+        raise RuntimeError("midway")
+    assert fs.ls(home, detail=False) == [f"{home}/f"]
+
+
+def test_exclusive_creation(fs: Any, home: str) -> None:
+    with fs.open(f"{home}/f", "xb") as file:
+        file.write(b"first")
+    with pytest.raises(FileExistsError), fs.open(f"{home}/f", "xb") as file:
+        file.write(b"second")
+    assert fs.cat_file(f"{home}/f") == b"first"
+    with pytest.raises(ValueError, match="written once"):
+        fs.open(f"{home}/f", "ab")
+
+
+def test_names_move_and_go(fs: Any, home: str) -> None:
+    fs.makedirs(f"{home}/a/b/c")
+    fs.pipe({f"{home}/a/b/x": b"x", f"{home}/a/b/c/y": b"y", f"{home}/z": b"z"})
+    assert fs.find(home) == [f"{home}/a/b/c/y", f"{home}/a/b/x", f"{home}/z"]
+    assert fs.du(home) == 3 and fs.glob(f"{home}/**/y") == [f"{home}/a/b/c/y"]
+    fs.mv(f"{home}/a", f"{home}/moved")
+    assert fs.cat_file(f"{home}/moved/b/x") == b"x" and not fs.exists(f"{home}/a")
+    fs.mv(f"{home}/z", f"{home}/moved/")
+    assert fs.cat_file(f"{home}/moved/z") == b"z"
+    fs.copy(f"{home}/moved", f"{home}/copy", recursive=True)
+    assert [name.removeprefix(f"{home}/copy") for name in fs.find(f"{home}/copy")] == ["/b/c/y", "/b/x", "/z"]
+    with pytest.raises(IsADirectoryError):
+        fs.rm(f"{home}/moved")
+    with pytest.raises(OSError, match="not empty") as caught:
+        fs.rmdir(f"{home}/moved")
+    assert caught.value.errno == errno.ENOTEMPTY
+    fs.rm(f"{home}/moved", recursive=True)
+    fs.rm([f"{home}/copy/z", f"{home}/copy/b/x"])
+    assert fs.find(home) == [f"{home}/copy/b/c/y"]
+
+
+def test_errors_are_the_standard_librarys(fs: Any, home: str) -> None:
+    fs.pipe_file(f"{home}/f", b"x")
+    for call, kind in [
+        (lambda: fs.info(f"{home}/nothing"), FileNotFoundError),
+        (lambda: fs.open(f"{home}/nothing"), FileNotFoundError),
+        (lambda: fs.open(home), IsADirectoryError),
+        (lambda: fs.ls(f"{home}/nothing"), FileNotFoundError),
+        (lambda: fs.mkdir(home), FileExistsError),
+        (lambda: fs.makedirs(home), FileExistsError),
+        (lambda: fs.mkdir(f"{home}/f/g"), NotADirectoryError),
+        (lambda: fs.rm(f"{home}/nothing"), FileNotFoundError),
+        (lambda: fs.rm(f"{home}/nothing", recursive=True), FileNotFoundError),
+        (lambda: fs.mv(f"{home}/nothing", f"{home}/g"), FileNotFoundError),
+        (lambda: fs.pipe_file(f"{home}/no/where", b""), FileNotFoundError),
+    ]:
+        with pytest.raises(kind):
+            call()
+    assert fs.find(home) == [f"{home}/f"]
+
+
+def test_a_directorys_layout_reaches_its_files(fs: Any, home: str) -> None:
+    choice = LayoutChoice(replicas=2, chunk_bytes=1 << 20, durability=Durability.OS)
+    fs.mkdir(f"{home}/d", layout=choice)
+    fs.makedirs(f"{home}/d/deeper")
+    data = random_bytes(3, 3_500_000)
+    fs.pipe_file(f"{home}/d/deeper/f", data)
+    layout = fs.info(f"{home}/d/deeper/f")["layout"]
+    assert (layout.chunk_bytes, layout.durability) == (1 << 20, Durability.OS)
+    routing = fs.client.mgmtd.routing
+    assert routing.table(layout.chain_table, layout.chain_table_version).replicas == 2
+    assert fs.cat_file(f"{home}/d/deeper/f") == data
+
+
+def test_a_file_that_changed_has_another_key(fs: Any, home: str) -> None:
+    fs.pipe_file(f"{home}/f", b"1")
+    before = fs.ukey(f"{home}/f")
+    assert fs.ukey(f"{home}/f") == before
+    fs.pipe_file(f"{home}/f", b"2")
+    assert fs.ukey(f"{home}/f") != before
+    assert fs.modified(f"{home}/f") >= fs.created(f"{home}/f")
+
+
+def test_instances_travel_by_pickle(fs: Any, home: str) -> None:
+    fs.pipe_file(f"{home}/f", b"x")
+    again = pickle.loads(pickle.dumps(fs))
+    assert again == fs and again.cat_file(f"{home}/f") == b"x"
+
+
+def test_pandas_reads_and_writes_parquet(cluster_url: str, home: str) -> None:
+    table = pd.DataFrame({"x": range(10_000), "name": [f"row {i}" for i in range(10_000)]})
+    table.to_parquet(f"{cluster_url}{home}/t.parquet")
+    pd.testing.assert_frame_equal(pd.read_parquet(f"{cluster_url}{home}/t.parquet"), table)
+
+
+def test_pyarrow_reads_a_partitioned_dataset(fs: Any, home: str) -> None:
+    table = pyarrow.table({"x": list(range(1_000)), "part": [i % 3 for i in range(1_000)]})
+    pyarrow.dataset.write_dataset(table, f"{home}/set", filesystem=fs, format="parquet", partitioning=["part"])
+    found = pyarrow.dataset.dataset(f"{home}/set", filesystem=fs, partitioning=["part"])
+    assert found.count_rows() == 1_000
+    assert sum(found.to_table(filter=pyarrow.dataset.field("part") == 1)["x"].to_pylist()) == sum(range(1, 1_000, 3))
+
+
+def test_torch_saves_and_loads(cluster_url: str, home: str) -> None:
+    state = {"w": torch.arange(1_000_000, dtype=torch.float32), "step": 3}
+    with fsspec.open(f"{cluster_url}{home}/s.pt", "wb") as file:
+        torch.save(state, file)
+    with fsspec.open(f"{cluster_url}{home}/s.pt", "rb") as file:
+        loaded = torch.load(file)
+    assert loaded["step"] == 3 and torch.equal(loaded["w"], state["w"])
