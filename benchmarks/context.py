@@ -1,0 +1,166 @@
+"""What all benchmarks of a run share: the cluster, the same bytes on fs3 and in a local file, rounds and progress."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import psutil
+
+from benchmarks.bare_pair import BarePair
+from benchmarks.rounds import Case, Timed, interleave, with_cpu
+from fs3.client.connect import Client, connect
+from fs3.client.file import OpenFile
+from fs3.cluster.local import LocalCluster
+from fs3.layout import LayoutChoice
+from fs3.transport.buffers import allocate
+
+REQUEST_BYTES = 4 << 20
+NODES = 3
+_SEED = 20_240_229
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """How much a run moves."""
+
+    rounds: int
+    seconds: float
+    """of each case in each round"""
+    file_bytes: int
+    """of the file that is read"""
+    write_bytes: int
+    """of each file that is written"""
+    state_bytes: int
+    """of the synthetic checkpoint"""
+    corpus: str
+    """what the data set is made of: "standard library", or "json" (its package json alone)"""
+    preset: str
+    """the trainer's"""
+    train_steps: int
+    """measured in each round, after as many again that are not"""
+
+
+FULL = Sizes(
+    rounds=5,
+    seconds=0.6,
+    file_bytes=256 << 20,
+    write_bytes=128 << 20,
+    state_bytes=256 << 20,
+    corpus="standard library",
+    preset="small",
+    train_steps=8,
+)
+QUICK = Sizes(
+    rounds=2,
+    seconds=0.1,
+    file_bytes=32 << 20,
+    write_bytes=16 << 20,
+    state_bytes=16 << 20,
+    corpus="json",
+    preset="tiny",
+    train_steps=4,
+)
+
+
+class Context:
+    """One run. What a benchmark does not ask for is not made. Use it as a context manager."""
+
+    def __init__(self, folder: Path, sizes: Sizes, say: Callable[[str], None] = lambda line: None) -> None:
+        """`folder`: empty, on the disk to be measured, the run's own. `say` hears what is going on."""
+        self.folder = folder
+        self.sizes = sizes
+        self.say = say
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> Context:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def measure(
+        self, what: str, cases: Mapping[str, Case], *, warm: Collection[str] = ()
+    ) -> dict[str, list[Timed]]:
+        """The cases in interleaved rounds (`rounds.interleave`), this process's and the daemons' CPU seconds counted."""
+        steps = (self.sizes.rounds + 1) * len(cases) - len(warm)
+        done = 0
+
+        def on_step(name: str) -> None:
+            nonlocal done
+            done += 1
+            self.say(f"{what}: {name} ({done}/{steps})")
+
+        counted = {name: with_cpu(case, self.daemons) for name, case in cases.items()}
+        return interleave(counted, self.sizes.rounds, on_step, warm=warm)
+
+    @cached_property
+    def cluster(self) -> LocalCluster:
+        """Three storage nodes, chains of up to three replicas."""
+        self.say("starting a cluster of three storage nodes")
+        return self._stack.enter_context(LocalCluster(self.folder / "cluster", nodes=NODES, replicas=3, port=0))
+
+    @cached_property
+    def client(self) -> Client:
+        """This process's client of the cluster."""
+        cluster = self.cluster
+        client = connect(cluster.url)
+        self._stack.callback(client.close)
+        return client
+
+    @cached_property
+    def daemons(self) -> list[psutil.Process]:
+        """The processes of the cluster."""
+        parents = [psutil.Process(pid) for pid in self.cluster.pids.values()]
+        return parents + [child for parent in parents for child in parent.children(recursive=True)]
+
+    @cached_property
+    def local_path(self) -> Path:
+        """A local file of noise, in the page cache."""
+        self.say("writing the local file")
+        path = self.folder / "noise"
+        noise = np.random.default_rng(_SEED)
+        with path.open("wb") as file:
+            for _ in range(self.sizes.file_bytes // REQUEST_BYTES):
+                file.write(noise.bytes(REQUEST_BYTES))
+        return path
+
+    @cached_property
+    def bare(self) -> BarePair:
+        """A bare server of the local file."""
+        return self._stack.enter_context(BarePair(self.local_path))
+
+    def remote(self, replicas: int) -> OpenFile:
+        """The bytes of the local file on fs3, in 4 MiB chunks."""
+        path = f"/noise-{replicas}"
+        if replicas not in self._remotes:
+            self.local_path, self.client  # noqa: B018 - made first, and said so
+            self.say(f"writing the file to fs3, {replicas} replicas")
+            choice = LayoutChoice(replicas=replicas, chunk_bytes=REQUEST_BYTES)
+            with (
+                self.local_path.open("rb") as local,
+                self.client.files.create_writer(path, layout_choice=choice) as writer,
+            ):
+                while piece := local.read(REQUEST_BYTES):
+                    writer.write(piece)
+            self._remotes[replicas] = self.client.files.open_read(path)
+        return self._remotes[replicas]
+
+    @cached_property
+    def _remotes(self) -> dict[int, OpenFile]:
+        return {}
+
+
+def buffer(size: int) -> memoryview:
+    """Memory to receive into, of the kind that fs3's own buffer pools have, its pages already there."""
+    memory = memoryview(allocate(size))
+    for at in range(0, size, 4_096):
+        memory[at] = 1
+    return memory

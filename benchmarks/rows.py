@@ -1,0 +1,116 @@
+"""A row of the table: what fs3 did, what stands beside it, and what it was meant to reach."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.rounds import Spread, Timed, rates, ratios
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """Something measured in the same rounds. `kind`: "limit" of the machine, or "other" way to do the same."""
+
+    name: str
+    kind: str
+    rate: Spread
+    ratio: Spread
+    """fs3's rate over this one, round by round"""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """`got` should be at least `wanted`: a rate, or where `over` names something beside the row, a ratio to it."""
+
+    wanted: float
+    got: float
+    over: str = ""
+
+    @property
+    def met(self) -> bool:
+        return self.got >= self.wanted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """`unit` is of the rates; `scale` turns them into it (1e9 for GB/s). `cost`: CPU seconds and the like, by name."""
+
+    name: str
+    unit: str
+    rate: Spread
+    beside: tuple[Beside, ...]
+    targets: tuple[Target, ...] = ()
+    cost: Mapping[str, float] | None = None
+
+
+def make_row(
+    name: str,
+    unit: str,
+    runs: Mapping[str, Sequence[Timed]],
+    *,
+    ours: str,
+    limits: Sequence[str] = (),
+    others: Sequence[str] = (),
+    at_least: float | None = None,
+    at_least_times: Mapping[str, float] | None = None,
+    cost_per: tuple[str, float] | None = None,
+) -> Row:
+    """The row of `runs[ours]`, with the runs named by `limits` and `others` beside it.
+
+    `at_least`: a target for the median rate; `at_least_times`: targets for the median ratio to something beside.
+    `cost_per`: a name and an amount, ("GB", 1e9), per which the CPU seconds are given.
+    """
+    rate = rates(runs[ours])
+    beside = []
+    for kind, names in (("limit", limits), ("other", others)):
+        for other in names:
+            theirs = rates(runs[other])
+            beside.append(Beside(other, kind, theirs, ratios(rate, theirs)))
+    targets = [] if at_least is None else [Target(at_least, rate.median)]
+    for other, times in (at_least_times or {}).items():
+        ratio = next(one.ratio for one in beside if one.name == other)
+        targets.append(Target(times, ratio.median, over=other))
+    cost = None
+    if cost_per is not None:
+        per, amount = cost_per
+        total = sum(run.amount for run in runs[ours]) / amount
+        cost = {
+            f"client CPU s/{per}": sum(run.client_cpu_s for run in runs[ours]) / total,
+            f"daemons CPU s/{per}": sum(run.daemons_cpu_s for run in runs[ours]) / total,
+        }
+    return Row(name=name, unit=unit, rate=rate, beside=tuple(beside), targets=tuple(targets), cost=cost)
+
+
+def row_to_json(row: Row) -> dict[str, Any]:
+    """What bench.json holds of a row."""
+    return {
+        "name": row.name,
+        "unit": row.unit,
+        **_spread(row.rate),
+        "beside": [
+            {"name": one.name, "kind": one.kind, **_spread(one.rate), "ratio": _spread(one.ratio)} for one in row.beside
+        ],
+        "targets": [{"wanted": one.wanted, "got": one.got, "over": one.over, "met": one.met} for one in row.targets],
+        "cost": dict(row.cost or {}),
+    }
+
+
+def row_from_json(table: Mapping[str, Any]) -> Row:
+    """The inverse of `row_to_json`. Raises: KeyError, if it is no row."""
+    return Row(
+        name=table["name"],
+        unit=table["unit"],
+        rate=Spread(tuple(table["rounds"])),
+        beside=tuple(
+            Beside(one["name"], one["kind"], Spread(tuple(one["rounds"])), Spread(tuple(one["ratio"]["rounds"])))
+            for one in table["beside"]
+        ),
+        targets=tuple(Target(one["wanted"], one["got"], one["over"]) for one in table["targets"]),
+        cost=table["cost"] or None,
+    )
+
+
+def _spread(spread: Spread) -> dict[str, Any]:
+    return {"median": spread.median, "min": spread.low, "max": spread.high, "rounds": list(spread.values)}

@@ -1,0 +1,127 @@
+"""`make bench`: what fs3 does on this machine beside what the machine itself does, in one table.
+
+    benchmarks/run.py [--quick] [--only NAME]... [--rounds N] [--out DIR]
+
+Writes DIR/bench.json and DIR/ratios.{png,svg}; how each row is measured, and why it is fair: benchmarks/README.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import psutil
+from rich.console import Console
+from rich.live import Live
+from rich.spinner import Spinner
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks import machine, plots, sequential, small_reads, table
+from benchmarks.context import FULL, QUICK, Context, Sizes
+from benchmarks.result import Result
+from benchmarks.rows import Row
+from fs3.errors import Fs3Error
+
+
+def _loading(context: Context) -> list[Row]:
+    from benchmarks import loading  # here, so that the rows of the store need no torch
+
+    return loading.measure(context)
+
+
+def _checkpoints(context: Context) -> list[Row]:
+    from benchmarks import checkpoints
+
+    return checkpoints.measure(context)
+
+
+BENCHMARKS: dict[str, Callable[[Context], list[Row]]] = {
+    "read": sequential.measure_reads,
+    "write": sequential.measure_writes,
+    "small": small_reads.measure,
+    "loader": _loading,
+    "checkpoint": _checkpoints,
+}
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--quick", is_flag=True, help="Little data, few rounds: to see that it works, not how fast.")
+@click.option("--only", multiple=True, type=click.Choice(list(BENCHMARKS)), help="These alone; any number of times.")
+@click.option("--rounds", type=click.IntRange(min=1), help="Measured rounds of each case; 5 unless --quick.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("bench-out"), show_default=True)
+def main(quick: bool, only: tuple[str, ...], rounds: int | None, out: Path) -> None:
+    """Measure fs3 beside the limits of this machine."""
+    console = Console()
+    if not console.is_terminal:
+        console.width = 140
+    sizes = QUICK if quick else FULL
+    sizes = dataclasses.replace(sizes, rounds=rounds or sizes.rounds)
+    scratch = out / "scratch"
+    try:
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+    except OSError as error:
+        raise click.ClickException(f"{out}: {error.strerror}; choose another folder with --out") from None
+    try:
+        result = _run(console, [name for name in BENCHMARKS if not only or name in only], scratch, sizes, quick)
+    except Fs3Error as error:
+        raise click.ClickException(str(error)) from None
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    result.save(out / "bench.json")
+    pictures = plots.plot(result.rows, out)
+    _print(console, result, [out / "bench.json", *pictures])
+
+
+def _run(console: Console, names: list[str], scratch: Path, sizes: Sizes, quick: bool) -> Result:
+    rows: list[Row] = []
+    # Told between the runs, never by a thread of its own: one that draws would take the interpreter from the measured.
+    with Live(console=console, auto_refresh=False, transient=True) as live:
+
+        def say(line: str) -> None:
+            if console.is_terminal:
+                live.update(Spinner("dots", line), refresh=True)
+            elif "(" not in line or "(1/" in line:
+                console.print(line)
+
+        with Context(scratch, sizes, say) as context:
+            facts = machine.facts(scratch)
+            others = machine.OtherLoad()
+            for name in names:
+                rows += BENCHMARKS[name](context)
+            memory = {"client": machine.anonymous_bytes(psutil.Process())}
+            memory |= {name: machine.anonymous_bytes(psutil.Process(pid)) for name, pid in context.cluster.pids.items()}
+            profiles = {"4 KiB x 256 batched reads": small_reads.profile_client(context)} if "small" in names else {}
+            other_cores = others.cores()
+    return Result(
+        command=shlex.join(["benchmarks/run.py", *sys.argv[1:]]),
+        quick=quick,
+        rounds=sizes.rounds,
+        machine=facts,
+        other_cores=other_cores,
+        memory=memory,
+        profiles=profiles,
+        rows=rows,
+    )
+
+
+def _print(console: Console, result: Result, files: list[Path]) -> None:
+    console.print(table.rich_table(result.rows, f"medians of {result.rounds} interleaved rounds"))
+    for name, cost in table.costs(result.rows):
+        console.print(f"{name}: {cost}", style="dim")
+    short = [row.name for row in result.rows if not all(target.met for target in row.targets)]
+    if short:
+        console.print(f"short of its target: {'; '.join(short)}", style="red")
+    busy = f"something else kept {result.other_cores:.2f} of {result.machine['cores']} cores busy meanwhile"
+    console.print(busy + ("; compare ratios, not rates" if result.other_cores > 0.1 else ""))
+    console.print("written: " + ", ".join(map(str, files)))
+
+
+if __name__ == "__main__":
+    main()

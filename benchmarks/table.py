@@ -1,0 +1,96 @@
+"""Rows as a table: for the terminal, and as Markdown for docs/benchmarks.md. One line for each thing beside fs3."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from rich import box
+from rich.table import Table
+
+from benchmarks.rounds import Spread
+from benchmarks.rows import Row, Target
+
+SCALES = {"GB/s": 1e9}
+HEADS = ("", "median", "min - max", "fs3 / it", "min - max", "target")
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line: a row itself, or, indented, something beside it with fs3's ratio to it."""
+
+    name: str
+    is_row: bool
+    rate: str
+    rate_span: str
+    ratio: str = ""
+    ratio_span: str = ""
+    wanted: str = ""
+    met: bool = True
+
+
+def lines(rows: Sequence[Row]) -> Iterator[Line]:
+    """A line for each row, and under it one for each thing beside it; a target stands where it is measured."""
+    for row in rows:
+        own = next((target for target in row.targets if not target.over), None)
+        yield Line(
+            row.name, True, figure(row.rate.median, row.unit), span(row.rate, row.unit), "", "", *_target(own, row.unit)
+        )
+        for one in row.beside:
+            target = next((target for target in row.targets if target.over == one.name), None)
+            yield Line(
+                f"{one.kind}: {one.name}",
+                False,
+                figure(one.rate.median, row.unit),
+                span(one.rate, row.unit),
+                f"{one.ratio.median:.3g} x",
+                f"{one.ratio.low:.3g} - {one.ratio.high:.3g}",
+                *_target(target, row.unit),
+            )
+
+
+def _target(target: Target | None, unit: str) -> tuple[str, bool]:
+    if target is None:
+        return "", True
+    return f">= {target.wanted:g} x" if target.over else f">= {figure(target.wanted, unit)}", target.met
+
+
+def figure(value: float, unit: str) -> str:
+    """A rate in its unit."""
+    scaled = value / SCALES.get(unit, 1)
+    return f"{scaled:,.0f} {unit}" if scaled >= 100 else f"{scaled:.3g} {unit}"
+
+
+def span(spread: Spread, unit: str) -> str:
+    """The least and the most, without the unit."""
+    low, high = (figure(value, unit).removesuffix(f" {unit}") for value in (spread.low, spread.high))
+    return f"{low} - {high}"
+
+
+def rich_table(rows: Sequence[Row], title: str) -> Table:
+    """For the terminal."""
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1))
+    for number, head in enumerate(HEADS):
+        table.add_column(head, justify="right" if number else "left", no_wrap=number > 0)
+    for line in lines(rows):
+        target = f"{line.wanted} [{'green]met' if line.met else 'red]short'}[/]" if line.wanted else ""
+        name = f"[bold]{line.name}[/]" if line.is_row else f"  [dim]{line.name}[/]"
+        table.add_row(name, line.rate, line.rate_span, line.ratio, line.ratio_span, target)
+    return table
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """For the documentation."""
+    out = [f"| {' | '.join(HEADS)} |", "|---|" + "--:|" * (len(HEADS) - 1)]
+    for line in lines(rows):
+        name = f"**{line.name}**" if line.is_row else f"&nbsp;&nbsp;{line.name}"
+        target = f"{line.wanted}, {'met' if line.met else '**short**'}" if line.wanted else ""
+        out.append(f"| {name} | {line.rate} | {line.rate_span} | {line.ratio} | {line.ratio_span} | {target} |")
+    return "\n".join(out) + "\n"
+
+
+def costs(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """(row, what it cost) of the rows that say so."""
+    return [
+        (row.name, ", ".join(f"{name} {value:.2f}" for name, value in row.cost.items())) for row in rows if row.cost
+    ]
