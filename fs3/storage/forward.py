@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -60,7 +60,8 @@ class ForwardPort(Protocol):
     def cut_off(self, endpoint: str) -> None:
         """Have calls in progress to a process that mgmtd no longer counts on fail soon."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Have all calls in progress fail soon, and later ones at once."""
 
 
 class ChainForwarder:
@@ -118,15 +119,16 @@ class ChainForwarder:
         with self._guard:
             in_use = list(self._in_use.get(endpoint, ()))
             pools = list(self._pools.values())
-        for connection in in_use:
-            connection.deadline_s = lease_now_s()  # its owner looks at it every half second
+        _hurry(in_use)
         for pool in pools:
             pool.drop_idle(endpoint)
 
     def close(self) -> None:
         with self._guard:
             self._closed = True
+            in_use = [connection for connections in self._in_use.values() for connection in connections]
             pools = list(self._pools.values())
+        _hurry(in_use)
         for pool in pools:
             pool.close()
 
@@ -149,6 +151,12 @@ class ChainForwarder:
             self._in_use[connection.endpoint].discard(connection)
             pool = self._pools[lane]
         pool.give_back(connection)
+
+
+def _hurry(connections: Iterable[Connection]) -> None:
+    """Let nobody wait on these any longer; a connection's owner looks at its deadline every half second."""
+    for connection in connections:
+        connection.deadline_s = lease_now_s()
 
 
 class _Call:

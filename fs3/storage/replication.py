@@ -129,8 +129,13 @@ class Replication:
         self._port = port
         self._suspect = suspect
         self._settle = settle
+        self._closing = False
         self.locks = WriteLocks()
         self.counts = Counts()
+
+    def close(self) -> None:
+        """Try nothing again: what is not finished keeps its pending version, and its client is told to come back."""
+        self._closing = True
 
     def run(self, items: Sequence[Item], *, deadline_s: float) -> None:
         """Take updates of distinct chunks to their answers, which are left in them."""
@@ -263,7 +268,7 @@ class Replication:
             seen = self._state.changes()
             left = self._attempt(left, deadline_s)
             now_s = lease_now_s()
-            if left and now_s >= deadline_s:
+            if left and (now_s >= deadline_s or self._closing):
                 for item in left:
                     self._answer(item, error=item.error or Unavailable("the chain did not answer in time"))
                     self._settle(item.key[0], _SETTLE_AGAIN_S)

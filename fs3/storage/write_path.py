@@ -104,6 +104,7 @@ class WritePath:
 
     def close(self) -> None:
         """Let what runs end, soon: calls to other processes fail from now on. The engines stay open."""
+        self._replication.close()
         self._port.close()
         self._chores.close()
         self._syncs.close()
