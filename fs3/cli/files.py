@@ -112,7 +112,9 @@ def ls(places: tuple[str, ...], long_form: bool, human_sizes: bool, hidden: bool
             if itself or info["type"] != "directory":
                 _print_entries([(at.text, info)], long_form, human_sizes)
                 continue
-            entries = sorted((entry["name"].rstrip("/").rpartition("/")[2], entry) for entry in at.fs.ls(at.path))
+            found = at.fs.ls(at.path, detail=True)
+            named = [(entry["name"].rstrip("/").rpartition("/")[2], entry) for entry in found]
+            entries = sorted(named, key=lambda pair: str(pair[0]))
             if several:
                 print(f"{'' if number == 0 else chr(10)}{text}:")
             shown = [(name, entry) for name, entry in entries if hidden or not name.startswith(".")]

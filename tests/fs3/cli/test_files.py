@@ -1,0 +1,168 @@
+"""`fs3 cp|ls|cat|rm|mv|mkdir|stat|du` on a real cluster: what they do, what they print, how they exit."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fs3.cli import main as entry
+from fs3.cli.files import human
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capfdbinary: pytest.CaptureFixture[bytes]) -> Run:
+    def call(*arguments: str) -> tuple[int, str, str]:
+        code = entry.run(list(arguments))
+        out, err = capfdbinary.readouterr()
+        return code, out.decode(), err.decode()
+
+    return call
+
+
+@pytest.fixture
+def at(cluster_url: str, home: str) -> str:
+    return cluster_url + home
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """Small and large files in nested directories; the empty ones count."""
+    rng = random.Random(1)
+    root = tmp_path / "tree"
+    for name, length in [("a.txt", 5), ("empty", 0), ("d/b.bin", 300_000), ("d/e/c.bin", 6_000_000), (".hidden", 1)]:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(rng.randbytes(length))
+    for i in range(300):
+        (root / "d" / f"many-{i}").write_bytes(rng.randbytes(i))
+    (root / "nothing-in-here").mkdir()
+    return root
+
+
+def contents(root: Path) -> dict[str, bytes | None]:
+    return {str(p.relative_to(root)): p.read_bytes() if p.is_file() else None for p in sorted(root.rglob("*"))}
+
+
+def test_a_tree_goes_there_and_back(run: Run, at: str, tree: Path, tmp_path: Path) -> None:
+    assert run("cp", "-r", str(tree), f"{at}/copy") == (0, "", "")
+    assert run("cp", "-r", f"{at}/copy", str(tmp_path / "back")) == (0, "", "")
+    assert contents(tmp_path / "back") == contents(tree)
+    assert run("cp", "-r", f"{at}/copy", f"{at}/again")[0] == 0
+    assert run("du", "-sb", f"{at}/again")[1].split("\t")[0] == run("du", "-sb", f"{at}/copy")[1].split("\t")[0]
+
+
+def test_cp_goes_into_an_existing_directory(run: Run, at: str, tree: Path) -> None:
+    assert run("cp", str(tree / "a.txt"), str(tree / "empty"), at)[0] == 0
+    assert run("ls", at) == (0, "a.txt\nempty\n", "")
+    assert run("cp", "-r", str(tree / "d" / "e"), at)[0] == 0
+    assert run("ls", f"{at}/e")[1] == "c.bin\n"
+
+
+def test_an_operand_that_fails_does_not_stop_the_others(run: Run, at: str, tree: Path) -> None:
+    code, _, err = run("cp", str(tree / "a.txt"), str(tree / "missing"), str(tree / "d"), str(tree / "empty"), at)
+    assert code == 1
+    assert f"fs3 cp: cannot stat '{tree}/missing': No such file or directory\n" in err
+    assert f"fs3 cp: -r not specified; omitting directory '{tree}/d'\n" in err
+    assert run("ls", at)[1] == "a.txt\nempty\n"
+
+
+def test_a_failed_copy_leaves_nothing_half_written(run: Run, at: str, tree: Path, tmp_path: Path) -> None:
+    assert run("cp", str(tree / "a.txt"), f"{at}/f")[0] == 0
+    code, _, err = run("cp", f"{at}/f", str(tmp_path / "no" / "such" / "folder"))
+    assert code == 1 and "No such file or directory" in err
+    assert not [name for name in os.listdir(tmp_path) if "partial" in name]
+    code, _, err = run("cp", f"{at}/f", f"{at}/no/such")
+    assert code == 1 and "no such directory; make it first" in err
+    assert run("cp", "-r", f"{at}", f"{at}/inside")[0] == 1
+
+
+def test_cat(run: Run, at: str, tree: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    run("cp", str(tree / "d" / "b.bin"), f"{at}/b")
+    assert entry.run(["cat", f"{at}/b", str(tree / "a.txt")]) == 0
+    assert capfdbinary.readouterr()[0] == (tree / "d" / "b.bin").read_bytes() + (tree / "a.txt").read_bytes()
+    code, _, err = run("cat", f"{at}/missing", at)
+    assert code == 1 and "no such file or directory" in err and "Is a directory" in err
+
+
+def test_ls(run: Run, at: str, tree: Path) -> None:
+    run("cp", "-r", str(tree), f"{at}/t")
+    assert run("ls", f"{at}/t")[1] == "a.txt\nd\nempty\nnothing-in-here\n"
+    assert run("ls", "-a", f"{at}/t")[1].startswith(".hidden\n")
+    lines = run("ls", "-l", f"{at}/t")[1].splitlines()
+    assert lines[0].startswith("-rw-r--r-- 1") and lines[0].endswith("a.txt") and " 5 " in lines[0]
+    assert lines[1].startswith("drwxr-xr-x")
+    assert run("ls", "-d", f"{at}/t")[1] == f"{at}/t\n"
+    assert run("ls", f"{at}/missing")[0] == 2
+    assert run("ls", str(tree))[1] == "a.txt\nd\nempty\nnothing-in-here\n"
+
+
+def test_rm(run: Run, at: str, tree: Path) -> None:
+    run("cp", "-r", str(tree), f"{at}/t")
+    code, _, err = run("rm", f"{at}/t")
+    assert code == 1 and "say -r" in err
+    assert run("rm", f"{at}/t/a.txt", f"{at}/t/missing", f"{at}/t/empty")[0] == 1
+    assert run("ls", f"{at}/t")[1] == "d\nnothing-in-here\n"
+    assert run("rm", "-f", f"{at}/t/missing") == (0, "", "")
+    assert run("rm", "-r", f"{at}/t") == (0, "", "")
+    assert run("ls", at) == (0, "", "")
+    assert run("rm", "-r", at.rsplit("/", 1)[0] + "/")[0] == 1, "the root stays"
+
+
+def test_mv(run: Run, at: str, tree: Path) -> None:
+    run("cp", str(tree / "a.txt"), f"{at}/a")
+    run("mkdir", f"{at}/d")
+    assert run("mv", f"{at}/a", f"{at}/b") == (0, "", "")
+    assert run("mv", f"{at}/b", f"{at}/d") == (0, "", "")
+    assert run("ls", at, f"{at}/d")[1] == f"{at}:\nd\n\n{at}/d:\nb\n"
+    before = contents(tree)
+    assert run("mv", str(tree), f"{at}/moved") == (0, "", "")
+    assert not tree.exists()
+    assert run("cp", "-r", f"{at}/moved", str(tree))[0] == 0
+    assert contents(tree) == before
+    assert run("mv", f"{at}/missing", f"{at}/x")[0] == 1
+
+
+def test_mkdir_chooses_the_layout(run: Run, at: str) -> None:
+    options = ("--replicas", "2", "--chunk-size", "1MiB", "--durability", "os", "--stripe", "3")
+    assert run("mkdir", *options, f"{at}/d") == (0, "", "")
+    facts: dict[str, Any] = json.loads(run("stat", "--json", f"{at}/d")[1])
+    assert (facts["replicas"], facts["chunk_size"], facts["durability"], facts["stripe"]) == (2, 1 << 20, "os", 3)
+    assert run("mkdir", f"{at}/d")[0] == 1
+    assert run("mkdir", "-p", f"{at}/d", f"{at}/x/y/z") == (0, "", "")
+    assert run("mkdir", f"{at}/p/q")[0] == 1
+    for wrong, says in [("--chunk-size", "1000"), ("--replicas", "9")]:
+        code, _, err = run("mkdir", wrong, says, f"{at}/w")
+        assert code == 1 and says in err
+    assert run("ls", at)[1] == "d\nx\n"
+    assert run("mkdir", "--durability", "never", f"{at}/w")[0] == 2
+
+
+def test_stat_and_du(run: Run, at: str, tree: Path) -> None:
+    run("cp", "-r", str(tree), f"{at}/t")
+    facts = json.loads(run("stat", "--json", f"{at}/t/d/e/c.bin")[1])
+    assert (facts["type"], facts["size"], facts["replicas"], facts["durability"]) == ("file", 6_000_000, 3, "sync")
+    assert "chunk_size" in run("stat", f"{at}/t")[1]
+    total = sum(len(data) for data in contents(tree).values() if data)
+    lines = run("du", "-b", f"{at}/t")[1].splitlines()
+    assert lines[-1] == f"{total}\t{at}/t" and f"6000000\t{at}/t/d/e" in lines and f"0\t{at}/t/nothing-in-here" in lines
+    assert run("du", "-b", str(tree))[1].splitlines()[-1] == f"{total}\t{tree}"
+    assert run("stat", f"{at}/missing")[0] == 1
+
+
+def test_an_unreachable_cluster_is_named(run: Run) -> None:
+    code, out, err = run("ls", "fs3://127.0.0.1:1/x")
+    assert code == 2 and out == "" and "127.0.0.1:1" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0"), (1023, "1023"), (1024, "1.0K"), (1536, "1.5K"), (20 << 20, "20M"), (3 << 40, "3.0T")]
+)
+def test_sizes_for_people(count: int, text: str) -> None:
+    assert human(count) == text
