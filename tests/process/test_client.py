@@ -5,7 +5,6 @@ Nothing here waits for a time: the workers count their operations, and the test 
 
 from __future__ import annotations
 
-import mmap
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -157,12 +156,20 @@ def test_a_damaged_block_is_served_from_another_replica(cluster: LocalCluster, c
 def flip_bits(path: Path, contents: list[bytes]) -> int:
     """Damage each of `contents` where the file has it, as a disk would; how many it had."""
     found = 0
-    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
-        for content in contents:
-            at = memory.find(content)
-            if at >= 0:
-                memory[at + 50] ^= 1
-                found += 1
+    with path.open("r+b") as file:
+        size, at = os.fstat(file.fileno()).st_size, 0
+        while at < size:
+            try:
+                begin = os.lseek(file.fileno(), at, os.SEEK_DATA)  # a block file is mostly holes
+            except OSError:
+                break
+            at = os.lseek(file.fileno(), begin, os.SEEK_HOLE)
+            data = os.pread(file.fileno(), at - begin, begin)
+            for content in contents:
+                place = data.find(content)
+                if place >= 0:
+                    os.pwrite(file.fileno(), bytes([data[place + 50] ^ 1]), begin + place + 50)
+                    found += 1
     return found
 
 
@@ -196,22 +203,23 @@ def test_a_daemon_killed_under_reads_and_writes_fails_no_call(cluster: LocalClus
 
     workers = Workers([read_large, read_small, write_large, write_small])
     try:
-        for node in (2, 3):
-            workers.progress(2)
-            cluster.kill_node(node)
-            workers.progress(3)
-            cluster.restart_node(node)
-            workers.progress(2)
-            cluster.wait_serving(recovered=True, timeout_s=WAIT_S)
+        workers.progress(2)
+        cluster.kill_node(2)
+        workers.progress(4)
+        cluster.restart_node(2)
+        workers.progress(2)
+        cluster.wait_serving(recovered=True, timeout_s=WAIT_S)
     finally:
         done = workers.stop()
-    assert min(done) >= 14
-    for path, handle_now in zip(written, files.open_many(list(written)), strict=True):
-        assert files.read(handle_now) == written[path], path
-    # What came back while writes went on is read from each node alone.
-    for node in (1, 2):
-        cluster.kill_node(node)
-        for path, handle_now in zip(written, files.open_many(list(written)), strict=True):
-            assert files.read(handle_now) == written[path], (path, node)
+    assert min(done) >= 8
+    handles = files.open_many(list(written))
+    for path, now in zip(written, handles, strict=True):
+        assert files.read(now) == written[path], path
+    # What was brought up to date while writes went on is read from that node alone.
+    cluster.kill_node(1)
+    cluster.kill_node(3)
+    for path, now in zip(written, handles, strict=True):
+        assert files.read(now) == written[path], path
+    for node in (1, 3):
         cluster.restart_node(node)
-        cluster.wait_serving(recovered=True, timeout_s=WAIT_S)
+    cluster.wait_serving(recovered=True, timeout_s=WAIT_S)
