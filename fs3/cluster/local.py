@@ -303,6 +303,7 @@ def stop_folder(directory: Path | str, *, supervisor: int | None = None, timeout
         if lease_now_s() >= deadline_s:
             raise Unavailable(f"{folder.path} is still in use after {timeout_s:g} s")
         pause.wait(_LOOK_S)
+    _end(_started_by_hand(folder))
     return True
 
 
@@ -315,13 +316,28 @@ def _end_daemons(folder: Folder) -> None:
     waves = [[process for name, process in processes.items() if name != "mgmtd"]]
     waves.append([process for name, process in processes.items() if name == "mgmtd"])
     for wave in waves:
-        for process in wave:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.terminate()
-        _, alive = psutil.wait_procs(wave, timeout=_STOP_S)
-        for process in alive:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
+        _end(wave)
+
+
+def _end(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.terminate()
+    _, alive = psutil.wait_procs(processes, timeout=_STOP_S)
+    for process in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def _started_by_hand(folder: Folder) -> list[psutil.Process]:
+    """Daemons that run on a config of the folder though nobody who stopped it knew of them (`fs3 storage --config`)."""
+    configs = str(folder.config("x").parent) + os.sep
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if any(argument.startswith(configs) and argument.endswith(".toml") for argument in process.cmdline()):
+                found.append(process)
+    return found
 
 
 def _daemon(folder: Folder, name: str, pid: int) -> psutil.Process | None:

@@ -93,6 +93,30 @@ def test_up_detached_status_and_down(tmp_path: Path) -> None:
     assert not stop_folder(directory)
 
 
+def test_down_also_ends_a_daemon_that_was_started_again_by_hand(tmp_path: Path) -> None:
+    directory = tmp_path / "c"
+    assert (
+        run("up", "--dir", str(directory), "--nodes", "1", "--replicas", "1", "--detach", "--port", "0").returncode == 0
+    )
+    config = directory / "config" / "storage-1.toml"
+    first = next(p for p in psutil.process_iter() if str(config) in _command(p))
+    first.kill()
+    first.wait(10)
+    by_hand = subprocess.Popen([*FS3, "storage", "--config", str(config)], stderr=subprocess.DEVNULL)
+    try:
+        assert run("down", str(directory)).returncode == 0
+        by_hand.wait(10)
+    finally:
+        by_hand.kill()
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
 def test_up_in_the_foreground_stops_at_ctrl_c(tmp_path: Path) -> None:
     command = [*FS3, "up", "--dir", str(tmp_path / "c"), "--nodes", "1", "--replicas", "1", "--lease", "1"]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
