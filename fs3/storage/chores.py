@@ -91,7 +91,7 @@ class Chores:
             try:
                 again_s = self._kinds[kind](number)
             except Fs3Error as error:
-                _LOG.warning("%s %d: %s; trying again", kind, number, error)
+                _LOG.warning("%s %d: %s (%s); trying again", kind, number, error, type(error).__name__)
                 again_s = _RETRY_S
             with self._changed:
                 if self._running.pop(key):

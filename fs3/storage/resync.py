@@ -70,6 +70,8 @@ class Recovery:
             _Pass(self, role, role.successor, acting).run()
         except _ChainChanged:
             return None
+        except StaleRouting:
+            return _AGAIN_S  # one of the two has not heard of the newest chain yet
         finally:
             self.state.leave(acting)
         return None
@@ -236,7 +238,4 @@ class _Pass:
         wrong = np.flatnonzero(answer["status"])
         if len(wrong):
             row = int(wrong[0])
-            error = from_code(int(answer["status"][row]), f"target {self._successor.target_id} refused a chunk")
-            if isinstance(error, StaleRouting):
-                self._check()
-            raise error
+            raise from_code(int(answer["status"][row]), f"target {self._successor.target_id} refused a chunk")
