@@ -95,9 +95,7 @@ def test_up_detached_status_and_down(tmp_path: Path) -> None:
 
 def test_down_also_ends_a_daemon_that_was_started_again_by_hand(tmp_path: Path) -> None:
     directory = tmp_path / "c"
-    assert (
-        run("up", "--dir", str(directory), "--nodes", "1", "--replicas", "1", "--detach", "--port", "0").returncode == 0
-    )
+    assert run("up", "--dir", str(directory), "--nodes", "1", "--replicas", "1", "--detach").returncode == 0
     config = directory / "config" / "storage-1.toml"
     first = next(p for p in psutil.process_iter() if str(config) in _command(p))
     first.kill()
