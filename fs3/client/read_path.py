@@ -110,6 +110,8 @@ class ReadCall:
     def _columns(self, table: ReplicaTable, todo: I64, rows: I64) -> I64:
         candidates = table.endpoint[rows]
         usable = candidates != NONE
+        if not usable.any():
+            return np.full(len(todo), NONE, dtype=np.int64)  # perhaps there is no endpoint at all
         if self._tried or self._tail:
             for index, place in enumerate(todo.tolist()):
                 if place in self._tried:
