@@ -8,6 +8,7 @@ DIR/log/NAME.log          DIR/mgmtd, DIR/meta, DIR/storage-N/disk    data       
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -123,10 +124,15 @@ class Folder:
         self._lock = descriptor
 
     def release(self) -> None:
-        """Give the folder back; daemons that still run keep it locked."""
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        """Give the folder back; daemons that still run keep it locked. One that was never used is removed."""
+        if self._lock is None:
+            return
+        if os.listdir(self.path) == ["LOCK"]:
+            (self.path / "LOCK").unlink()
+            with contextlib.suppress(OSError):
+                self.path.rmdir()
+        os.close(self._lock)
+        self._lock = None
 
     def in_use(self) -> bool:
         """Whether some process holds the folder."""

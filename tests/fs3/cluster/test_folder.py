@@ -41,6 +41,12 @@ def test_one_holder_at_a_time(tmp_path: Path) -> None:
     second.release()
 
 
+def test_a_start_that_fails_early_leaves_no_folder(tmp_path: Path) -> None:
+    with socket.create_server((HOST, 0)) as taken, pytest.raises(Invalid, match="is taken by another process"):
+        LocalCluster(tmp_path / "c", port=taken.getsockname()[1]).start()
+    assert not (tmp_path / "c").exists()
+
+
 def test_a_shape_is_remembered_and_configs_are_what_the_daemons_read(tmp_path: Path) -> None:
     folder = Folder(tmp_path / 'c "quoted" é')
     folder.hold()
