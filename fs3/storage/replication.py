@@ -19,8 +19,8 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -30,13 +30,13 @@ from fs3.clock import lease_now_s
 from fs3.errors import Busy, Conflict, Fs3Error, Unavailable, from_code
 from fs3.ids import chunk_name
 from fs3.storage import craq_core
-from fs3.storage.allocator_core import LARGEST_BYTES
 from fs3.storage.chain_state import Acting, ChainState, Duty, Role
-from fs3.storage.craq_core import After, Identity, Say
-from fs3.storage.engine_api import ChunkEngine, Staged, Update
+from fs3.storage.craq_core import After, Say
+from fs3.storage.engine_api import ChunkEngine
 from fs3.storage.forward import ForwardPort, Frame
+from fs3.storage.write_item import Item, grouped, is_whole, outgoing, slices
 from fs3.storage.write_locks import Key, WriteLocks
-from fs3.transport.messages import UPDATE, Op, Records, UpdateFlag
+from fs3.transport.messages import Records
 
 K = TypeVar("K", bound=Hashable)
 
@@ -46,58 +46,6 @@ _LONGEST_PAUSE_S = 0.5
 _WHOLE_BYTES = 64 << 20  # of whole chunks read at once to be forwarded
 _SETTLE_AGAIN_S = 1.0
 _NO_SUMS = np.empty(0, dtype=np.uint32)
-
-
-@dataclass(slots=True, eq=False)
-class Item:
-    """One update of one chunk in one replica. `own` is false if only its pending version is known, not the update."""
-
-    key: Key
-    acting: Acting
-    role: Role
-    engine: ChunkEngine
-    op: Op = Op.REPLACE
-    offset: int = 0
-    data: memoryview = field(default_factory=lambda: memoryview(b""))
-    fine: NDArray[np.uint32] = field(default_factory=lambda: _NO_SUMS)
-    flags: UpdateFlag = UpdateFlag.NONE
-    chunk_bytes: int = LARGEST_BYTES
-    version: int = 0
-    identity: Identity = (0, 0, 0)
-    from_client: bool = False
-    own: bool = True
-    locked: bool = False
-    whole: bool = False
-    first: bool = True  # no attempt to forward it can have reached anybody
-    staged: Staged | None = None
-    done: bool = False
-    error: Fs3Error | None = None
-    length: int = 0
-
-    @property
-    def durable(self) -> bool:
-        return not self.flags & UpdateFlag.OS_DURABILITY
-
-    def update(self, version: int) -> Update:
-        """What the engine is to make of it."""
-        client, channel, seq = self.identity
-        return Update(
-            target_id=self.key[0],
-            hi=self.key[1],
-            lo=self.key[2],
-            op=Op.REPLACE if self.op is Op.PUT_IF_ABSENT else self.op,
-            offset=self.offset,
-            data=self.data,
-            fine=self.fine,
-            version=version,
-            chain_version=self.role.version,
-            chunk_bytes=self.chunk_bytes,
-            durable=self.durable,
-            client=client,
-            channel=channel,
-            seq=seq,
-            flags=self.flags & ~UpdateFlag.OS_DURABILITY,
-        )
 
 
 @dataclass(slots=True)
@@ -194,7 +142,7 @@ class Replication:
                 staging.append((item, decision.version))
         if blocked:
             settled: dict[Key, Item] = {}
-            for _, group in _grouped(blocked, lambda item: id(item.acting)):
+            for _, group in grouped(blocked, lambda item: id(item.acting)):
                 chunks = [item.key[1:] for item in group]
                 for one in self.settle_chunks(group[0].acting, group[0].role, chunks, deadline_s=deadline_s):
                     settled[one.key] = one
@@ -230,7 +178,7 @@ class Replication:
     def _stage(self, staging: Sequence[tuple[Item, int]]) -> None:
         version_of = {id(item): version for item, version in staging}
         current = [item for item, _ in staging if self._is_current(item)]
-        for _, group in _grouped(current, lambda item: (id(item.engine), item.role.successor is None)):
+        for _, group in grouped(current, lambda item: (id(item.engine), item.role.successor is None)):
             engine, ends = group[0].engine, group[0].role.successor is None
             updates = [item.update(version_of[id(item)]) for item in group]
             try:
@@ -290,11 +238,11 @@ class Replication:
                 continue
             (ready if item.role.successor is None else asking).append(item)
         self._commit(ready, sync=True)
-        for group in _slices(asking):
+        for group in slices(asking):
             outcomes = self._forward(group, deadline_s)
             acked, dropped = [], []
             for item, refusal in zip(group, outcomes, strict=True):
-                after = craq_core.after_forward(refusal.code if refusal else 0, first=item.first, whole=_is_whole(item))
+                after = craq_core.after_forward(refusal.code if refusal else 0, first=item.first, whole=is_whole(item))
                 if after is After.COMMIT:
                     acked.append(item)
                 elif after is After.ABORT:
@@ -321,7 +269,7 @@ class Replication:
             assert item.role.successor is not None
             try:
                 place = (item.role.successor.endpoint, item.role.position + 1)
-                by_place[place].append((item, *_outgoing(item)))
+                by_place[place].append((item, *outgoing(item)))
             except Fs3Error as error:  # what is stored here cannot be read
                 outcome[id(item)] = error
         groups = list(by_place.items())
@@ -360,7 +308,7 @@ class Replication:
         return [outcome[id(item)] for item in items]
 
     def _commit(self, items: Sequence[Item], *, sync: bool) -> None:
-        for _, group in _grouped(items, lambda item: (id(item.engine), item.durable)):
+        for _, group in grouped(items, lambda item: (id(item.engine), item.durable)):
             engine = group[0].engine
             staged = [item.staged for item in group if item.staged is not None]
             try:
@@ -374,7 +322,7 @@ class Replication:
                 self._answer(item, one.version, one.length)
 
     def _abort(self, items: Sequence[Item]) -> None:
-        for _, group in _grouped(items, lambda item: id(item.engine)):
+        for _, group in grouped(items, lambda item: id(item.engine)):
             engine = group[0].engine
             try:
                 engine.abort([item.staged for item in group if item.staged is not None])
@@ -394,74 +342,3 @@ class Replication:
     def _engine_failed(self, engine: ChunkEngine, error: Fs3Error) -> None:
         if isinstance(error, Unavailable):
             self._state.broken(engine, error)
-
-
-def _grouped(items: Sequence[Item], key: Callable[[Item], K]) -> list[tuple[K, list[Item]]]:
-    groups: defaultdict[K, list[Item]] = defaultdict(list)
-    for item in items:
-        groups[key(item)].append(item)
-    return list(groups.items())
-
-
-def _is_whole(item: Item) -> bool:
-    return item.whole or not item.own or (item.role.successor is not None and item.role.successor.syncing)
-
-
-def _slices(items: Sequence[Item]) -> Iterator[list[Item]]:
-    """`items` in runs whose whole chunks fit into memory together."""
-    run: list[Item] = []
-    size = 0
-    for item in items:
-        cost = item.staged.length if item.staged is not None and _is_whole(item) else 0
-        if run and size + cost > _WHOLE_BYTES:
-            yield run
-            run, size = [], 0
-        run.append(item)
-        size += cost
-    if run:
-        yield run
-
-
-def _outgoing(item: Item) -> tuple[Records, memoryview, NDArray[np.uint32]]:
-    """The UPDATE record [1], bytes and sums that a successor gets. Raises: Fs3Error (the pending bytes are damaged)."""
-    staged, successor = item.staged, item.role.successor
-    assert staged is not None and successor is not None
-    flags = UpdateFlag.NONE if staged.durable else UpdateFlag.OS_DURABILITY
-    if not _is_whole(item):
-        op = Op.REPLACE if item.op is Op.PUT_IF_ABSENT else item.op
-        return (
-            record_of(item, op, flags, item.offset, item.data, item.fine, item.chunk_bytes),
-            item.data,
-            item.fine,
-        )
-    if staged.removes:
-        if successor.syncing:
-            flags |= UpdateFlag.SYNC_REMOVE
-        return record_of(item, Op.REMOVE, flags, 0, memoryview(b""), _NO_SUMS, LARGEST_BYTES), memoryview(b""), _NO_SUMS
-    if successor.syncing:
-        flags |= UpdateFlag.SYNC_REPLACE
-    chunk = item.engine.read_chunk(*item.key, pending=True)
-    record = record_of(item, Op.REPLACE, flags, 0, chunk.data, chunk.fine, LARGEST_BYTES)
-    return record, chunk.data, chunk.fine
-
-
-def record_of(
-    item: Item,
-    op: Op,
-    flags: UpdateFlag,
-    offset: int,
-    data: memoryview,
-    fine: NDArray[np.uint32],
-    chunk_bytes: int,
-) -> Records:
-    """The UPDATE record [1] of a pending version on its way to the successor."""
-    staged = item.staged
-    assert staged is not None
-    record = np.zeros(1, dtype=UPDATE)
-    record["hi"], record["lo"] = item.key[1:]
-    record["offset"], record["length"], record["n_sums"] = offset, len(data), len(fine)
-    record["chain"], record["chain_version"] = item.role.chain_id, item.role.version
-    record["client"], record["channel"], record["seq"] = staged.client, staged.channel, staged.seq
-    record["version"], record["op"], record["flags"] = staged.version, op, flags
-    record["chunk_bytes"] = chunk_bytes
-    return record

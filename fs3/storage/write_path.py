@@ -25,20 +25,17 @@ from fs3.storage.chain_state import Acting, ChainState, Duty, ReadTable, Role
 from fs3.storage.chores import Chores
 from fs3.storage.engine_api import ChunkEngine, DedupEntry, DedupRecord
 from fs3.storage.forward import ForwardPort
-from fs3.storage.replication import Item, Replication
+from fs3.storage.replication import Replication
 from fs3.storage.resync import Recovery
-from fs3.storage.target_core import Phase
+from fs3.storage.upkeep import Upkeep
+from fs3.storage.write_item import Item
 from fs3.transport.frame_core import Header
 from fs3.transport.messages import CHUNK_META, RESULT, Op, Records, UpdateFlag
 
 _LOG = logging.getLogger("fs3.storage")
 _CHORE_THREADS = 4
 _RECOVERY_THREADS = 2
-_SETTLE_CHUNKS = 64
-_SETTLE_S = 5.0
-_AGAIN_S = 0.1
 _SUSPECT_EVERY_S = 0.5
-_NEVER = 1 << 62
 MAX_SYNC_PAGE = 65_536
 
 _COLUMNS = (
@@ -86,10 +83,14 @@ class WritePath:
         self._may_write = may_write
         self._suspect_mgmtd = suspect
         self._suspected_s: dict[tuple[int, int], float] = {}
-        self._wanted: dict[int, mgmtd_pb2.CreateTarget] = {}
         self._recovering: defaultdict[int, threading.Lock] = defaultdict(threading.Lock)
         self._chores = Chores(
-            {"create": self._create, "claim": self._claim, "prepare": self._prepare, "settle": self._settle},
+            {
+                "create": lambda target_id: self._upkeep.create(target_id),
+                "claim": lambda target_id: self._upkeep.claim(target_id),
+                "prepare": lambda target_id: self._upkeep.prepare(target_id),
+                "settle": lambda target_id: self._upkeep.settle(target_id),
+            },
             threads=_CHORE_THREADS,
         )
         self._syncs = Chores({"sync": lambda chain_id: self._recovery.sync(chain_id)}, threads=_RECOVERY_THREADS)
@@ -100,6 +101,7 @@ class WritePath:
             suspect=self._suspect,
             settle=lambda target_id, in_s: self._chores.ask("settle", target_id, in_s=in_s),
         )
+        self._upkeep = Upkeep(self.state, self._replication)
         self._recovery = Recovery(self.state, port, self._replication)
 
     def close(self) -> None:
@@ -119,7 +121,7 @@ class WritePath:
     def on_create(self, wanted: Iterable[mgmtd_pb2.CreateTarget]) -> None:
         """Make the targets that are not there yet, in the background."""
         for target in wanted:
-            self._wanted[target.target_id] = target
+            self._upkeep.want(target)
             self._chores.ask("create", target.target_id)
 
     def local_targets(self) -> list[mgmtd_pb2.LocalTarget]:
@@ -342,73 +344,6 @@ class WritePath:
 
     def _ask(self, kind: str, number: int) -> None:
         (self._syncs if kind == "sync" else self._chores).ask(kind, number)
-
-    def _create(self, target_id: int) -> float | None:
-        wanted = self._wanted.get(target_id)
-        if wanted is not None:
-            self.state.create(wanted)
-            self._wanted.pop(target_id, None)
-        return None
-
-    def _claim(self, target_id: int) -> float | None:
-        if self.state.stand(target_id).phase is Phase.COMPLETE:
-            self.state.claim(target_id)
-        return None
-
-    def _prepare(self, target_id: int) -> float | None:
-        """Bring a target that is off duty into order, so that it can come back."""
-        stand = self.state.stand(target_id)
-        if stand.phase not in (Phase.RECALLING, Phase.CLEARING):
-            return None
-        if not self.state.drained(target_id, _NEVER, deadline_after(1.0)):
-            return _AGAIN_S
-        engine = self.state.engine(target_id)
-        pending = [engine.pending_staged(target_id, one.hi, one.lo) for one in engine.pending_of(target_id)]
-        try:
-            if stand.phase is Phase.RECALLING:
-                engine.commit(pending, sync=True)
-            else:
-                engine.abort(pending)
-                while len(page := engine.tombstones(target_id, b"", MAX_SYNC_PAGE)):
-                    engine.expire_tombstones(
-                        target_id, list(zip(page["hi"].tolist(), page["lo"].tolist(), strict=True))
-                    )
-        except Unavailable as error:
-            self.state.broken(engine, error)
-            return None
-        if pending:
-            done = "committed" if stand.phase is Phase.RECALLING else "dropped"
-            _LOG.info("target %d: %d pending versions %s", target_id, len(pending), done)
-        self.state.prepared(target_id, stand)
-        return None
-
-    def _settle(self, target_id: int) -> float | None:
-        """Finish pending versions that nobody is working on: after a chain change, or after an update gave up."""
-        role = next((role for role in self.state.roles() if role.target_id == target_id), None)
-        if role is None or role.duty is not Duty.SERVE:
-            return None
-        try:
-            role, acting = self.state.enter(role.chain_id, role.version)
-        except Fs3Error:
-            return None  # changed just now, and asked again for
-        locks = self._replication.locks
-        failed = False
-        try:
-            chunks = [(one.hi, one.lo) for one in self.state.engine(target_id).pending_of(target_id)]
-            for begin in range(0, len(chunks), _SETTLE_CHUNKS):
-                some = chunks[begin : begin + _SETTLE_CHUNKS]
-                # A chunk that is locked has somebody working on it, who asks for this chore should he give up.
-                got = locks.acquire([(target_id, *chunk) for chunk in some], lease_now_s())
-                try:
-                    free = [chunk for chunk in some if (target_id, *chunk) in got]
-                    deadline_s = deadline_after(_SETTLE_S)
-                    items = self._replication.settle_chunks(acting, role, free, deadline_s=deadline_s)
-                    failed = failed or any(item.error is not None for item in items)
-                finally:
-                    locks.release(got)
-        finally:
-            self.state.leave(acting)
-        return 1.0 if failed else None
 
     def _suspect(self, node_id: int, generation: int) -> None:
         now_s = lease_now_s()
