@@ -66,9 +66,8 @@ def _print(found: KVHoldings, console: Console) -> None:
     console.print(f"{found.url}: {found.pages:,} pages, {found.bytes:,} bytes{unreadable}", soft_wrap=True)
     if not found.pages:
         return
-    console.print(
-        f"oldest {_when(found.oldest_ns)}, newest {_when(found.newest_ns)}, deepest chain {found.deepest:,} pages"
-    )
+    ages = f"oldest {_when(found.oldest_ns)}, newest {_when(found.newest_ns)}"
+    console.print(f"{ages}, deepest chain {found.deepest:,} pages", soft_wrap=True)
     table = _table("namespace", "pages", "bytes", "deepest", "newest")
     for name, held in found.namespaces.items():
         newest = _when(held.newest_ns)

@@ -1,6 +1,6 @@
 """The KV cache of inference runners, offloaded to fs3: pages of attention state, found by what was computed.
 
-A page's chunk id is the digest of its key and its chain follows from that digest, so the storage daemons' chunk indexes
+A page's chunk id is a digest of its key and its chain follows from that digest, so the storage daemons' chunk indexes
 are the key index; there is no other (3FS's KV cache is not released; LMCache and Mooncake keep an index process, whose
 loss loses the cache). A failed, removed or late read is a miss, never wrong bytes.
 """

@@ -1,7 +1,7 @@
 """What a KV cache holds, and making it hold less: every page is found by listing the chains, and told by its footer.
 
 A directory's pages lie on the chains of its table and name the directory; the root stands for every page of the
-cluster. Directories that share a chain table and a namespace share pages, which belong to the one that stored them.
+cluster, also those whose directory was removed.
 """
 
 from __future__ import annotations

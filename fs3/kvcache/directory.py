@@ -31,6 +31,8 @@ def open_directory(url: str, *, secret: str = "", create: bool) -> tuple[Client,
         with contextlib.suppress(Exists):  # another runner may have been faster
             client.meta.mkdir(path, parents=True, mode=0o755, layout=CACHE_LAYOUT, timeout_s=STAT_TIMEOUT_S)
         (found,) = client.meta.stat([path], timeout_s=STAT_TIMEOUT_S)
+    if isinstance(found, NotFound):
+        raise NotFound(f"{url}: no such directory; a runner makes it when it first stores a page")
     if isinstance(found, Fs3Error):
         raise found
     if not found.is_directory:

@@ -1,10 +1,12 @@
 """What a page is called: the digest of its tokens chained onto its prefix, under everything the bytes depend on.
 
     key[-1] = digest(namespace)        key[i] = blake2b(key[i-1] | tokens of page i, u32 little-endian)
+    chunk id = kind and 15 bytes of blake2b(directory's inode | key)
 
 Two runners share a page only if every token before it, the weights, the dtype, the layout and the page size agree.
-Peers that left one of these out served one model's state to another (sglang #33268, #24758, #26792). The encoding is
-frozen.
+Peers that left one of these out served one model's state to another (sglang #33268, #24758, #26792). The directory is
+part of the chunk id, so that caches in two directories never meet: each can be counted, bounded and cleared by itself.
+The encoding is frozen.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fs3.errors import Invalid
+from fs3.ids import kv_page_chunk
 
 KEY_BYTES = 32
 LARGEST_TOKEN = (1 << 32) - 1
@@ -72,3 +75,9 @@ def page_keys(namespace: bytes, tokens: ArrayLike | Sequence[int], page_tokens: 
         key = blake2b(key + page, digest_size=KEY_BYTES, person=b"fs3-kv-page-v1").digest()
         keys.append(key)
     return keys
+
+
+def page_chunk(directory: int, key: bytes) -> tuple[int, int]:
+    """The chunk (hi, lo) that holds the page of `key` in the cache of the directory with this inode id."""
+    place = blake2b(directory.to_bytes(8, "little") + key, digest_size=KEY_BYTES, person=b"fs3-kv-place-v1").digest()
+    return kv_page_chunk(place)

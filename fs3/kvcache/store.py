@@ -25,10 +25,9 @@ from fs3.client.connect import Client
 from fs3.client.storage import RANGE, ChunkUpdate, Op
 from fs3.clock import deadline_after, wall_now_ns
 from fs3.errors import Corrupt, Fs3Error, Invalid
-from fs3.ids import kv_page_chunk
 from fs3.inode import Inode
 from fs3.kvcache.directory import open_directory
-from fs3.kvcache.keys_core import KEY_BYTES, Namespace
+from fs3.kvcache.keys_core import KEY_BYTES, Namespace, page_chunk
 from fs3.kvcache.page_core import FOOTER_BYTES, Footer, pack_footer, unpack_footer
 from fs3.kvcache.page_read import PageRead
 from fs3.kvcache.slab import PageSlab
@@ -224,14 +223,15 @@ class KVStore:
         except Corrupt as error:
             self._failed(error)
             return False
-        return footer.key == key and footer.namespace == self._digest and footer.payload_bytes == self.page_bytes
+        found = (footer.key, footer.namespace, footer.directory, footer.payload_bytes)
+        return found == (key, self._digest, self._directory, self.page_bytes)
 
     def _places(self, keys: Sequence[bytes]) -> tuple[NDArray[np.uint64], NDArray[np.uint32], NDArray[np.bool_]]:
         """(hi, lo) of each page [n, 2], its chain [n], and whether that has a replica that serves [n].
 
         A chain without one is known not to answer: its pages are missed at once, instead of at the deadline.
         """
-        ids = np.array([kv_page_chunk(key) for key in keys], dtype=np.uint64).reshape(len(keys), 2)
+        ids = np.array([page_chunk(self._directory, key) for key in keys], dtype=np.uint64).reshape(len(keys), 2)
         routing = self._client.mgmtd.routing
         try:
             table = routing.table(*self._table)

@@ -8,8 +8,9 @@ from hashlib import blake2b
 import pytest
 
 from fs3.errors import Corrupt
-from fs3.ids import ChainId, ChainTableId, kv_page_chunk
+from fs3.ids import ChainId, ChainTableId
 from fs3.kvcache import Namespace, page_keys
+from fs3.kvcache.keys_core import page_chunk
 from fs3.kvcache.page_core import FOOTER_BYTES, Footer, pack_footer, unpack_footer
 from fs3.layout import page_chain
 from fs3.routing import ChainTable
@@ -28,6 +29,7 @@ KEYS = [
     "29635699db18610eb5d0446ef922fe3bbbb4c1278cc891a1b77d99dd013e0d95",
     "eb39fc11830eb90522c2ed0f76c7c9f090fee4579e2f1279863a2adca6b83d46",
 ]
+CHUNKS = ["023ec19b1ba01ac2b66a8d119e99c90b", "02e592a723c9d905c2248ad375c8191c"]  # in the directory with inode 77
 FOOTER = Footer(
     payload_bytes=1_152,
     created_ns=1_700_000_000_123_456_789,
@@ -73,12 +75,16 @@ def test_keys() -> None:
 
 
 def test_a_pages_chunk_and_chain() -> None:
-    hi, lo = kv_page_chunk(bytes.fromhex(KEYS[0]))
-    assert f"{hi:016x}{lo:016x}" == "02" + KEYS[0][:30]
+    places = [page_chunk(77, bytes.fromhex(key)) for key in KEYS]
+    assert [f"{hi:016x}{lo:016x}" for hi, lo in places] == CHUNKS
+    for key, expected in zip(KEYS, CHUNKS, strict=True):
+        text = struct.pack("<Q", 77) + bytes.fromhex(key)
+        place = blake2b(text, digest_size=32, person=b"fs3-kv-place-v1")
+        assert "02" + place.hexdigest()[:30] == expected
     table = ChainTable(
         table_id=ChainTableId(1), version=1, replicas=1, chains=tuple(ChainId(chain) for chain in range(10, 17))
     )
-    assert [page_chain(kv_page_chunk(bytes.fromhex(key))[1], table) for key in KEYS] == [13, 12]
+    assert [page_chain(lo, table) for _, lo in places] == [16, 14]
 
 
 def test_a_footer() -> None:
