@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
-from fs3.errors import Fs3Error, Invalid
+from fs3.errors import Busy, Fs3Error, Invalid
 from fs3.storage.body_pool import Body, BodyPool
 from fs3.storage.outbox import Outbox
 from fs3.storage.reassembly_core import Frame, FrameAssembler
@@ -105,6 +105,7 @@ class Peer:
         self.outbox = Outbox()
         self.role = ""
         self.welcome = False  # HELLO was accepted
+        self.turned_away = ""  # why HELLO will not be
         self.in_progress = 0
         self.now_s = now_s
         self.mask = 0
@@ -252,6 +253,9 @@ class Peer:
         try:
             if not self.welcome and header.kind != _HELLO:
                 raise Invalid("the first frame of a connection must be HELLO")
+            if self.turned_away:
+                self.loop.figures.refused += 1
+                raise Busy(self.turned_away)
             self._handler.begin(self, frame, body)
         except Fs3Error as error:
             if not self.welcome:

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import os
 import socket
+from dataclasses import dataclass
 from pathlib import Path
 
 from fs3.errors import Invalid
@@ -18,38 +19,36 @@ from fs3.storage.config import StorageConfig
 _LONGEST_SOCKET_PATH = 107
 
 
-def bind(config: StorageConfig) -> list[socket.socket]:
-    """The TCP socket first, then the Unix socket if one is wanted; neither listens yet. Raises: Invalid."""
-    bound: list[socket.socket] = []
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """The TCP socket first; `address` is its "host:port". `unix_path` is "" without a Unix socket."""
+
+    sockets: tuple[socket.socket, ...]
+    address: str
+    unix_path: str
+
+    def close(self) -> None:
+        """Close, and remove the Unix socket's name; also if the sockets are closed already."""
+        for sock in self.sockets:
+            sock.close()
+        if self.unix_path:
+            with contextlib.suppress(OSError):
+                os.unlink(self.unix_path)
+
+
+def bind(config: StorageConfig) -> Bound:
+    """The sockets that `config` wants; they do not listen yet. Raises: Invalid."""
+    tcp = _bind_tcp(config.listen_host, config.listen_port)
+    host, port = tcp.getsockname()[:2]
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    if config.unix_dir is None:
+        return Bound((tcp,), address, "")
+    path = config.unix_dir / f"storage-{config.node_id}.sock"
     try:
-        bound.append(_bind_tcp(config.listen_host, config.listen_port))
-        if config.unix_dir is not None:
-            bound.append(_bind_unix(config.unix_dir / f"storage-{config.node_id}.sock"))
-    except BaseException:
-        close(bound)
+        return Bound((tcp, _bind_unix(path)), address, str(path))
+    except Invalid:
+        tcp.close()
         raise
-    return bound
-
-
-def address(sock: socket.socket) -> str:
-    """ "host:port" of a TCP socket."""
-    host, port = sock.getsockname()[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def unix_path(sock: socket.socket) -> str | None:
-    """The path of a Unix socket; None for others."""
-    return sock.getsockname() or None if sock.family == socket.AF_UNIX else None
-
-
-def close(sockets: list[socket.socket]) -> None:
-    """Close, and remove the names of Unix sockets; also for sockets that are closed already."""
-    for sock in sockets:
-        with contextlib.suppress(OSError):
-            path = unix_path(sock)
-            if path is not None:
-                os.unlink(path)
-        sock.close()
 
 
 def _bind_tcp(host: str, port: int) -> socket.socket:

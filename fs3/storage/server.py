@@ -38,6 +38,7 @@ from fs3.storage.connections import MAX_HOPS, Patience
 from fs3.storage.engine import Engine
 from fs3.storage.figures import DaemonFigures
 from fs3.storage.forward import ChainForwarder
+from fs3.storage.listeners import Bound
 from fs3.storage.read_path import ReadPath
 from fs3.storage.service import Service
 from fs3.storage.worker import IoThread
@@ -50,6 +51,7 @@ _ASK_S = 2.0
 _ASK_AGAIN_S = 0.25
 _SAY_EVERY_S = 10.0
 _DRAIN_S = 2.0
+_TURNED_AWAY = 64  # connections beyond the limit that are still told why they are closed
 
 __all__ = ["StorageConfig", "StorageServer", "run"]
 
@@ -71,12 +73,12 @@ async def _until_signal(config: StorageConfig) -> int:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     # The ports first: a taken one is said at once, and not after a wait for mgmtd.
     with contextlib.ExitStack() as opened:
-        sockets = listeners.bind(config)
-        opened.callback(listeners.close, sockets)
+        bound = listeners.bind(config)
+        opened.callback(bound.close)
         cluster = await _or_stop(stop, _cluster(config))
         if cluster is None:
             return 0
-        server = StorageServer(config, cluster.cluster_id, sockets)
+        server = StorageServer(config, cluster.cluster_id, bound)
         opened.pop_all()
     await server.serve(stop)
     return 0
@@ -125,18 +127,17 @@ class StorageServer:
         self,
         config: StorageConfig,
         cluster_id: str,
-        sockets: list[socket.socket],
+        bound: Bound,
         *,
         patience: Patience | None = None,
     ) -> None:
-        """`sockets` are bound, as `listeners.bind` makes them; they are closed with the server.
+        """`bound` is where to listen; it is closed with the server.
 
-        Raises: Invalid, PermissionDenied, Unavailable, Corrupt: a disk; nothing but `sockets` stays open then.
+        Raises: Invalid, PermissionDenied, Unavailable, Corrupt: a disk; nothing but `bound` stays open then.
         """
         self.config = config
         self.generation = wall_now_ns()
-        self._sockets = sockets
-        self._address = listeners.address(sockets[0])
+        self._bound = bound
         self._stopping = False
         self._agent: NodeAgent | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -192,14 +193,14 @@ class StorageServer:
     @property
     def address(self) -> str:
         """Where the daemon listens, "host:port"."""
-        return self._address
+        return self._bound.address
 
     def start(self) -> None:
         """Listen, and answer; `Unavailable` until `serve` has a lease."""
-        for sock in self._sockets:
+        for sock in self._bound.sockets:
             sock.listen(_BACKLOG)
         for number, thread in enumerate(self.threads):
-            thread.start(self._sockets if number == 0 else ())
+            thread.start(self._bound.sockets if number == 0 else ())
 
     async def serve(self, stop: asyncio.Event) -> None:
         """Serve until `stop` is set, then say goodbye and close everything.
@@ -246,7 +247,7 @@ class StorageServer:
         if not self._stopping:
             self._stopping = True
             self._wind_down()
-        listeners.close(self._sockets)
+        self._bound.close()
         for thread in self.threads:
             thread.stop()
         self._exporter.close()
@@ -283,10 +284,12 @@ class StorageServer:
     def _deal(self, sock: socket.socket) -> None:
         """A new connection goes to the thread that has the fewest."""
         counts = [len(thread.peers) for thread in self.threads]
-        if sum(counts) >= self.config.max_connections:
-            self.threads[0].refuse(sock, f"{sum(counts)} connections are open, which is this daemon's limit")
-        else:
-            self.threads[counts.index(min(counts))].adopt(sock)
+        total, most = sum(counts), self.config.max_connections
+        if total >= most + _TURNED_AWAY:
+            sock.close()
+            return
+        reason = f"{total} connections are open, and this daemon takes {most}" if total >= most else ""
+        self.threads[counts.index(min(counts))].adopt(sock, reason)
 
     def _poke(self) -> None:
         loop, agent = self._loop, self._agent
@@ -301,7 +304,6 @@ class StorageServer:
                 asyncio.run_coroutine_threadsafe(agent.suspect(node_id, generation), loop)
 
     def _node(self) -> Node:
-        unix = [path for sock in self._sockets if (path := listeners.unix_path(sock))]
         return Node(
             node_id=NodeId(self.config.node_id),
             kind=NodeKind.STORAGE,
@@ -310,7 +312,7 @@ class StorageServer:
             generation=self.generation,
             version=__version__,
             metrics=self._exporter.address,
-            unix_endpoints=tuple(unix),
+            unix_endpoints=(self._bound.unix_path,) if self._bound.unix_path else (),
         )
 
     def _disks(self) -> list[mgmtd_pb2.DiskInfo]:

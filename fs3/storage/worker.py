@@ -17,10 +17,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from fs3.clock import lease_now_s
-from fs3.errors import Busy
 from fs3.storage.body_pool import BodyPool
 from fs3.storage.connections import Figures, Handler, Patience, Peer, PeerGone
-from fs3.storage.reply import error_reply
 from fs3.transport.connection import prefer_loopback_congestion
 
 _LOG = logging.getLogger("fs3.storage")
@@ -82,9 +80,9 @@ class IoThread:
         """See `connections.Loop`."""
         self._again[peer.fd] = peer
 
-    def adopt(self, sock: socket.socket) -> None:
-        """Take a connection; from any thread."""
-        self.post(lambda: self._adopt(sock))
+    def adopt(self, sock: socket.socket, turned_away: str = "") -> None:
+        """Take a connection, or answer its HELLO with the reason why not; from any thread."""
+        self.post(lambda: self._adopt(sock, turned_away))
 
     def stop(self) -> None:
         """Close every connection and listener, and end the thread."""
@@ -169,7 +167,7 @@ class IoThread:
             self.figures.accepted += 1
             self._accepted(sock)
 
-    def _adopt(self, sock: socket.socket) -> None:
+    def _adopt(self, sock: socket.socket, turned_away: str) -> None:
         try:
             sock.setblocking(False)
             if sock.family != socket.AF_UNIX:
@@ -180,17 +178,10 @@ class IoThread:
             sock.close()
             return
         peer = Peer(sock, self, self._handler, self._pool, max_requests=self._max_requests, now_s=lease_now_s())
+        peer.turned_away = turned_away
         self.peers[peer.fd] = peer
         peer.mask = select.EPOLLIN
         self._epoll.register(peer.fd, peer.mask)
-
-    def refuse(self, sock: socket.socket, reason: str) -> None:
-        """Turn a connection away; on the accepting thread."""
-        self.figures.refused += 1
-        with contextlib.suppress(OSError):
-            sock.setblocking(False)
-            sock.send(bytes(error_reply(None, Busy(reason)).parts[0]))  # type: ignore[arg-type]  # one part of bytes
-        sock.close()
 
     def _close(self, peer: Peer) -> None:
         if self.peers.pop(peer.fd, None) is not None:
