@@ -238,11 +238,12 @@ def test_connections_have_a_limit(start: Callable[..., Any]) -> None:
 
 
 def test_slow_peers_are_closed(start: Callable[..., Any]) -> None:
-    with start(patience=Patience(hello_s=0.0, frame_s=0.0), disks=1) as daemon:
+    with start(patience=Patience(hello_s=1.5, frame_s=0.3), disks=1) as daemon:
         with _raw(daemon) as silent:
             assert silent.recv(100) == b""
         idle, half = daemon.connect(), daemon.connect()
         half._sock.sendall(pack_header(Header(Kind.READ, 2, head_bytes=3200)) + bytes(100))
+        half._sock.settimeout(20)
         assert half._sock.recv(100) == b""
         daemon.put(idle, {1: b"an idle connection between frames stays"})
 
