@@ -86,10 +86,8 @@ class Context:
     ) -> None:
         self._stack.close()
 
-    def measure(
-        self, what: str, cases: Mapping[str, Case], *, warm: Collection[str] = ()
-    ) -> dict[str, list[Timed]]:
-        """The cases in interleaved rounds (`rounds.interleave`), this process's and the daemons' CPU seconds counted."""
+    def measure(self, what: str, cases: Mapping[str, Case], *, warm: Collection[str] = ()) -> dict[str, list[Timed]]:
+        """The cases as `rounds.interleave` runs them, with the CPU seconds of this process and the daemons."""
         steps = (self.sizes.rounds + 1) * len(cases) - len(warm)
         done = 0
 

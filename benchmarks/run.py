@@ -59,7 +59,7 @@ def main(quick: bool, only: tuple[str, ...], rounds: int | None, out: Path) -> N
     """Measure fs3 beside the limits of this machine."""
     console = Console()
     if not console.is_terminal:
-        console.width = 140
+        console.width = 160
     sizes = QUICK if quick else FULL
     sizes = dataclasses.replace(sizes, rounds=rounds or sizes.rounds)
     scratch = out / "scratch"

@@ -1,0 +1,111 @@
+"""The table, the result file and the document: figures stand where they belong, and none is lost on the way."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from benchmarks import document, plots, table
+from benchmarks.result import Result
+from benchmarks.rounds import Timed
+from benchmarks.rows import Row, make_row
+
+
+def rows() -> list[Row]:
+    runs = {
+        "fs3": [Timed(amount=4e9, seconds=2.0), Timed(amount=6e9, seconds=2.0), Timed(amount=8e9, seconds=2.0)],
+        "bare": [Timed(amount=8e9, seconds=2.0)] * 3,
+    }
+    reads = {"batched": [Timed(amount=100_000, seconds=1.0)], "one": [Timed(amount=20_000, seconds=1.0)]}
+    return [
+        make_row("sequential read", "GB/s", runs, ours="fs3", limits=["bare"], cost_per=("GB", 1e9)),
+        make_row(
+            "small reads",
+            "reads/s",
+            reads,
+            ours="batched",
+            others=["one"],
+            at_least=150_000,
+            at_least_times={"one": 4.0},
+        ),
+    ]
+
+
+@pytest.fixture
+def result() -> Result:
+    return Result(
+        command="benchmarks/run.py",
+        quick=False,
+        rounds=3,
+        machine={
+            "date": "2026-01-01 00:00 UTC",
+            "cpu": "A CPU",
+            "cores": 2,
+            "memory_bytes": 8 << 30,
+            "kernel": "6.0",
+            "filesystem": "ext4",
+            "python": "3.11.0",
+            "packages": {"numpy": "2.0"},
+            "congestion_control": {"default": "bbr"},
+            "huge_pages": "madvise",
+        },
+        other_cores=0.25,
+        memory={"client": 1 << 20},
+        profiles={"small reads": [" 50.0%      1.0  crc32c"]},
+        rows=rows(),
+    )
+
+
+def test_lines_of_the_table() -> None:
+    first, bare, second, one = table.lines(rows())
+    assert (first.name, first.rate, first.rate_span, first.ratio) == ("sequential read", "3 GB/s", "2 - 4", "")
+    assert (bare.name, bare.rate, bare.ratio, bare.ratio_span) == ("limit: bare", "4 GB/s", "0.75 x", "0.5 - 1")
+    assert (second.rate, second.wanted, second.met) == ("100,000 reads/s", ">= 150,000 reads/s", False)
+    assert (one.name, one.ratio, one.wanted, one.met) == ("other: one", "5 x", ">= 4 x", True)
+
+
+def test_the_terminal_shows_what_is_short() -> None:
+    out = io.StringIO()
+    Console(file=out, width=140).print(table.rich_table(rows(), "title"))
+    shown = [line.split() for line in out.getvalue().splitlines()]
+    assert any(line[:2] == ["small", "reads"] and line[-1] == "short" for line in shown)
+    assert any(line[:2] == ["other:", "one"] and line[-1] == "met" for line in shown)
+
+
+def test_a_result_survives_its_file(result: Result, tmp_path: Path) -> None:
+    result.save(tmp_path / "bench.json")
+    assert Result.load(tmp_path / "bench.json") == result
+    assert [path.name for path in tmp_path.iterdir()] == ["bench.json"]
+
+
+def test_another_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "bench.json").write_text('{"version": 0}')
+    with pytest.raises(ValueError, match="version 1"):
+        Result.load(tmp_path / "bench.json")
+
+
+def test_the_document_gets_the_figures_and_keeps_its_text(result: Result) -> None:
+    text = f"before\n\n{document.BEGIN}\n\nold 42\n{document.END}\n\nafter\n"
+    new = document.replace_figures(text, document.figures(result))
+    assert new.startswith("before\n") and new.endswith("\nafter\n")
+    assert "old 42" not in new
+    assert "| **small reads** | 100,000 reads/s | 100,000 - 100,000 |  |  | >= 150,000 reads/s, **short** |" in new
+    assert "0.25 cores busy" in new and "    " + result.profiles["small reads"][0] in new
+    assert document.replace_figures(new, document.figures(result)) == new
+    changed = dataclasses.replace(result, rounds=5)
+    assert "5 interleaved rounds" in document.replace_figures(new, document.figures(changed))
+
+
+def test_a_document_without_markers_is_left_alone() -> None:
+    with pytest.raises(ValueError, match="no lines"):
+        document.replace_figures("text", "figures")
+
+
+def test_the_plot_is_written(tmp_path: Path) -> None:
+    png, svg = plots.plot(rows(), tmp_path)
+    assert png.read_bytes().startswith(b"\x89PNG")
+    assert "sequential read" in svg.read_text() or "<path" in svg.read_text()

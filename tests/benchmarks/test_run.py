@@ -1,0 +1,38 @@
+"""The whole of it, small: a real cluster, every row of the store with its limits, and nothing left behind."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks.result import Result
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_a_quick_run(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "run.py"), "--quick", "--rounds", "1", "--out", str(tmp_path)]
+    for name in ("read", "write", "small", "checkpoint"):
+        command += ["--only", name]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bench.json", "ratios.png", "ratios.svg"]
+    result = Result.load(tmp_path / "bench.json")
+    names = [row.name for row in result.rows]
+    assert len(names) == len(set(names)) == 4 + 2 + 2 + 4
+    for row in result.rows:
+        assert row.rate.low > 0 and any(one.kind == "limit" for one in row.beside), row.name
+        assert all(one.rate.low > 0 and len(one.ratio.values) == 1 for one in row.beside), row.name
+        assert row.name in ended.stdout, row.name
+    assert [target.wanted for row in result.rows for target in row.targets] == [150_000, 4] * 2
+    assert result.quick and result.machine["cores"] > 0 and result.profiles
+    assert result.memory.keys() == {"client", "mgmtd", "meta", "storage-1", "storage-2", "storage-3"}
+
+
+def test_a_wrong_option_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    command = [sys.executable, str(ROOT / "benchmarks" / "run.py"), "--quick", "--out", str(tmp_path / "file")]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 2
+    assert "is a file" in ended.stderr and "Traceback" not in ended.stderr
