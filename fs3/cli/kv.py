@@ -53,17 +53,26 @@ def _cleared_data(cleared: Cleared) -> dict[str, int]:
         "removed_bytes": cleared.removed.bytes,
         "kept_pages": cleared.kept.pages,
         "kept_bytes": cleared.kept.bytes,
+        "silent_chains": len(cleared.silent),
     }
 
 
 def _cleared_line(cleared: Cleared) -> str:
     removed, kept = cleared.removed, cleared.kept
-    return f"removed {removed.pages:,} pages, {removed.bytes:,} bytes; {kept.pages:,} pages, {kept.bytes:,} bytes stay"
+    done = f"removed {removed.pages:,} pages, {removed.bytes:,} bytes"
+    return f"{done}; {kept.pages:,} pages, {kept.bytes:,} bytes stay{_silence(cleared.silent)}"
+
+
+def _silence(chains: tuple[int, ...]) -> str:
+    """What a line says about chains that did not answer."""
+    return f"; {len(chains)} chains did not answer and were left out" if chains else ""
 
 
 def _print(found: KVHoldings, console: Console) -> None:
     unreadable = f", {found.unreadable:,} more unreadable" if found.unreadable else ""
-    console.print(f"{found.url}: {found.pages:,} pages, {found.bytes:,} bytes{unreadable}", soft_wrap=True)
+    console.print(
+        f"{found.url}: {found.pages:,} pages, {found.bytes:,} bytes{unreadable}{_silence(found.silent)}", soft_wrap=True
+    )
     if not found.pages:
         return
     ages = f"oldest {_when(found.oldest_ns)}, newest {_when(found.newest_ns)}"

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from fs3.client.connect import Client
 from fs3.client.storage import RANGE
-from fs3.errors import Corrupt, Invalid, NotFound
+from fs3.clock import deadline_after
+from fs3.errors import Corrupt, Invalid, NotFound, Unavailable
 from fs3.ids import KIND_KV_PAGE, ROOT_INODE
 from fs3.inode import Inode
 from fs3.kvcache.directory import open_directory
@@ -26,6 +27,7 @@ from fs3.kvcache.page_core import FOOTER_BYTES, Footer, unpack_footer
 
 FOOTERS_AT_ONCE = 4_096
 REMOVED_AT_ONCE = 4_096
+CHAIN_TIMEOUT_S = 10.0
 UNREADABLE = b""  # the namespace of a page whose footer is damaged, or of another version
 
 PAGE = np.dtype(
@@ -65,7 +67,8 @@ class KVHoldings:
     """What a cache holds. Namespaces go by their digest (hex), times are nanoseconds since 1970 (0: no page).
 
     `tables` counts pages by the chain tables their chains are in, as "ID vVERSION (N replicas)". Pages whose footer
-    cannot be read are counted in `unreadable`, `chains` and `tables` alone.
+    cannot be read are counted in `unreadable`, `chains` and `tables` alone. Chains in `silent` did not answer, and what
+    they hold is not counted.
     """
 
     url: str
@@ -78,6 +81,7 @@ class KVHoldings:
     namespaces: dict[str, NamespaceHolding]
     chains: dict[int, Holding]
     tables: dict[str, Holding]
+    silent: tuple[int, ...]
 
     def as_data(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -86,18 +90,20 @@ class KVHoldings:
 
 @dataclass(frozen=True, slots=True)
 class Cleared:
-    """What `clear` removed, and what it left of what it was asked to look at."""
+    """What `clear` removed, and what it left of what it was asked to look at; `silent` chains were not looked at."""
 
     removed: Holding
     kept: Holding
+    silent: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class _Pages:
-    """PAGE records, and the namespaces that they refer to by place."""
+    """PAGE records, the namespaces that they refer to by place, and the chains that did not answer."""
 
     records: NDArray[Any]
     namespaces: list[bytes]
+    silent: tuple[int, ...]
 
 
 def holdings(url: str, *, secret: str = "") -> KVHoldings:
@@ -120,6 +126,7 @@ def holdings(url: str, *, secret: str = "") -> KVHoldings:
         namespaces=namespaces,
         chains=chains,
         tables=_by_table(client, chains),
+        silent=found.silent,
         **_facts(known),
     )
 
@@ -144,7 +151,7 @@ def clear(url: str, *, namespace: str = "", keep_bytes: int = 0, secret: str = "
         client.storage.remove(gone["hi"], gone["lo"], gone["chain"], durable=False)
     removed = Holding(len(victims), int(pages["stored_bytes"][victims].sum()))
     total = int(pages["stored_bytes"].sum())
-    return Cleared(removed, Holding(len(pages) - removed.pages, total - removed.bytes))
+    return Cleared(removed, Holding(len(pages) - removed.pages, total - removed.bytes), found.silent)
 
 
 def _list(client: Client, directory: Inode) -> _Pages:
@@ -159,24 +166,42 @@ def _list(client: Client, directory: Inode) -> _Pages:
         chains = sorted({int(chain) for chain in table.chains})
     places = {UNREADABLE: 0}
     parts = [np.zeros(0, dtype=PAGE)]
+    silent = []
     for chain in chains:
-        for listed in client.storage.list_kind(KIND_KV_PAGE, chain):
-            pages = np.zeros(len(listed), dtype=PAGE)
-            pages["hi"], pages["lo"], pages["stored_bytes"] = listed["hi"], listed["lo"], listed["chunk_length"]
-            pages["chain"] = chain
-            keep = np.ones(len(pages), dtype=np.bool_)
-            for i, (there, footer) in enumerate(_footers(client, pages)):
-                keep[i] = there
-                if footer is not None:
-                    keep[i] = everything or footer.directory == directory.inode_id
-                    pages["created_ns"][i], pages["depth"][i] = footer.created_ns, footer.depth
-                    pages["namespace"][i] = places.setdefault(footer.namespace, len(places))
-            parts.append(pages[keep])
-    return _Pages(np.concatenate(parts), list(places))
+        if not routing.serving(chain):
+            silent.append(chain)  # known not to answer: nobody need wait for it
+            continue
+        try:
+            of_chain = [
+                _told(client, listed, chain, None if everything else directory.inode_id, places)
+                for listed in client.storage.list_kind(KIND_KV_PAGE, chain, deadline_s=deadline_after(CHAIN_TIMEOUT_S))
+            ]
+        except Unavailable:
+            silent.append(chain)
+        else:
+            parts += of_chain
+    return _Pages(np.concatenate(parts), list(places), tuple(silent))
+
+
+def _told(
+    client: Client, listed: NDArray[Any], chain: int, directory: int | None, places: dict[bytes, int]
+) -> NDArray[Any]:
+    """PAGE records of those of the LISTED ones that are of `directory` (None: of any) or cannot be told."""
+    pages = np.zeros(len(listed), dtype=PAGE)
+    pages["hi"], pages["lo"], pages["stored_bytes"] = listed["hi"], listed["lo"], listed["chunk_length"]
+    pages["chain"] = chain
+    keep = np.ones(len(pages), dtype=np.bool_)
+    for i, (there, footer) in enumerate(_footers(client, pages)):
+        keep[i] = there
+        if footer is not None:
+            keep[i] = directory is None or footer.directory == directory
+            pages["created_ns"][i], pages["depth"][i] = footer.created_ns, footer.depth
+            pages["namespace"][i] = places.setdefault(footer.namespace, len(places))
+    return pages[keep]
 
 
 def _footers(client: Client, pages: NDArray[Any]) -> Iterator[tuple[bool, Footer | None]]:
-    """Whether each page is still there, and its footer, None where it cannot be read."""
+    """Whether each page is still there, and its footer, None where it cannot be read. Raises: Unavailable."""
     for begin in range(0, len(pages), FOOTERS_AT_ONCE):
         batch = pages[begin : begin + FOOTERS_AT_ONCE]
         landing = memoryview(bytearray(len(batch) * FOOTER_BYTES))
@@ -186,7 +211,7 @@ def _footers(client: Client, pages: NDArray[Any]) -> Iterator[tuple[bool, Footer
         ranges["length"] = FOOTER_BYTES
         ranges["offset"] = np.maximum(batch["stored_bytes"].astype(np.int64) - FOOTER_BYTES, 0)
         offsets = np.arange(len(batch), dtype=np.int64) * FOOTER_BYTES
-        statuses = _read_what_is_sound(client, ranges, landing, offsets)
+        statuses = _read_what_is_sound(client, ranges, landing, offsets, deadline_after(CHAIN_TIMEOUT_S))
         for i, status in enumerate(statuses.tolist()):
             footer = None
             if status == 0:
@@ -196,17 +221,18 @@ def _footers(client: Client, pages: NDArray[Any]) -> Iterator[tuple[bool, Footer
 
 
 def _read_what_is_sound(
-    client: Client, ranges: NDArray[Any], landing: memoryview, offsets: NDArray[np.int64]
+    client: Client, ranges: NDArray[Any], landing: memoryview, offsets: NDArray[np.int64], deadline_s: float
 ) -> NDArray[np.uint16]:
     """Read the ranges [n]; the status of each: 0, or the code of NotFound or Corrupt."""
     try:
-        return np.asarray(client.storage.read(ranges, landing, offsets)["status"])
+        return np.asarray(client.storage.read(ranges, landing, offsets, deadline_s=deadline_s)["status"])
     except Corrupt:
         if len(ranges) == 1:
             return np.array([Corrupt.code], dtype=np.uint16)
         half = len(ranges) // 2
-        first = _read_what_is_sound(client, ranges[:half], landing, offsets[:half])
-        return np.concatenate((first, _read_what_is_sound(client, ranges[half:], landing, offsets[half:])))
+        first = _read_what_is_sound(client, ranges[:half], landing, offsets[:half], deadline_s)
+        second = _read_what_is_sound(client, ranges[half:], landing, offsets[half:], deadline_s)
+        return np.concatenate((first, second))
 
 
 def _facts(pages: NDArray[Any]) -> dict[str, int]:

@@ -110,7 +110,7 @@ def test_the_command_line(
     assert run(["kv", "clear", url, "--keep", "41KB"]) == 0
     assert capsys.readouterr().out == f"removed 3 pages, {3 * STORED:,} bytes; 2 pages, {2 * STORED:,} bytes stay\n"
     assert run(["kv", "clear", url, "--json"]) == 0
-    expected = {"removed_pages": 2, "removed_bytes": 2 * STORED, "kept_pages": 0, "kept_bytes": 0}
+    expected = {"removed_pages": 2, "removed_bytes": 2 * STORED, "kept_pages": 0, "kept_bytes": 0, "silent_chains": 0}
     assert json.loads(capsys.readouterr().out) == expected
 
 

@@ -14,6 +14,7 @@ from fs3.client.storage import ChunkUpdate, Op
 from fs3.cluster.local import LocalCluster
 from fs3.errors import Invalid, NotADirectory
 from fs3.kvcache import KVStore, Namespace, PageSlab
+from fs3.kvcache.admin import holdings
 from fs3.kvcache.directory import open_directory
 from fs3.kvcache.keys_core import page_chunk
 from fs3.layout import Durability, LayoutChoice, page_chain
@@ -56,7 +57,7 @@ def overwrite(client: Client, url: str, key: bytes, data: bytes, op: Op = Op.REP
 
 def test_pages_come_back_in_another_store(
     store: KVStore, open_store: Callable[..., KVStore], keys_of: Keys, noise: Noise
-):
+) -> None:
     keys, pages = keys_of(store, 30), [noise(i) for i in range(30)]
     assert get(store, keys) == [None] * 30
     assert put(store, keys, pages) == [True] * 30
@@ -187,6 +188,8 @@ def test_a_dead_node_costs_its_own_pages_until_it_is_back(
         assert store.stats().last_failure
         assert store.exists(keys) == [not lost for lost in dead]
         assert store.match_prefix(keys) == dead.index(True)
+        assert holdings(url).pages == dead.count(False)
+        assert set(holdings(url).silent) == {chain for chain in dead_chains if chain in table_chains(client, url)}
         more = keys_of(store, 24, seed=1)
         reachable = [chain_of(client, url, key) not in dead_chains for key in more]
         assert put(store, more, pages) == reachable
@@ -197,6 +200,13 @@ def test_a_dead_node_costs_its_own_pages_until_it_is_back(
     while not all(client.mgmtd.routing.serving(chain) for chain in dead_chains):
         client.mgmtd.refresh(client.mgmtd.routing.version, 10.0)
     assert get(store, keys) == pages
+
+
+def table_chains(client: Client, url: str) -> set[int]:
+    _, directory = open_directory(url, create=False)
+    assert directory.layout is not None
+    table = client.mgmtd.routing.table(directory.layout.chain_table, directory.layout.chain_table_version)
+    return {int(chain) for chain in table.chains}
 
 
 def one_copy_on(routing: Routing, chain: int, *, node: int) -> bool:

@@ -64,10 +64,10 @@ def main(
     # The libraries read these when they are loaded: sums in a fixed order, so that a page has the same bits everywhere.
     for name, value in (DETERMINISTIC | PATIENT).items():
         os.environ.setdefault(name, value)
-    # Imported here, so that --help and usage errors need not wait for torch.
-    from fs3_trainer.infer.session import Options, generate
-
     try:
+        # Imported here, so that --help and usage errors need not wait for torch.
+        from fs3_trainer.infer.session import Options, generate
+
         options = Options(
             checkpoint=checkpoint,
             prompt=prompt if prompt is not None else _read(prompt_file or "-"),
