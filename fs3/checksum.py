@@ -87,6 +87,12 @@ def combine(first: int, second: int, second_bytes: int) -> int:
     return shifted ^ second
 
 
+def piece_sums(memory: memoryview, begin: NDArray[np.int64], end: NDArray[np.int64]) -> NDArray[np.uint32]:
+    """Sums of the pieces [s], each `memory[begin[i] : end[i]]`."""
+    bounds = zip(begin.tolist(), end.tolist(), strict=True)
+    return np.array([crc32c(memory[a:b]) for a, b in bounds], dtype=np.uint32)
+
+
 def fine_sums(data: memoryview, offset: int = 0) -> NDArray[np.uint32]:
     """Sums of the 4 KiB pieces of an update of `data` at `offset` of a chunk, cut on the chunk's grid."""
     cuts = fine_cuts(offset, len(data))

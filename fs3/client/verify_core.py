@@ -10,10 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from crc32c import crc32c
 from numpy.typing import NDArray
 
-from fs3.checksum import COARSE_BYTES, FINE_BYTES, pieces
+from fs3.checksum import COARSE_BYTES, FINE_BYTES, piece_sums, pieces
 
 I64 = NDArray[np.int64]
 
@@ -61,5 +60,4 @@ def _cuts_one_by_one(offset: I64, length: I64, chunk_length: I64) -> Cuts:
 
 def mismatches(memory: memoryview, begin: I64, end: I64, sums: NDArray[np.uint32]) -> I64:
     """Which of the pieces [s], given as [begin, end) of `memory`, do not have their sum."""
-    found = [crc32c(memory[a:b]) for a, b in zip(begin.tolist(), end.tolist(), strict=True)]
-    return np.flatnonzero(np.array(found, dtype=np.uint32) != sums)
+    return np.flatnonzero(piece_sums(memory, begin, end) != sums)

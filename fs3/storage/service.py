@@ -181,6 +181,8 @@ class Service:
         try:
             if header.hop >= MAX_HOPS:
                 raise Invalid(f"hop {header.hop}: chains have at most {MAX_HOPS} replicas")
+            if header.hop:
+                self._check_predecessor(peer)
             updates, sums = self._updates_of(frame)
             self._submit(self._hops[header.hop], peer, header, update, done)
         except BaseException:

@@ -262,6 +262,10 @@ def test_only_predecessors_recover(daemon: Any) -> None:
     connection.send(Kind.SYNC_DONE, [request.SerializeToString()], count=0, deadline_s=deadline_after(10))
     with pytest.raises(PermissionDenied, match="predecessor"):
         connection.receive_head()
+    connection = daemon.connect()
+    connection.send(Kind.WRITE, [b""], count=0, hop=1, deadline_s=deadline_after(10))
+    with pytest.raises(PermissionDenied, match="predecessor"):
+        connection.receive_head()
     predecessor = daemon.connect(role="chain", node_id=2)
     predecessor.send(Kind.SYNC_DONE, [request.SerializeToString()], count=0, deadline_s=deadline_after(10))
     with pytest.raises(Fs3Error) as refused:
