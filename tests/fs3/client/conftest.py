@@ -230,6 +230,7 @@ class Mgmtd:
     def __init__(self, routing: Routing) -> None:
         self.routing = routing
         self.suspected: set[tuple[int, int]] = set()
+        self.told = threading.Event()
         self.on_refresh: Callable[[], None] = lambda: None
         self.refreshed = 0
 
@@ -240,6 +241,7 @@ class Mgmtd:
 
     def suspect(self, node_id: int, generation: int) -> None:
         self.suspected.add((node_id, generation))
+        self.told.set()
 
 
 @dataclass

@@ -10,7 +10,7 @@ from fs3.errors import StaleRouting
 from fs3.routing import Routing, TargetState
 
 
-def pick(candidates: np.ndarray, usable: np.ndarray, load: list[int], *, length: int = 4_096, rotation: int = 0,
+def pick(candidates: np.ndarray, usable: np.ndarray, load: list[int], *, length: int = 1 << 20, rotation: int = 0,
          groups: np.ndarray | None = None, slack: int = 0) -> np.ndarray:  # fmt: skip
     return choose(
         candidates,
@@ -39,10 +39,15 @@ def test_what_is_not_usable_is_never_asked(count: int) -> None:
     rng = np.random.default_rng(count)
     candidates = rng.integers(0, 4, (count, 3))
     usable = rng.random((count, 3)) < 0.4
-    columns = pick(candidates, usable, [0, 10, 20, 0], groups=rng.integers(0, 7, count), slack=100)
-    for row, column in enumerate(columns.tolist()):
-        assert (column == NONE) == (not usable[row].any())
-        assert column == NONE or usable[row, column]
+    for length in (64, 1 << 20):
+        for slack in (0, 100):
+            groups = rng.integers(0, 7, count)
+            columns = pick(
+                candidates, usable, [0, 10, 20, 0], groups=groups, slack=slack, length=length, rotation=slack
+            )
+            for row, column in enumerate(columns.tolist()):
+                assert (column == NONE) == (not usable[row].any())
+                assert column == NONE or usable[row, column]
 
 
 @pytest.mark.parametrize("count", [4, FEW * 2])
@@ -50,6 +55,26 @@ def test_an_endpoint_that_owes_much_is_left_alone(count: int) -> None:
     candidates = np.tile([0, 1, 2], (count, 1))
     columns = pick(candidates, np.ones((count, 3), dtype=bool), [1 << 30, 0, 0], slack=1 << 20)
     assert 0 not in columns.tolist() and {1, 2} == set(columns.tolist())
+    for rotation in range(9):
+        columns = pick(candidates, np.ones((count, 3), dtype=bool), [1 << 30, 0, 0], length=64, rotation=rotation)
+        assert 0 not in columns.tolist()
+
+
+@pytest.mark.parametrize("count", [1, 10, 256])
+def test_few_bytes_come_from_few_endpoints_and_not_always_the_same(count: int) -> None:
+    rng = np.random.default_rng(count)
+    candidates = np.tile([0, 1, 2], (count, 1))
+    usable = np.ones((count, 3), dtype=bool)
+    asked = [pick(candidates, usable, [0, 0, 0], length=4_096, rotation=int(rng.integers(1 << 16))) for _ in range(300)]
+    assert all(len(set(columns.tolist())) == 1 for columns in asked)
+    share = np.bincount([int(columns[0]) for columns in asked], minlength=3)
+    assert share.min() >= 70, "three equal replicas of 300 turns"
+    # Over many nodes: everyone is asked for something they have, and fewer are asked than there are ranges.
+    candidates = np.array([rng.choice(40, 3, replace=False) for _ in range(count)])
+    columns = pick(candidates, usable, [0] * 40, length=64, rotation=5)
+    endpoints = candidates[np.arange(count), columns]
+    assert len(set(endpoints.tolist())) <= min(count, 40)
+    assert count < 256 or len(set(endpoints.tolist())) < 36
 
 
 def test_few_large_ranges_even_out_a_difference_in_load() -> None:
