@@ -1,7 +1,8 @@
 """One round of a read: send every endpoint its request, then receive from each in turn, straight into place.
 
 All requests are out before the first reply is awaited, so the nodes work side by side though one thread drives them.
-Only where much is to be received do several connections, each with a thread, beat one. Small replies are verified
+Where much is to be received and there are cores for it, several connections with a thread each beat one (on two cores
+they do not: 2.3 GB/s against 3.2). Small replies are verified
 together at the end, in as few numpy calls as one of them would take; large ones as they come, while the next is on its
 way.
 """
@@ -27,7 +28,6 @@ from fs3.transport.messages import LISTED, RESULT, SUM, Records
 
 IN_FLIGHT = 2  # requests sent ahead on one connection
 LANE_BYTES = 8 << 20  # a node that owes more than this sends over several connections
-MAX_LANES = 4
 LARGE_BYTES = 1 << 20  # a reply of so many bytes is verified by itself
 
 Sums = NDArray[np.uint32]
@@ -102,7 +102,7 @@ class Exchange:
 
         Only the first is waited for: a call that held one connection and waited for another could wait for its like.
         """
-        wanted = min(MAX_LANES, len(places), size // LANE_BYTES)
+        wanted = min(self._peers.max_lanes, len(places), size // LANE_BYTES)
         connections: list[Connection] = []
         try:
             connections.append(self._peers.borrow(self._table, endpoint, deadline_s=self._batch.deadline_s))
@@ -123,7 +123,7 @@ class Exchange:
         ]
 
     def _drain_all(self, lanes: list[_Lane], size: int) -> None:
-        if len(lanes) < 2 or size < LANE_BYTES:
+        if self._peers.max_lanes < 2 or len(lanes) < 2 or size < LANE_BYTES:
             for lane in lanes:
                 self._guard(lane, self._drain)
             return

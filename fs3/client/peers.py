@@ -24,6 +24,7 @@ from fs3.transport.connection import Connection, ConnectionPool
 
 PROTOCOL = 1
 LANE_THREADS = 16
+MOST_LANES = 4
 WRITE_STALL = 3  # a durable write down a chain may be silent so many times longer than a read
 AVOID_S = 1.0  # how long an endpoint that failed is asked only if nobody else can answer
 SUSPECT_EVERY_S = 1.0
@@ -34,11 +35,20 @@ class Peers:
     """The storage daemons as one client process sees them. Thread-safe."""
 
     def __init__(
-        self, mgmtd: MgmtdClient, *, secret: str, client_id: int | None, max_connections: int, stall_s: float
+        self,
+        mgmtd: MgmtdClient,
+        *,
+        secret: str,
+        client_id: int | None,
+        max_connections: int,
+        max_lanes: int | None,
+        stall_s: float,
     ) -> None:
         self.mgmtd = mgmtd
         self.stall_s = stall_s
         self.write_stall_s = stall_s * WRITE_STALL
+        cores = len(os.sched_getaffinity(0))
+        self.max_lanes = max_lanes if max_lanes is not None else min(MOST_LANES, cores // 2)
         self._secret = secret
         self._max_connections = max_connections
         self._closed = threading.Event()

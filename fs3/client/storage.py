@@ -41,12 +41,21 @@ class StorageClient:
         timeout_s: float = 30.0,
         stall_s: float = 3.0,
         max_connections: int = 16,
+        max_lanes: int | None = None,
     ) -> None:
         """`timeout_s` bounds a call that names no deadline; a daemon silent for `stall_s` inside one is given up for
-        another; `max_connections` is per endpoint."""
+        another; `max_connections` is per endpoint, `max_lanes` how many of them a large read uses at once (None: half
+        as many as there are cores, at most 4)."""
         self._timeout_s = timeout_s
         self._mgmtd = mgmtd
-        self._peers = Peers(mgmtd, secret=secret, client_id=client_id, max_connections=max_connections, stall_s=stall_s)
+        self._peers = Peers(
+            mgmtd,
+            secret=secret,
+            client_id=client_id,
+            max_connections=max_connections,
+            max_lanes=max_lanes,
+            stall_s=stall_s,
+        )
 
     @property
     def client_id(self) -> int:

@@ -120,14 +120,17 @@ def test_frames_keep_to_what_hello_allowed(cluster) -> None:
         assert any(header.kind == Kind.WRITE and header.count == 3 for header in server.asked)
 
 
-def test_large_ranges_come_over_several_connections(cluster, client) -> None:
-    datas = fill(cluster, 12, 4 << 20)
-    wanted = [(lo, 0, 4 << 20) for lo in range(12)]
+@pytest.mark.parametrize("lanes", [1, 4])
+def test_large_ranges_come_over_several_connections(cluster, lanes: int) -> None:
+    datas = fill(cluster, 9, 3 << 20)
+    client = StorageClient(cluster.mgmtd, timeout_s=20.0, max_lanes=lanes)
+    wanted = [(lo, 0, 3 << 20) for lo in range(9)] * 2
     _, got = read(client, *wanted)
-    assert got == datas
+    assert got == datas * 2
     cluster.servers[0].stop()
     _, got = read(client, *wanted)
-    assert got == datas
+    assert got == datas * 2
+    client.close()
 
 
 def test_missing_and_short_chunks_are_results(cluster, client) -> None:
