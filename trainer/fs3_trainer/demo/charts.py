@@ -15,7 +15,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from fs3_trainer.demo.sampler import slowest_s, throughput
 from fs3_trainer.demo.stages.crash import Resumed
@@ -55,6 +55,8 @@ _STYLE: Any = {
 }
 BIN_S = 0.25
 WIDTH = 8.4
+CHAR_WIDTH = 0.0085
+"""of a label's character, as a fraction of the width of a panel"""
 
 
 def loss_chart(resumed: Resumed, outage: Outage | None) -> str:
@@ -65,11 +67,10 @@ def loss_chart(resumed: Resumed, outage: Outage | None) -> str:
         _shade_outage(axes, first, outage)
         axes.plot([s.step for s in first], [s.loss for s in first], color=BLUE, label="first process")
         axes.plot([s.step for s in second], [s.loss for s in second], color=ORANGE, label="after --resume")
-        _mark(axes, resumed.resumed_from, "resumed from", "right")
-        _mark(axes, resumed.killed_at, "killed", "left")
         axes.axvspan(resumed.resumed_from, resumed.killed_at, color=ORANGE, alpha=0.12, lw=0)
-        axes.set_title("cross entropy of the next token, nats", pad=14)
+        axes.set_title("cross entropy of the next token, nats")
         _step_axis(axes, second[-1].step)
+        _label_events(axes, [(resumed.resumed_from, "resumed from here"), (resumed.killed_at, "killed here")])
         axes.legend(loc="upper right")
         return _svg(figure)
 
@@ -88,7 +89,7 @@ def step_time_chart(resumed: Resumed, outage: Outage | None) -> str:
         axes.stackplot(number, compute, wait, colors=[BLUE, ORANGE], labels=["compute", "data wait"], lw=0)
         axes.set_ylim(0, _roof(compute + wait))
         axes.set_title("a step, ms")
-        axes.legend(loc="upper right", ncols=2)
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, borderaxespad=0)
         below.fill_between(number, wait, color=ORANGE, lw=0)
         below.set_ylim(0, _roof(wait))
         below.set_title("data wait alone, ms")
@@ -100,7 +101,7 @@ def outage_chart(outage: Outage) -> str:
     sampled = outage.sampled
     calls = [*sampled.reads, *sampled.writes]
     begin, end = min(call.began for call in calls), max(call.ended for call in calls)
-    edges = np.arange(begin, end, BIN_S)
+    edges = begin + BIN_S * np.arange(max(int((end - begin) / BIN_S), 2) + 1)
     middle = (edges[:-1] + edges[1:]) / 2 - outage.killed
     with mpl.rc_context(_STYLE):
         figure, (rate, slow, serving) = _panels(5.2, (1.5, 1, 0.9))
@@ -110,23 +111,29 @@ def outage_chart(outage: Outage) -> str:
                 outage.returned - outage.killed, outage.recovered - outage.killed, color=ORANGE, alpha=0.13, lw=0
             )
             panel.set_xlim(middle[0], middle[-1])
-        for moment, text, align in (
-            (outage.killed, "killed", "right"),
-            (outage.noticed, "missed by mgmtd", "left"),
-            (outage.returned, "started again", "right"),
-            (outage.recovered, "whole again", "left"),
-        ):
-            _mark(rate, moment - outage.killed, text, align)
-            for panel in (slow, serving):
-                panel.axvline(moment - outage.killed, color=MUTED, lw=0.7, ls=(0, (3, 2)))
+        events = [
+            (moment - outage.killed, text)
+            for moment, text in (
+                (outage.killed, "killed"),
+                (outage.noticed, "missed by mgmtd"),
+                (outage.returned, "started again"),
+                (outage.recovered, "whole again"),
+            )
+        ]
+        for panel in (slow, serving):
+            for moment, _ in events:
+                panel.axvline(moment, color=MUTED, lw=0.7, ls=(0, (3, 2)))
         for kind, colour, name in ((sampled.reads, BLUE, "read"), (sampled.writes, GREEN, "written")):
             rate.plot(middle, throughput(kind, edges) / 2**20, color=colour, label=name)
             slow.step(middle, slowest_s(kind, edges) * 1000, color=colour, where="mid")
         rate.set_ylim(bottom=0)
-        rate.set_title("throughput of the reader and the writer beside the training, MiB/s", pad=16)
-        rate.legend(loc="lower right", ncols=2)
+        rate.set_title("throughput of the reader and the writer beside the training, MiB/s")
+        _label_events(rate, events)
+        rate.legend(loc="center right")
         slow.set_yscale("log")
-        slow.set_title("slowest call in flight, ms (log)")
+        slow.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        slow.yaxis.set_minor_formatter(NullFormatter())
+        slow.set_title("slowest call in flight, ms (logarithmic)")
         _draw_serving(serving, outage, begin, end)
         for panel in (rate, slow):
             panel.tick_params(labelbottom=False)
@@ -179,13 +186,21 @@ def _shade_outage(axes: Axes, steps: list[Step], outage: Outage | None) -> None:
         axes.axvspan(away[0] - 1, away[-1], color=RED, alpha=0.10, lw=0, label="storage daemon away")
 
 
-def _mark(axes: Axes, x: float, text: str, align: str) -> None:
-    axes.axvline(x, color=MUTED, lw=0.7, ls=(0, (3, 2)))
-    shift = -3 if align == "right" else 3
-    axes.annotate(
-        text, (x, 1), (shift, 2), xycoords=("data", "axes fraction"), textcoords="offset points", ha=align, va="bottom",
-        color=MUTED, fontsize=8,
-    )  # fmt: skip
+def _label_events(axes: Axes, events: Sequence[tuple[float, str]]) -> None:
+    """Dashed lines with words above the axes, in as many rows as they need; the limits of x must be set already."""
+    begin, end = axes.get_xlim()
+    taken: list[float] = []  # where each row ends, as a fraction of the width
+    for x, text in sorted(events):
+        axes.axvline(x, color=MUTED, lw=0.7, ls=(0, (3, 2)))
+        width = len(text) * CHAR_WIDTH
+        place = min((x - begin) / (end - begin), 1 - width)
+        row = next((row for row, until in enumerate(taken) if until <= place), len(taken))
+        taken[row:] = [place + width + CHAR_WIDTH, *taken[row + 1 :]]
+        axes.annotate(
+            text, (place, 1), (2, 3 + 11 * row), xycoords="axes fraction", textcoords="offset points", va="bottom",
+            color=MUTED, fontsize=8,
+        )  # fmt: skip
+    axes.set_title(axes.get_title(loc="left"), pad=6 + 11 * len(taken))
 
 
 def _step_axis(axes: Axes, last: int, *, label: bool = True) -> None:
@@ -204,7 +219,7 @@ def _draw_serving(axes: Axes, outage: Outage, begin: float, end: float) -> None:
     counts = [before[-1].serving if before else outage.status_targets, *counts]
     axes.step(np.array(times) - outage.killed, [*counts, counts[-1]], color=INK, where="post")
     axes.set_ylim(0, outage.status_targets * 1.15)
-    axes.yaxis.set_major_locator(MaxNLocator(nbins=3, integer=True))
+    axes.set_yticks(sorted({0, min(counts), outage.status_targets}))
     axes.set_title(f"targets that serve, of {outage.status_targets}")
 
 

@@ -88,8 +88,8 @@ def headlines(demo: Demo) -> list[Figure]:
     if (resumed := demo.find(Resumed)) is not None:
         steps = [*resumed.first, *resumed.second]
         rate = sum(step.tokens for step in steps) / sum(step.step_s for step in steps)
-        found.append(Figure("tokens trained on a second", f"{rate:,.0f}"))
-        found.append(Figure("steps ran twice, to the bit", f"{sum(a.bits == b.bits for a, b in resumed.twice):,}"))
+        found.append(Figure("tokens a second in training", f"{rate:,.0f}"))
+        found.append(Figure("steps ran twice, bit-identical", f"{sum(a.bits == b.bits for a, b in resumed.twice):,}"))
     if (outage := demo.find(Outage)) is not None:
         calls = len(outage.sampled.reads) + len(outage.sampled.writes)
         found.append(Figure(f"of {calls:,} storage calls failed", f"{len(outage.sampled.failures):,}"))

@@ -74,6 +74,11 @@ class Sampler:
         return tuple(self._failures)
 
     @property
+    def first_began(self) -> float:
+        """When the first read that ended well had begun, in seconds since 1970; infinity before there is one."""
+        return self._reads[0].began if self._reads else float("inf")
+
+    @property
     def last_ended(self) -> float:
         """When both kinds of call had last ended well, in seconds since 1970; 0 before the first of each."""
         return min(calls[-1].ended if calls else 0.0 for calls in (self._reads, self._writes))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-FEWEST_STEPS = 120
+FEWEST_STEPS = 60
 MOST_STEPS = 6_000
 CHECKPOINTS = 6
 """Checkpoints of a whole run. The storage daemon dies after the first, returns after the second, and the trainer dies

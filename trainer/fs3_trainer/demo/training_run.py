@@ -6,7 +6,7 @@ import re
 
 from fs3_trainer.demo.commands import Running
 from fs3_trainer.demo.outcome import FellShort
-from fs3_trainer.demo.step_log import StepLog
+from fs3_trainer.demo.step_log import Step, StepLog
 
 _SAVED = re.compile(r"^checkpoint step-(\d+)", re.MULTILINE)
 _RESUMED = re.compile(r"^resumed from \S*step-(\d+)(.*)$", re.MULTILINE)
@@ -19,16 +19,17 @@ class TrainingRun:
         self.running = running
         self.log = log
         self.steps = steps
+        self._attempt = len(log.attempts)
 
     @property
     def step(self) -> int:
         """The last step that was done."""
-        return self.log.last.step if self.log.last is not None else 0
+        return self._last.step if self._last is not None else 0
 
     @property
     def note(self) -> str:
         """A few words on how it goes."""
-        return f"loss {self.log.last.loss:.3f}" if self.log.last is not None else "starting"
+        return f"loss {self._last.loss:.3f}" if self._last is not None else "starting"
 
     @property
     def saved(self) -> list[int]:
@@ -58,6 +59,11 @@ class TrainingRun:
                 f"the trainer had done its {self.steps} steps before this stage was through;"
                 f" give it more to do with --steps {4 * self.steps}"
             )
+
+    @property
+    def _last(self) -> Step | None:
+        """The newest step of this process."""
+        return self.log.last if len(self.log.attempts) > self._attempt else None
 
     def _output(self) -> str:
         return self.running.log.read_text(encoding="utf-8", errors="replace")

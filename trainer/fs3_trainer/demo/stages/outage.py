@@ -139,10 +139,9 @@ def _kill_and_return(
     folder, name = Folder(demo.cluster_dir), storage_name(NODE)
     with demo.narrator.bar("training", run.steps) as bar:
         look = _looking(run, bar.update)
-        began = time.time()
         early = checkpoint_every(run.steps) / 2  # soon after a checkpoint, so that many steps lie before the next
         wait_until(
-            lambda: sampler.last_ended - began >= BEFORE_S and run.step - max(run.saved) <= early,
+            lambda: sampler.last_ended - sampler.first_began >= BEFORE_S and run.step - max(run.saved) <= early,
             what="calls before the kill, and a checkpoint",
             timeout_s=NEXT_CHECKPOINT_S,
             on_look=look,
