@@ -26,6 +26,7 @@ from pathlib import Path
 from types import TracebackType
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 
 if __name__ == "__main__":
@@ -60,6 +61,11 @@ class BarePair:
         prefer_loopback_congestion(sock)
         self._connections.append(BareConnection(sock))
         return self._connections[-1]
+
+    @property
+    def processes(self) -> list[psutil.Process]:
+        """The server's, one for each connection."""
+        return psutil.Process(self._server.pid).children()
 
     def __enter__(self) -> BarePair:
         return self

@@ -13,7 +13,7 @@ import numpy as np
 import psutil
 
 from benchmarks.bare_pair import BarePair
-from benchmarks.rounds import Case, Timed, interleave, with_cpu
+from benchmarks.rounds import Case, Timed, cpu_s, interleave, with_cpu
 from fs3.client.connect import Client, connect
 from fs3.client.file import OpenFile
 from fs3.cluster.local import LocalCluster
@@ -43,7 +43,7 @@ class Sizes:
     preset: str
     """the trainer's"""
     train_steps: int
-    """measured in each round, after as many again that are not"""
+    """measured in each round, after a few that are not"""
 
 
 FULL = Sizes(
@@ -54,7 +54,7 @@ FULL = Sizes(
     state_bytes=256 << 20,
     corpus="standard library",
     preset="small",
-    train_steps=8,
+    train_steps=5,
 )
 QUICK = Sizes(
     rounds=2,
@@ -64,7 +64,7 @@ QUICK = Sizes(
     state_bytes=16 << 20,
     corpus="json",
     preset="tiny",
-    train_steps=4,
+    train_steps=2,
 )
 
 
@@ -87,7 +87,7 @@ class Context:
         self._stack.close()
 
     def measure(self, what: str, cases: Mapping[str, Case], *, warm: Collection[str] = ()) -> dict[str, list[Timed]]:
-        """The cases as `rounds.interleave` runs them, with the CPU seconds of this process and the daemons."""
+        """The cases as `rounds.interleave` runs them, with the CPU seconds of this process and of the servers."""
         steps = (self.sizes.rounds + 1) * len(cases) - len(warm)
         done = 0
 
@@ -96,7 +96,7 @@ class Context:
             done += 1
             self.say(f"{what}: {name} ({done}/{steps})")
 
-        counted = {name: with_cpu(case, self.daemons) for name, case in cases.items()}
+        counted = {name: with_cpu(case, self.servers_cpu_s) for name, case in cases.items()}
         return interleave(counted, self.sizes.rounds, on_step, warm=warm)
 
     @cached_property
@@ -112,6 +112,11 @@ class Context:
         client = connect(cluster.url)
         self._stack.callback(client.close)
         return client
+
+    def servers_cpu_s(self) -> float:
+        """CPU seconds that the daemons have used, and the bare servers, of which only one kind works at a time."""
+        bare = self.bare.processes if "bare" in self.__dict__ else []
+        return sum(map(cpu_s, [*self.daemons, *bare]))
 
     @cached_property
     def daemons(self) -> list[psutil.Process]:

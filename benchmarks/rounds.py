@@ -19,12 +19,12 @@ Step = Callable[[int], float]  # does the step of this number; how much that was
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timed:
-    """One run of a case: `amount` of work in `seconds`, and the CPU seconds it cost this process and the daemons."""
+    """One run of a case: `amount` of work in `seconds`, and the CPU seconds it cost this process and the servers."""
 
     amount: float
     seconds: float
     client_cpu_s: float = 0.0
-    daemons_cpu_s: float = 0.0
+    servers_cpu_s: float = 0.0
 
     @property
     def rate(self) -> float:
@@ -131,18 +131,18 @@ def threads_for_seconds(steps: Sequence[Step], seconds: float) -> Timed:
     return Timed(amount=sum(done), seconds=elapsed_s)
 
 
-def with_cpu(case: Case, daemons: Sequence[psutil.Process]) -> Case:
-    """The case, its CPU seconds counted: those of this process, and of `daemons`."""
+def with_cpu(case: Case, servers_cpu_s: Callable[[], float]) -> Case:
+    """The case, its CPU seconds counted: those of this process, and what `servers_cpu_s` grows by."""
     me = psutil.Process()
 
     def measured() -> Timed:
-        mine, theirs = cpu_s(me), sum(map(cpu_s, daemons))
+        mine, theirs = cpu_s(me), servers_cpu_s()
         run = case()
         return Timed(
             amount=run.amount,
             seconds=run.seconds,
             client_cpu_s=cpu_s(me) - mine,
-            daemons_cpu_s=sum(map(cpu_s, daemons)) - theirs,
+            servers_cpu_s=servers_cpu_s() - theirs,
         )
 
     return measured

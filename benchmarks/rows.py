@@ -60,7 +60,7 @@ def make_row(
     """The row of `runs[ours]`, with the runs named by `limits` and `others` beside it.
 
     `at_least`: a target for the median rate; `at_least_times`: targets for the median ratio to something beside.
-    `cost_per`: a name and an amount, ("GB", 1e9), per which the CPU seconds are given.
+    `cost_per`: a name and an amount, ("GB", 1e9), per which the CPU seconds of ours and of the limits are given.
     """
     rate = rates(runs[ours])
     beside = []
@@ -75,11 +75,12 @@ def make_row(
     cost = None
     if cost_per is not None:
         per, amount = cost_per
-        total = sum(run.amount for run in runs[ours]) / amount
-        cost = {
-            f"client CPU s/{per}": sum(run.client_cpu_s for run in runs[ours]) / total,
-            f"daemons CPU s/{per}": sum(run.daemons_cpu_s for run in runs[ours]) / total,
-        }
+        cost = {}
+        for case in (ours, *limits):
+            total = sum(run.amount for run in runs[case]) / amount
+            who = "" if case == ours else f"{case}: "
+            cost[f"{who}client CPU s/{per}"] = sum(run.client_cpu_s for run in runs[case]) / total
+            cost[f"{who}servers CPU s/{per}"] = sum(run.servers_cpu_s for run in runs[case]) / total
     return Row(name=name, unit=unit, rate=rate, beside=tuple(beside), targets=tuple(targets), cost=cost)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import shlex
 import shutil
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -62,6 +63,7 @@ def main(quick: bool, only: tuple[str, ...], rounds: int | None, out: Path) -> N
         console.width = 160
     sizes = QUICK if quick else FULL
     sizes = dataclasses.replace(sizes, rounds=rounds or sizes.rounds)
+    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))  # the cluster must not outlive us
     scratch = out / "scratch"
     try:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -11,7 +11,7 @@ from benchmarks.rows import make_row, row_from_json, row_to_json
 
 
 def runs_of(*amounts: float) -> list[Timed]:
-    return [Timed(amount=amount, seconds=2.0, client_cpu_s=1.0, daemons_cpu_s=3.0) for amount in amounts]
+    return [Timed(amount=amount, seconds=2.0, client_cpu_s=1.0, servers_cpu_s=3.0) for amount in amounts]
 
 
 def test_cases_take_turns_and_the_first_turn_does_not_count() -> None:
@@ -91,5 +91,10 @@ def test_targets_of_rates_and_ratios() -> None:
     assert (rate.wanted, rate.got, rate.met) == (21.5, 21.0, False)
     assert (ratio.over, ratio.got, ratio.met) == ("slow", 4.0, True)
     assert [one.ratio.median for one in row.beside] == [0.525, 4.0]
-    assert row.cost == {"client CPU s/read": 3 / 126, "daemons CPU s/read": 9 / 126}
+    assert row.cost == {
+        "client CPU s/read": 3 / 126,
+        "servers CPU s/read": 9 / 126,
+        "limit: client CPU s/read": 3 / 240,
+        "limit: servers CPU s/read": 9 / 240,
+    }
     assert row_from_json(row_to_json(row)) == row
