@@ -129,7 +129,7 @@ def outage_chart(outage: Outage) -> str:
         rate.set_ylim(bottom=0)
         rate.set_title("throughput of the reader and the writer beside the training, MiB/s")
         _label_events(rate, events)
-        rate.legend(loc="center right")
+        figure.legend(loc="upper right", ncols=2)
         slow.set_yscale("log")
         slow.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         slow.yaxis.set_minor_formatter(NullFormatter())

@@ -130,9 +130,17 @@ def plots(demo: Demo) -> dict[str, list[Plot]]:
 
 
 def _texts(demo: Demo) -> list[tuple[str, str, str]]:
-    """(name, prompt's end, continuation) of what was generated."""
+    """(name, prompt's end, continuation) of what was generated; the same text is shown once."""
     generated = demo.find(Generated)
-    return [] if generated is None else [(run.name, run.prompt_end, run.text) for run in generated.runs]
+    if generated is None:
+        return []
+    shown: list[tuple[str, str, str]] = []
+    for run in generated.runs:
+        if shown and shown[-1][1:] == (run.prompt_end, run.text):
+            shown[-1] = (f"{shown[-1][0]}, and {run.name}", run.prompt_end, run.text)
+        else:
+            shown.append((run.name, run.prompt_end, run.text))
+    return shown
 
 
 def _offset(typed: Typed, began: float) -> str:

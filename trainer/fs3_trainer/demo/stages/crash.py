@@ -78,7 +78,7 @@ class Resumed:
             Figure("training again after", duration(self.back_s)),
             Figure("tokens", f"{sum(step.tokens for step in steps):,}"),
             Figure("tokens a second", f"{sum(step.tokens for step in steps) / seconds:,.0f}"),
-            Figure("waiting for data", f"{100 * sum(step.data_wait_s for step in steps) / seconds:.1f}% of a step"),
+            Figure("waiting for data", f"{100 * sum(step.data_wait_s for step in steps) / seconds:.2f}% of the time"),
             Figure("last loss", f"{self.second[-1].loss:.3f}"),
         )
 
