@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.context import REQUEST_BYTES, Context, buffer
-from benchmarks.local_files import LocalFile, write_durably
+from benchmarks.local_files import LocalFile, LocalWrites
 from benchmarks.rounds import Case, Timed, for_seconds
 from benchmarks.rows import Row, make_row
 from fs3_trainer.model import DeepseekV3
@@ -80,9 +80,10 @@ def _measure_state(context: Context, name: str, tensors: dict[str, Tensor]) -> l
     count = max(1, round(size / REQUEST_BYTES))
     piece = buffer(min(size, REQUEST_BYTES))
     piece[:] = torch.randint(0, 256, (len(piece),), dtype=torch.uint8).numpy().data
-    saves[WRITE_ONE] = lambda: write_durably(context.folder, piece, count, sync_each=False)
-    saves[WRITE_ALL] = lambda: write_durably(context.folder, piece, count, copies=REPLICAS, sync_each=False)
-    saved = context.measure(f"checkpoint save, {name}", saves)
+    with LocalWrites(context.folder) as local:
+        saves[WRITE_ONE] = lambda: local.write(piece, count, sync_each=False)
+        saves[WRITE_ALL] = lambda: local.write(piece, count, copies=REPLICAS, sync_each=False)
+        saved = context.measure(f"checkpoint save, {name}", saves)
 
     targets = {key: torch.empty_like(tensor) for key, tensor in tensors.items()}
     with LocalFile(context.local_path) as file:

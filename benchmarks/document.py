@@ -15,7 +15,7 @@ import click
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.result import Result
-from benchmarks.table import costs, markdown
+from benchmarks.table import markdown, markdown_costs
 
 BEGIN = "<!-- figures: written by benchmarks/document.py -->"
 END = "<!-- end of figures -->"
@@ -57,10 +57,8 @@ def figures(result: Result) -> str:
         f"- Something else kept {result.other_cores:.2f} cores busy on average while this ran",
         "",
         markdown(result.rows),
-        "CPU and memory of the same runs:",
-        "",
-        *[f"- {name}: {cost}" for name, cost in costs(result.rows)],
-        "- anonymous memory at the end: "
+        markdown_costs(result.rows),
+        "Anonymous memory at the end: "
         + ", ".join(f"{name} {size / 2**20:,.0f} MiB" for name, size in result.memory.items()),
     ]
     for name, lines in result.profiles.items():

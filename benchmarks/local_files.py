@@ -35,32 +35,50 @@ class LocalFile:
         os.close(self._descriptor)
 
 
-def write_durably(folder: Path, piece: memoryview, count: int, *, copies: int = 1, sync_each: bool) -> Timed:
-    """Write `count` times `piece` into `copies` new files, which are removed afterwards, untimed.
+class LocalWrites:
+    """New files in `folder`, all of which are kept until the end, as those on fs3 are.
 
-    `sync_each`: every piece is on stable storage in all copies before the next is written, as an acknowledged request
-    is; else the files are synced once at the end. The amount is in bytes of one copy.
+    (Where one file's pages are freed before the next is written, the next gets them warm: a fifth of the cost here.)
     """
-    paths = [folder / f"local-{os.getpid()}-{copy}" for copy in range(copies)]
-    files: list[int] = []
-    try:
-        begin_s = time.perf_counter()
-        files += [os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600) for path in paths]
-        for _ in range(count):
-            for file in files:
-                _write_all(file, piece)
-                if sync_each:
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._paths: list[Path] = []
+
+    def write(self, piece: memoryview, count: int, *, copies: int = 1, sync_each: bool) -> Timed:
+        """Write `count` times `piece` into `copies` new files. The amount is in bytes of one copy.
+
+        `sync_each`: every piece is on stable storage in all copies before the next is written, as an acknowledged
+        request is; else the files are synced once at the end.
+        """
+        paths = [self._folder / f"local-{len(self._paths) + copy}" for copy in range(copies)]
+        self._paths += paths
+        files: list[int] = []
+        try:
+            begin_s = time.perf_counter()
+            files += [os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600) for path in paths]
+            for _ in range(count):
+                for file in files:
+                    _write_all(file, piece)
+                    if sync_each:
+                        os.fdatasync(file)
+            if not sync_each:
+                for file in files:
                     os.fdatasync(file)
-        if not sync_each:
+            seconds = time.perf_counter() - begin_s
+        finally:
             for file in files:
-                os.fdatasync(file)
-        seconds = time.perf_counter() - begin_s
-    finally:
-        for file in files:
-            os.close(file)
-        for path in paths:
+                os.close(file)
+        return Timed(amount=len(piece) * count, seconds=seconds)
+
+    def __enter__(self) -> LocalWrites:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for path in self._paths:
             path.unlink(missing_ok=True)
-    return Timed(amount=len(piece) * count, seconds=seconds)
 
 
 def _write_all(file: int, data: memoryview) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,16 +34,26 @@ class Target:
         return self.got >= self.wanted
 
 
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """CPU seconds of the client and of the servers per `per` ("GB"), of fs3 or of a limit."""
+
+    name: str
+    per: str
+    client: float
+    servers: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """`unit` is of the rates; `scale` turns them into it (1e9 for GB/s). `cost`: CPU seconds and the like, by name."""
+    """`unit` is shown; rates are in its base (GB/s: bytes a second)."""
 
     name: str
     unit: str
     rate: Spread
     beside: tuple[Beside, ...]
     targets: tuple[Target, ...] = ()
-    cost: Mapping[str, float] | None = None
+    costs: tuple[Cost, ...] = ()
 
 
 def make_row(
@@ -72,16 +83,16 @@ def make_row(
     for other, times in (at_least_times or {}).items():
         ratio = next(one.ratio for one in beside if one.name == other)
         targets.append(Target(times, ratio.median, over=other))
-    cost = None
+    costs = []
     if cost_per is not None:
         per, amount = cost_per
-        cost = {}
         for case in (ours, *limits):
             total = sum(run.amount for run in runs[case]) / amount
-            who = "" if case == ours else f"{case}: "
-            cost[f"{who}client CPU s/{per}"] = sum(run.client_cpu_s for run in runs[case]) / total
-            cost[f"{who}servers CPU s/{per}"] = sum(run.servers_cpu_s for run in runs[case]) / total
-    return Row(name=name, unit=unit, rate=rate, beside=tuple(beside), targets=tuple(targets), cost=cost)
+            client, servers = (
+                sum(getattr(run, field) for run in runs[case]) / total for field in ("client_cpu_s", "servers_cpu_s")
+            )
+            costs.append(Cost("fs3" if case == ours else case, per, client, servers))
+    return Row(name=name, unit=unit, rate=rate, beside=tuple(beside), targets=tuple(targets), costs=tuple(costs))
 
 
 def row_to_json(row: Row) -> dict[str, Any]:
@@ -94,7 +105,7 @@ def row_to_json(row: Row) -> dict[str, Any]:
             {"name": one.name, "kind": one.kind, **_spread(one.rate), "ratio": _spread(one.ratio)} for one in row.beside
         ],
         "targets": [{"wanted": one.wanted, "got": one.got, "over": one.over, "met": one.met} for one in row.targets],
-        "cost": dict(row.cost or {}),
+        "costs": [dataclasses.asdict(one) for one in row.costs],
     }
 
 
@@ -109,7 +120,7 @@ def row_from_json(table: Mapping[str, Any]) -> Row:
             for one in table["beside"]
         ),
         targets=tuple(Target(one["wanted"], one["got"], one["over"]) for one in table["targets"]),
-        cost=table["cost"] or None,
+        costs=tuple(Cost(**one) for one in table["costs"]),
     )
 
 

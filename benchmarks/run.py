@@ -97,7 +97,7 @@ def _run(console: Console, names: list[str], scratch: Path, sizes: Sizes, quick:
             others = machine.OtherLoad()
             for name in names:
                 rows += BENCHMARKS[name](context)
-            memory = {"client": machine.anonymous_bytes(psutil.Process())}
+            memory = {"this process": machine.anonymous_bytes(psutil.Process())}
             memory |= {name: machine.anonymous_bytes(psutil.Process(pid)) for name, pid in context.cluster.pids.items()}
             profiles = {"4 KiB x 256 batched reads": small_reads.profile_client(context)} if "small" in names else {}
             other_cores = others.cores()
@@ -115,8 +115,8 @@ def _run(console: Console, names: list[str], scratch: Path, sizes: Sizes, quick:
 
 def _print(console: Console, result: Result, files: list[Path]) -> None:
     console.print(table.rich_table(result.rows, f"medians of {result.rounds} interleaved rounds"))
-    for name, cost in table.costs(result.rows):
-        console.print(f"{name}: {cost}", style="dim")
+    if any(row.costs for row in result.rows):
+        console.print(table.rich_costs(result.rows))
     short = [row.name for row in result.rows if not all(target.met for target in row.targets)]
     if short:
         console.print(f"short of its target: {'; '.join(short)}", style="red")

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from benchmarks.context import REQUEST_BYTES, Context, buffer
-from benchmarks.local_files import LocalFile, write_durably
+from benchmarks.local_files import LocalFile, LocalWrites
 from benchmarks.rounds import Case, Step, Timed, threads_for_seconds
 from benchmarks.rows import Row, make_row
 from fs3.client.file import OpenFile
@@ -66,18 +66,19 @@ def measure_writes(context: Context) -> list[Row]:
     piece[:] = np.random.default_rng(1).bytes(REQUEST_BYTES)
     count = context.sizes.write_bytes // REQUEST_BYTES
     for replicas in (1, 3):
-        runs = context.measure(
-            f"sequential write, {_count(replicas)}",
-            {
-                "fs3": _writer(context, piece, count, replicas),
-                ONE_SYNC: lambda copies=replicas: write_durably(
-                    context.folder, piece, count, copies=copies, sync_each=False
-                ),
-                SYNC_EACH: lambda copies=replicas: write_durably(
-                    context.folder, piece, count, copies=copies, sync_each=True
-                ),
-            },
-        )
+        with LocalWrites(context.folder) as local:
+
+            def write_local(sync_each: bool, local: LocalWrites = local, copies: int = replicas) -> Case:
+                return lambda: local.write(piece, count, copies=copies, sync_each=sync_each)
+
+            runs = context.measure(
+                f"sequential write, {_count(replicas)}",
+                {
+                    "fs3": _writer(context, piece, count, replicas),
+                    ONE_SYNC: write_local(False),
+                    SYNC_EACH: write_local(True),
+                },
+            )
         rows.append(
             make_row(
                 f"sequential write, durable, {_count(replicas)}",

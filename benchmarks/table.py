@@ -14,6 +14,8 @@ from benchmarks.rows import Row, Target
 SCALES = {"GB/s": 1e9}
 HEADS = ("", "median", "min - max", "fs3 / it", "min - max", "target")
 
+COST_HEADS = ("CPU seconds per GB", "", "client", "servers")
+
 
 @dataclass(frozen=True, slots=True)
 class Line:
@@ -89,8 +91,23 @@ def markdown(rows: Sequence[Row]) -> str:
     return "\n".join(out) + "\n"
 
 
-def costs(rows: Sequence[Row]) -> list[tuple[str, str]]:
-    """(row, what it cost) of the rows that say so."""
-    return [
-        (row.name, ", ".join(f"{name} {value:.2f}" for name, value in row.cost.items())) for row in rows if row.cost
-    ]
+def rich_costs(rows: Sequence[Row]) -> Table:
+    """CPU seconds, for the terminal."""
+    table = Table(title="CPU seconds", box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1))
+    for number, head in enumerate(COST_HEADS):
+        table.add_column(head, justify="right" if number else "left")
+    for cells in _costs(rows):
+        table.add_row(*cells)
+    return table
+
+
+def markdown_costs(rows: Sequence[Row]) -> str:
+    """CPU seconds, for the documentation."""
+    out = [f"| {' | '.join(COST_HEADS)} |", "|---|" + "--:|" * (len(COST_HEADS) - 1)]
+    return "\n".join([*out, *(f"| {' | '.join(cells)} |" for cells in _costs(rows))]) + "\n"
+
+
+def _costs(rows: Sequence[Row]) -> Iterator[tuple[str, str, str, str]]:
+    for row in rows:
+        for number, cost in enumerate(row.costs):
+            yield row.name if not number else "", cost.name, f"{cost.client:.2f}", f"{cost.servers:.2f}"

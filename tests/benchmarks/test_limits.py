@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks.bare_pair import BarePair
-from benchmarks.local_files import LocalFile, write_durably
+from benchmarks.local_files import LocalFile, LocalWrites
 
 SIZE = 1 << 20
 
@@ -55,6 +55,8 @@ def test_local_reads(noise: tuple[Path, bytes]) -> None:
 
 @pytest.mark.parametrize("sync_each", [False, True])
 def test_local_writes_count_one_copy_and_leave_nothing(tmp_path: Path, sync_each: bool) -> None:
-    run = write_durably(tmp_path, memoryview(bytes(10_000)), 3, copies=2, sync_each=sync_each)
-    assert run.amount == 30_000
+    with LocalWrites(tmp_path) as local:
+        for _ in range(2):
+            assert local.write(memoryview(bytes(10_000)), 3, copies=2, sync_each=sync_each).amount == 30_000
+        assert [path.stat().st_size for path in tmp_path.iterdir()] == [30_000] * 4
     assert list(tmp_path.iterdir()) == []

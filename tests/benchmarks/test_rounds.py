@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from benchmarks.rounds import Spread, Timed, for_seconds, interleave, rates, ratios, threads_for_seconds
-from benchmarks.rows import make_row, row_from_json, row_to_json
+from benchmarks.rows import Cost, make_row, row_from_json, row_to_json
 
 
 def runs_of(*amounts: float) -> list[Timed]:
@@ -91,10 +91,5 @@ def test_targets_of_rates_and_ratios() -> None:
     assert (rate.wanted, rate.got, rate.met) == (21.5, 21.0, False)
     assert (ratio.over, ratio.got, ratio.met) == ("slow", 4.0, True)
     assert [one.ratio.median for one in row.beside] == [0.525, 4.0]
-    assert row.cost == {
-        "client CPU s/read": 3 / 126,
-        "servers CPU s/read": 9 / 126,
-        "limit: client CPU s/read": 3 / 240,
-        "limit: servers CPU s/read": 9 / 240,
-    }
+    assert row.costs == (Cost("fs3", "read", 3 / 126, 9 / 126), Cost("limit", "read", 3 / 240, 9 / 240))
     assert row_from_json(row_to_json(row)) == row

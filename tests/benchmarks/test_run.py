@@ -27,7 +27,7 @@ def test_a_quick_run(tmp_path: Path) -> None:
         assert row.name in ended.stdout, row.name
     assert [target.wanted for row in result.rows for target in row.targets] == [150_000, 4] * 2
     assert result.quick and result.machine["cores"] > 0 and result.profiles
-    assert result.memory.keys() == {"client", "mgmtd", "meta", "storage-1", "storage-2", "storage-3"}
+    assert result.memory.keys() == {"this process", "mgmtd", "meta", "storage-1", "storage-2", "storage-3"}
 
 
 def test_a_wrong_option_is_one_line(tmp_path: Path) -> None:
