@@ -17,10 +17,10 @@ from fs3.errors import Fs3Error
 
 DETERMINISTIC = {"MKL_CBWR": "AUTO,STRICT", "MKL_DYNAMIC": "FALSE", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
 
-# Threads that wait for each other give up their core, which a storage daemon or another job may want. Measured with the
-# small preset, two threads on two cores that others keep busy: steps of 0.8 to 1.9 s, and of 3.1 to 5.6 s when they
-# spin; decoding at 230 tokens/s, and at 4.
-PATIENT = {"OMP_WAIT_POLICY": "PASSIVE"}
+# Threads that wait for each other spin for some microseconds and then give up their core, which a storage daemon or
+# another job may want. Seconds a step of the small preset, two threads on two cores, left alone and beside two busy loops:
+# 0.46 and 1.4 so, 0.57 and 2.4 when they never spin; 0.45 when they spin on, and 3.1 to 5.6 among other jobs.
+PATIENT = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "10000"}
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
