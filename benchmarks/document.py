@@ -46,6 +46,7 @@ def replace_figures(text: str, new: str) -> str:
 def figures(result: Result) -> str:
     """The machine, the table, the costs and the profiles, in Markdown."""
     facts = result.machine
+    short = [row.name for row in result.rows if not all(target.met for target in row.targets)]
     packages = ", ".join(f"{name} {version}" for name, version in facts["packages"].items())
     congestion = "; ".join(f"{name}: {value}" for name, value in facts["congestion_control"].items())
     parts = [
@@ -57,6 +58,8 @@ def figures(result: Result) -> str:
         f"- Something else kept {result.other_cores:.2f} cores busy on average while this ran",
         "",
         markdown(result.rows),
+        f"Short of its target: {'; '.join(short) or 'nothing'}.",
+        "",
         markdown_costs(result.rows),
         "Anonymous memory at the end: "
         + ", ".join(f"{name} {size / 2**20:,.0f} MiB" for name, size in result.memory.items()),
