@@ -18,8 +18,8 @@ from fs3.errors import Fs3Error
 DETERMINISTIC = {"MKL_CBWR": "AUTO,STRICT", "MKL_DYNAMIC": "FALSE", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
 
 # Threads that wait for each other spin for some microseconds and then give up their core, which a storage daemon or
-# another job may want. Seconds a step of the small preset, two threads on two cores, left alone and beside two busy loops:
-# 0.46 and 1.4 so, 0.57 and 2.4 when they never spin; 0.45 when they spin on, and 3.1 to 5.6 among other jobs.
+# another job may want. Seconds a step of the small preset, two threads on two cores, left alone and beside two busy
+# loops: 0.46 and 1.4 so, 0.57 and 2.4 when they never spin; 0.45 when they spin on, and 3.1 to 5.6 among other jobs.
 PATIENT = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "10000"}
 
 
