@@ -27,6 +27,16 @@ def parse_url(url: str) -> tuple[tuple[str, ...], str]:
     return tuple(dict.fromkeys(addresses)), slash + path or "/"
 
 
+def check_local(path: str) -> None:
+    """Refuse `fs3:/x` and the like, which was meant as a URL, where anything that is no URL is a local path.
+
+    Raises:
+        Invalid: the path begins with "fs3:"; "./fs3:..." names such a local file.
+    """
+    if path.startswith(SCHEME.rstrip("/")) and not path.startswith(SCHEME):
+        raise Invalid(f"{path!r} is not an fs3 URL; {_EXAMPLE}")
+
+
 def make_url(addresses: tuple[str, ...], path: str = "") -> str:
     """The URL of `path` ("" for none, else absolute) in the cluster behind `addresses`."""
     assert not path or path.startswith("/"), path

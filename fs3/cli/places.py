@@ -16,6 +16,8 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from fs3.errors import Fs3Error
+from fs3.filesystem.secret import use_secret
+from fs3.url import check_local
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +59,16 @@ class Place:
 
 
 def place(text: str) -> Place:
-    """The place a user named: `fs3://...` (or another fsspec URL), else a local path. Raises: OSError, ValueError."""
+    """The place a user named: `fs3://...` (or another fsspec URL), else a local path.
+
+    Raises:
+        Invalid, OSError, ValueError: it is neither, or its cluster cannot be reached.
+    """
     if "://" in text:
+        use_secret(os.environ.get("FS3_SECRET", ""))
         fs, path = fsspec.url_to_fs(text)
         return Place(fs, path, text)
+    check_local(text)
     return Place(fsspec.filesystem("file"), os.path.abspath(text), text)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import time
@@ -17,6 +18,7 @@ from rich.table import Table
 
 from fs3.config import parse_bytes
 from fs3.errors import Fs3Error
+from fs3.filesystem.secret import use_secret
 from fs3_loader.dataset import Dataset
 from fs3_loader.location import as_fs3_error, one_line
 
@@ -108,6 +110,7 @@ def inspect_command(url: str, as_json: bool) -> None:
 def main() -> None:
     """The console script: errors are one line on stderr and exit status 1, wrong usage 2, Ctrl-C 130."""
     signal.signal(signal.SIGTERM, _terminate)
+    use_secret(os.environ.get("FS3_SECRET", ""))
     try:
         commands.main(standalone_mode=False)
     except click.ClickException as error:

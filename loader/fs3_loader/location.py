@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, TypeVar, cast
 import fsspec
 
 from fs3.errors import BY_CODE, Fs3Error, Invalid, IsADirectory, NoSpace, NotADirectory, NotFound, PermissionDenied
+from fs3.url import check_local
 
 T = TypeVar("T")
 
@@ -46,6 +47,7 @@ class Location:
         """
         if not url:
             raise Invalid("an empty path names no dataset; give a folder or a URL such as fs3://HOST:PORT/corpus")
+        check_local(url)
         try:
             fs, root = fsspec.url_to_fs(os.path.abspath(url) if "://" not in url else url)
         except (ValueError, ImportError) as error:

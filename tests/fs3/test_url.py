@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fs3.errors import Invalid
-from fs3.url import make_url, parse_url
+from fs3.url import check_local, make_url, parse_url
 
 
 @pytest.mark.parametrize(
@@ -45,3 +45,14 @@ def test_what_is_wrong_is_named(url: str, message: str) -> None:
         parse_url(url)
     assert message in str(caught.value)
     assert "write fs3://HOST:PORT/path" in str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["fs3:/x", "fs3:x", "fs3:127.0.0.1:7300/x"])
+def test_a_misspelt_url_is_no_local_path(path: str) -> None:
+    with pytest.raises(Invalid, match="is not an fs3 URL; write fs3://HOST:PORT/path"):
+        check_local(path)
+
+
+@pytest.mark.parametrize("path", ["x", "/fs3:/x", "./fs3:/x", "fs3/x", "fs3", "fs3://h:1/x"])
+def test_other_paths_pass(path: str) -> None:
+    check_local(path)

@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -156,3 +158,22 @@ def test_a_signal_saves_and_stops(corpus, tmp_path, monkeypatch):
     assert result.exit_code == 128 + signal.SIGTERM, result.output
     assert "stopped after step 2 of 50" in result.stdout
     assert (Path(url) / "step-000002").is_dir()
+
+
+INTERRUPTED = """
+import sys
+
+class CtrlC:
+    def find_spec(self, name, path, target=None):
+        if name == "torch":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, CtrlC())
+from fs3_trainer.cli.train import main
+main(["--data", "d", "--steps", "1"])
+"""
+
+
+def test_an_interrupt_while_torch_is_loaded_is_130_without_a_word():
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")

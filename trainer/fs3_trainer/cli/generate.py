@@ -14,6 +14,7 @@ import click
 
 from fs3.config import parse_bytes
 from fs3.errors import Fs3Error, Invalid, NotFound
+from fs3.filesystem.secret import use_secret
 from fs3_trainer.cli.train import DETERMINISTIC, PATIENT
 
 
@@ -33,7 +34,7 @@ from fs3_trainer.cli.train import DETERMINISTIC, PATIENT
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the draws.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads; all unless given.")
-@click.option("--secret", envvar="FS3_SECRET", default="", help="The KV cache's cluster's secret, if it has one.")
+@click.option("--secret", envvar="FS3_SECRET", default="", help="The cluster's secret, if it has one.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object with text and figures, instead of a stream.")
 def main(
     checkpoint: str,
@@ -60,6 +61,7 @@ def main(
     # The libraries read these when they are loaded: sums in a fixed order, so that a page has the same bits everywhere.
     for name, value in (DETERMINISTIC | PATIENT).items():
         os.environ.setdefault(name, value)
+    use_secret(secret)
     try:
         # Imported here, so that --help and usage errors need not wait for torch.
         from fs3_trainer.infer.session import Options, generate

@@ -14,6 +14,7 @@ from types import FrameType
 import click
 
 from fs3.errors import Fs3Error
+from fs3.filesystem.secret import use_secret
 
 DETERMINISTIC = {"MKL_CBWR": "AUTO,STRICT", "MKL_DYNAMIC": "FALSE", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
 
@@ -61,8 +62,12 @@ def main(
     # are loaded. Measured on two cores: no slower.
     for name, value in (DETERMINISTIC | PATIENT).items():
         os.environ.setdefault(name, value)
-    # Imported here, so that --help and usage errors need not wait for torch.
-    from fs3_trainer.train.session import Options, train
+    use_secret(os.environ.get("FS3_SECRET", ""))
+    try:
+        # Imported here, so that --help and usage errors need not wait for torch.
+        from fs3_trainer.train.session import Options, train
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
 
     caught: list[int] = []
 
