@@ -28,6 +28,17 @@ __all__ = ["MgmtdClient", "NodeAgent"]
 _log = logging.getLogger(__name__)
 _LONG_POLL_S = 20.0
 _SUSPECT_EVERY_S = 0.2
+_WORDS = {  # what gRPC says, and what that means to a user
+    "Connection refused": "connection refused",
+    "errors resolving": "unknown host",
+    "DNS resolution": "unknown host",
+    "SETTINGS frame": "something listens there, but it does not answer as an mgmtd does",
+    "http2 header": "something listens there, but it does not answer as an mgmtd does",
+}
+
+
+def _in_words(failure: str) -> str:
+    return next((words for mark, words in _WORDS.items() if mark in failure), failure)
 
 
 class MgmtdClient:
@@ -69,9 +80,9 @@ class MgmtdClient:
         except Fs3Error as error:
             service.close()
             if isinstance(error, Unavailable):
-                reason = "connection refused" if "Connection refused" in str(error) else str(error)
                 raise Unavailable(
-                    f"no cluster answers at {', '.join(addresses)} ({reason}); check the URL and that the cluster runs"
+                    f"no cluster answers at {', '.join(addresses)} ({_in_words(str(error))}); "
+                    "check the URL and that the cluster runs"
                 ) from None
             raise
         return cls(service, credentials, info, routing_from_pb(reply.routing))

@@ -25,7 +25,7 @@ from fs3.client.plan_core import I64
 from fs3.client.retry_core import UNCERTAIN, Step, after_write
 from fs3.client.select_core import NONE, ReplicaTable
 from fs3.clock import lease_now_s
-from fs3.errors import Corrupt, Fs3Error, MaybeApplied, StaleRouting, Unavailable, from_code
+from fs3.errors import Corrupt, Fs3Error, MaybeApplied, NoSpace, StaleRouting, Unavailable, from_code
 from fs3.ids import chunk_name
 from fs3.transport.connection import Connection
 from fs3.transport.frame_core import Kind
@@ -200,7 +200,7 @@ class WriteCall:
         self.results[places] = results
         self._code[places] = results["status"]
         for code in np.unique(results["status"][results["status"] != 0]).tolist():
-            self._why.setdefault(code, f"{lane.connection.endpoint} refused")
+            self._why.setdefault(code, _refusal(code, lane.connection.endpoint))
         self._uncertain[places] |= np.isin(results["status"], list(UNCERTAIN))
 
     def _broke(self, table: ReplicaTable, lane: _Lane, error: Fs3Error) -> None:
@@ -232,6 +232,12 @@ class WriteCall:
         if after_write(code, int(self._tries[place])) is Step.REFRESH:
             return Unavailable(f"{name} was not written within {lease_now_s() - self._begun_s:.1f} s: {why}")
         return from_code(code, f"{name}: {why}")
+
+
+def _refusal(code: int, endpoint: str) -> str:
+    if code == NoSpace.code:
+        return f"no space left on {endpoint} or on a replica behind it; remove files or add a disk"
+    return f"{endpoint} answered {type(from_code(code, '')).__name__}"
 
 
 def _records(updates: Sequence[ChunkUpdate], data: Sequence[memoryview], sums: Sequence[NDArray[np.uint32]]) -> Records:

@@ -227,7 +227,7 @@ def test_an_answer_that_no_retry_changes_is_raised_with_the_chunk(cluster, clien
         read(client, (0, 0, 1))
     for server in cluster.servers:
         server.read_status = {1: NoSpace.code}
-    with pytest.raises(NoSpace, match="file 7 chunk 0"):
+    with pytest.raises(NoSpace, match=r"file 7 chunk 0: no space left on .*; remove files or add a disk"):
         client.write([update(0, b"x")])
 
 
