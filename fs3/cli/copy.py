@@ -61,9 +61,9 @@ def plan_tree(source: Place, target: Place, *, recursive: bool, failures: Failur
 
 def run(plan: Plan, failures: Failures, *, quiet: bool = False) -> None:
     """Carry out the plan with a progress bar on a terminal."""
-    for directory in plan.directories:
-        with failures.of("cannot create directory", directory.text):
-            directory.fs.makedirs(directory.path, exist_ok=True)
+    files = _make_directories(plan, failures)
+    if not files:
+        return
     console = Console(stderr=True)
     bar = Progress(
         TextColumn("{task.description}"),
@@ -76,13 +76,13 @@ def run(plan: Plan, failures: Failures, *, quiet: bool = False) -> None:
         disable=quiet or not console.is_terminal,
     )
     with bar:
-        total = sum(size for _, _, size in plan.files)
-        task = bar.add_task(f"{len(plan.files)} files" if len(plan.files) != 1 else plan.files[0][0].name, total=total)
+        total = sum(size for _, _, size in files)
+        task = bar.add_task(f"{len(files)} files" if len(files) != 1 else files[0][0].name, total=total)
 
         def advance(count: int) -> None:
             bar.advance(task, count)
 
-        for batch in _batches(plan.files):
+        for batch in _batches(files):
             if len(batch) > 1:
                 _copy_small(batch, failures)
                 advance(sum(size for _, _, size in batch))
@@ -90,6 +90,24 @@ def run(plan: Plan, failures: Failures, *, quiet: bool = False) -> None:
                 source, target, _ = batch[0]
                 with failures.of("cannot copy", f"{source.text}' to '{target.text}"):
                     copy_file(source, target, advance)
+
+
+def _make_directories(plan: Plan, failures: Failures) -> list[tuple[Place, Place, int]]:
+    """Make the plan's directories; the files that have somewhere to go. What goes below a failure is not tried."""
+    lost: list[Place] = []
+
+    def is_lost(place: Place) -> bool:
+        return any(place.fs is above.fs and place.path.startswith(above.path + "/") for above in lost)
+
+    for directory in plan.directories:
+        if is_lost(directory):
+            continue
+        before = failures.count
+        with failures.of("cannot create directory", directory.text):
+            directory.fs.makedirs(directory.path, exist_ok=True)
+        if failures.count > before:
+            lost.append(directory)
+    return [entry for entry in plan.files if not is_lost(entry[1])]
 
 
 def _batches(files: list[tuple[Place, Place, int]]) -> Iterator[list[tuple[Place, Place, int]]]:

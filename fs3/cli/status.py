@@ -21,6 +21,7 @@ _COLOURS = {
     TargetState.LASTSRV: "red",
     TargetState.OFFLINE: "red",
 }
+_TABLE_COLUMNS = 120
 
 
 @click.command()
@@ -39,7 +40,9 @@ def status(url: str, as_json: bool, all_chains: bool, secret: str) -> int:
         routing = client.fetch()
     finally:
         client.close()
-    return show(routing, Console(highlight=False), as_json=as_json, all_chains=all_chains)
+    console = Console(highlight=False)
+    console.width = max(console.width, _TABLE_COLUMNS)  # a narrow terminal wraps lines; rich would cut them
+    return show(routing, console, as_json=as_json, all_chains=all_chains)
 
 
 def show(routing: Routing, console: Console, *, as_json: bool = False, all_chains: bool = False) -> int:

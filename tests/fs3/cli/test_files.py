@@ -166,3 +166,31 @@ def test_an_unreachable_cluster_is_named(run: Run) -> None:
 )
 def test_sizes_for_people(count: int, text: str) -> None:
     assert human(count) == text
+
+
+def test_a_tree_that_has_nowhere_to_go_is_one_line(run: Run, at: str, tree: Path, fs: Any) -> None:
+    url, path = f"{at}/file", at.removeprefix(fs.unstrip_protocol("").rstrip("/")) + "/file"
+    fs.pipe_file(path, b"in the way")
+    code, _, err = run("cp", "-r", str(tree), url)
+    assert (code, err.count("\n")) == (1, 1)
+    assert err.startswith(f"fs3 cp: cannot create directory '{url}': ")
+    assert fs.cat_file(path) == b"in the way"
+
+
+def test_a_misspelt_url_makes_no_local_file(run: Run, tree: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run("cp", str(tree / "a.txt"), "fs3:/x")
+    assert (code, err.count("\n")) == (1, 1)
+    assert "'fs3:/x' is not an fs3 URL; write fs3://HOST:PORT/path" in err
+    assert not (tmp_path / "fs3:").exists()
+
+
+def test_status_cuts_nothing_off_on_a_narrow_terminal(
+    run: Run, cluster_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    code, out, _ = run("status", cluster_url)
+    storage = [line for line in out.splitlines() if " storage " in line]
+    assert code == 0
+    assert len(storage) == 3
+    assert all(line.rstrip().endswith("iB") for line in storage)

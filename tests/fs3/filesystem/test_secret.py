@@ -1,4 +1,4 @@
-"""`use_secret`: filesystems that nobody gave a secret, as those that torch makes from a URL, show it to a real mgmtd."""
+"""`use_secret`: filesystems that nobody gave a secret, as torch makes them from a URL, show it to a real mgmtd."""
 
 from __future__ import annotations
 
