@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fs3.errors import Corrupt
+from fs3.errors import Corrupt, NotFound
 from fs3_loader.location import Location, as_fs3_error
 
 MAX_OPEN_FILES = 256
@@ -135,7 +135,11 @@ class Fs3Reader:
         missing = [index for index in indexes if index not in self._handles]
         if missing:
             paths = [self._location.path(self._files[index]) for index in missing]
-            for index, handle in zip(missing, self._client.open_many(paths), strict=True):
+            try:
+                opened = self._client.open_many(paths)
+            except NotFound as error:
+                raise NotFound(f"{error}; {self._location.url} lacks a shard: import the dataset again") from None
+            for index, handle in zip(missing, opened, strict=True):
                 _check_size(self._location.show(self._files[index]), int(handle.length), self._sizes[index])
                 self._handles[index] = handle
         return [self._handles[index] for index in indexes]

@@ -47,11 +47,14 @@ def make_dataset(tokenizer: DatasetTokenizer) -> MakeDataset:
     return make
 
 
-@pytest.fixture(params=["local", "memory"])
+@pytest.fixture(params=["local", "memory", "fs3"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """A folder that does not exist yet, on each kind of filesystem that needs no service."""
+    """A folder that does not exist yet: local, in a dict, and on a cluster of three storage nodes."""
     if request.param == "local":
         yield str(tmp_path / "corpus")
+        return
+    if request.param == "fs3":
+        yield f"{request.getfixturevalue('cluster_url')}{request.getfixturevalue('home')}/corpus"
         return
     memory = fsspec.filesystem("memory")
     yield "memory://fs3-loader-tests/corpus"

@@ -1,13 +1,11 @@
 """One suite for every `RangeReader`: whole batches filled in any order, and one line that names the file on failure.
 
-The fs3 reader runs here on an in-memory file client with the interface of fs3.client.file; the real one is exercised
-by the process tests.
+Each reader runs on its own kind of filesystem: local files, fsspec's dict, and a cluster of three storage nodes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import fsspec
@@ -15,7 +13,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from fs3.errors import Corrupt, Fs3Error, NotFound
 from fs3_loader import reader as reader_module
@@ -27,62 +24,17 @@ FILES = {"a": bytes(range(256)) * 4, "b": bytes(reversed(range(256))) * 3, "c": 
 Open = Callable[[dict[str, bytes], dict[str, int]], RangeReader]
 
 
-@dataclass(frozen=True)
-class MemoryFile:
-    data: bytes
-
-    @property
-    def length(self) -> int:
-        return len(self.data)
-
-
-class MemoryFileClient:
-    """fs3's file client over a dict: opens by path, fills whole batches or raises."""
-
-    def __init__(self, files: dict[str, bytes]) -> None:
-        self._files = files
-
-    def open_many(self, paths: Sequence[str]) -> list[MemoryFile]:
-        for path in paths:
-            if path not in self._files:
-                raise NotFound(f"{path}: no such file")
-        return [MemoryFile(self._files[path]) for path in paths]
-
-    def read_batch(
-        self,
-        handles: Sequence[MemoryFile],
-        file_index: NDArray[np.int32],
-        offsets: NDArray[np.int64],
-        lengths: NDArray[np.int64],
-        out: memoryview,
-        out_offsets: NDArray[np.int64] | None = None,
-    ) -> None:
-        assert out_offsets is not None
-        assert file_index.dtype == np.int32
-        for index, offset, length, at in zip(file_index, offsets, lengths, out_offsets, strict=True):
-            out[at : at + length] = handles[index].data[offset : offset + length]
-
-
-class MemoryFs3:
-    protocol = "fs3"
-
-    def __init__(self, files: dict[str, bytes]) -> None:
-        self.file_client = MemoryFileClient(files)
-
-
 @pytest.fixture(params=["local", "memory", "fs3"])
 def open_files(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Open]:
     """`open_files(files, sizes)`: a reader over `files`, which are there with their contents."""
     opened: list[RangeReader] = []
+    folder = {"local": str(tmp_path), "memory": "memory://fs3-reader-tests"}.get(request.param)
+    folder = folder or request.getfixturevalue("cluster_url") + request.getfixturevalue("home")
 
     def make(files: dict[str, bytes], sizes: dict[str, int]) -> RangeReader:
-        if request.param == "fs3":
-            fs = MemoryFs3({f"/folder/{name}": data for name, data in files.items()})
-            location = Location("fs3://host:1/folder", fs, "/folder")
-        else:
-            location = Location.parse(str(tmp_path) if request.param == "local" else "memory://fs3-reader-tests")
-            for name, data in files.items():
-                location.fs.pipe_file(location.path(name), data)
+        location = Location.parse(folder)
+        for name, data in files.items():
+            location.fs.pipe_file(location.path(name), data)
         opened.append(open_reader(location, list(sizes), list(sizes.values())))
         return opened[-1]
 
