@@ -257,5 +257,7 @@ def _as_fs3(error: BaseException, done: str, where: str) -> BaseException:
     if isinstance(link, OSError):
         return as_fs3_error(link, where)
     if isinstance(error, _UNREADABLE):
-        return Corrupt(f"checkpoint {where} cannot be {done}: {one_line(error)[:200]}")
+        first, _, _ = one_line(error).partition(". ")
+        way_out = "; restore it from a copy, or remove it to go on from the one before" if done == "read" else ""
+        return Corrupt(f"checkpoint {where} cannot be {done}: {first[:200]}{way_out}")
     return error
