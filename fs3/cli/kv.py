@@ -22,7 +22,7 @@ def kv() -> None:
     """Show or clear the KV cache in a directory; the root of a cluster stands for all of its pages."""
 
 
-@kv.command("stats")
+@kv.command("stats", short_help="Show pages, bytes, ages and namespaces.")
 @click.argument("url", metavar="URL")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of tables.")
 @_secret
@@ -35,7 +35,7 @@ def stats(url: str, as_json: bool, secret: str) -> None:
         _print(found, Console(highlight=False))
 
 
-@kv.command("clear")
+@kv.command("clear", short_help="Remove pages, all or the oldest.")
 @click.argument("url", metavar="URL")
 @click.option("--namespace", metavar="PREFIX", default="", help="Only namespaces whose digest begins so.")
 @click.option("--keep", metavar="SIZE", default="0", help="Keep the newest pages up to this size, such as 2GiB.")

@@ -22,7 +22,7 @@ COMMANDS = {
     "down": ("fs3.cli.up", "down", "Stop a cluster that `fs3 up` started."),
     "status": ("fs3.cli.status", "status", "Show nodes, targets, chains and space of a cluster."),
     "cp": ("fs3.cli.files", "cp", "Copy files and directories, to, from and within a cluster."),
-    "ls": ("fs3.cli.files", "ls", "List directories."),
+    "ls": ("fs3.cli.files", "ls", "List files and directories."),
     "cat": ("fs3.cli.files", "cat", "Print files."),
     "rm": ("fs3.cli.files", "rm", "Remove files and directories."),
     "mv": ("fs3.cli.files", "mv", "Move or rename files and directories."),
@@ -33,6 +33,12 @@ COMMANDS = {
     "mgmtd": ("fs3.cli.daemons", "mgmtd", "Run the cluster manager."),
     "meta": ("fs3.cli.daemons", "meta", "Run a metadata daemon."),
     "storage": ("fs3.cli.daemons", "storage", "Run a storage daemon."),
+}
+SECTIONS = {
+    "Clusters": ("up", "down", "status"),
+    "Files": ("cp", "ls", "cat", "rm", "mv", "mkdir", "stat", "du"),
+    "KV cache": ("kv",),
+    "Daemons, one by one": ("mgmtd", "meta", "storage"),
 }
 
 
@@ -51,8 +57,10 @@ class LazyGroup(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, line) for name, (_, _, line) in COMMANDS.items()])
+        longest = max(map(len, COMMANDS))
+        for title, names in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name.ljust(longest), COMMANDS[name][2]) for name in names])
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

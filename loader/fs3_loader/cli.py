@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from fs3 import __version__
 from fs3.config import parse_bytes
 from fs3.errors import Fs3Error
 from fs3.filesystem.secret import use_secret
@@ -26,7 +27,7 @@ PREVIEW_CHARS = 400
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="fs3-storage", prog_name="fs3-dataset")
+@click.version_option(__version__, prog_name="fs3-dataset", message="%(prog)s %(version)s")
 def commands() -> None:
     """Make and inspect datasets of tokens, on fs3:// or on a local path."""
 
@@ -78,7 +79,7 @@ def import_command(
     )
 
 
-@commands.command("inspect")
+@commands.command("inspect", short_help="Show what a dataset holds.")
 @click.argument("url", metavar="URL")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def inspect_command(url: str, as_json: bool) -> None:

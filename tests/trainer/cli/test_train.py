@@ -177,3 +177,11 @@ main(["--data", "d", "--steps", "1"])
 def test_an_interrupt_while_torch_is_loaded_is_130_without_a_word():
     done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_a_model_too_large_for_the_memory_is_one_line(corpus, tmp_path):
+    config = tmp_path / "large.toml"
+    config.write_text('preset = "tiny"\n[model]\nintermediate_size = 1000000000000\n')
+    line = refused(fs3_train("--config", str(config), "--data", corpus, "--steps", "1"))
+    assert "allocate memory" in line
+    assert "take a smaller --global-batch or a smaller model" in line

@@ -12,6 +12,7 @@ import sys
 
 import click
 
+from fs3 import __version__
 from fs3.config import parse_bytes
 from fs3.errors import Fs3Error, Invalid, NotFound
 from fs3.filesystem.secret import use_secret
@@ -36,6 +37,7 @@ from fs3_trainer.cli.train import DETERMINISTIC, PATIENT
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads; all unless given.")
 @click.option("--secret", envvar="FS3_SECRET", default="", help="The cluster's secret, if it has one.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object with text and figures, instead of a stream.")
+@click.version_option(__version__, prog_name="fs3-generate", message="%(prog)s %(version)s")
 def main(
     checkpoint: str,
     kv_cache: str | None,

@@ -13,6 +13,7 @@ from types import FrameType
 
 import click
 
+from fs3 import __version__
 from fs3.errors import Fs3Error
 from fs3.filesystem.secret import use_secret
 
@@ -42,6 +43,7 @@ PATIENT = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "10000"}
 @click.option(
     "--metrics", type=click.Path(dir_okay=False, path_type=Path), help="Append one JSON line a step to this file."
 )
+@click.version_option(__version__, prog_name="fs3-train", message="%(prog)s %(version)s")
 def main(
     config: str,
     data: str,
@@ -96,6 +98,12 @@ def main(
         done = train(options, click.echo, lambda: bool(caught))
     except Fs3Error as error:
         click.echo(f"fs3-train: {error}", err=True)
+        raise SystemExit(1) from None
+    except RuntimeError as error:  # also torch.OutOfMemoryError; the CPU's allocator has no class of its own
+        if "memory" not in str(error):
+            raise
+        first, _, _ = str(error).partition("\n")
+        click.echo(f"fs3-train: {first[:200]}; take a smaller --global-batch or a smaller model", err=True)
         raise SystemExit(1) from None
     finally:
         for signum, handler in previous.items():
