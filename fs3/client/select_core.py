@@ -126,6 +126,13 @@ def _choose_together(candidates: I64, usable: NDArray[np.bool_], rotation: int) 
 
     By lot, not by who covers most: that would be the same endpoint for every reader of a file.
     """
+    if usable.all():
+        # Most batches: every replica serves, and the one picked by lot has all the chains.
+        first = candidates[rotation % len(candidates)]
+        matches = candidates == first[rotation % len(first)]
+        if matches.any(axis=1).all():
+            together: I64 = matches.argmax(axis=1)
+            return together
     column = np.full(len(candidates), NONE, dtype=np.int64)
     left = np.flatnonzero(usable.any(axis=1))
     while len(left):
