@@ -29,7 +29,6 @@ from fs3.storage.engine_api import EngineConfig
 
 _BLOCK_SHIFT = 44  # physical id of a block: file << 44 | position >> 12
 _POSITION_SHIFT = 12
-_LARGER_CLASSES = 4  # when its own class cannot grow, a block may come from one up to twice as large
 _UNSYNCED_BYTES = 64 << 20  # of freed blocks that wait for a sync of the metadata before one is asked for
 
 
@@ -69,7 +68,8 @@ class Space:
             block = self._take(wanted) or self._grow(wanted)
             if block is not None:
                 return block
-            for larger in range(wanted + 1, min(wanted + 1 + _LARGER_CLASSES, len(CLASS_BYTES))):
+            # On a full disk the room is in freed blocks of other sizes; a large block for few bytes beats a refusal.
+            for larger in range(wanted + 1, len(CLASS_BYTES)):
                 block = self._take(larger)
                 if block is not None:
                     return block

@@ -361,6 +361,24 @@ def test_a_full_quota_changes_nothing_and_room_can_be_made(tmp_path: Path) -> No
     engine.close()
 
 
+def test_room_that_large_chunks_gave_back_serves_small_ones(tmp_path: Path) -> None:
+    """Also far smaller ones: on a full disk nothing can grow, and the room is in blocks of the removed sizes."""
+    config = EngineConfig(file_bytes=64 << 20, group_bytes=4 << 20, reserve_bytes=0, max_bytes=10 << 20)
+    engine = Engine.open(tmp_path / "disk", cluster_id="c", create=True, config=config)
+    engine.create_target(TARGET, 1)
+    large = bytes(4 << 20)
+    stored = 0
+    while isinstance(engine.stage_and_commit([update(stored, Op.REPLACE, large)])[0], Staged):
+        stored += 1
+    assert stored >= 2
+    done(engine.stage_and_commit([update(0, Op.REMOVE)]))
+    small = done(engine.stage_and_commit([update(100, Op.REPLACE, b"small")]))
+    assert small.version == 1 and bytes(engine.read_chunk(TARGET, HI, 100).data) == b"small"
+    engine = reopen(engine, config)
+    assert bytes(engine.read_chunk(TARGET, HI, 100).data) == b"small"
+    engine.close()
+
+
 def test_a_class_that_cannot_grow_uses_larger_blocks_that_are_free(tmp_path: Path) -> None:
     config = EngineConfig(file_bytes=64 << 20, group_bytes=160 << 10, reserve_bytes=0, max_bytes=160 << 10)
     engine = Engine.open(tmp_path / "disk", cluster_id="c", create=True, config=config)
