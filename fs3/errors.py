@@ -162,6 +162,11 @@ def from_code(code: int, message: str) -> Fs3Error:
     return cls(message)
 
 
+def missing_package(error: ImportError, extra: str) -> Invalid:
+    """What to tell a user whose installation lacks a package that comes with `extra`."""
+    return Invalid(f"the package {error.name} is not installed; it comes with: pip install 'fs3-storage[{extra}]'")
+
+
 def to_os_error(error: Fs3Error, path: str | None = None) -> OSError:
     """The standard library's exception for `error`, as file objects and fsspec raise it."""
     return OSError(error.errno, str(error), path) if path is not None else OSError(error.errno, str(error))

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from fs3 import __version__
 from fs3.config import parse_bytes
-from fs3.errors import Fs3Error
+from fs3.errors import Fs3Error, missing_package
 from fs3.filesystem.secret import use_secret
 from fs3_loader.dataset import Dataset
 from fs3_loader.location import as_fs3_error, one_line
@@ -119,6 +119,8 @@ def main() -> None:
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         _fail("interrupted; nothing was left behind", 130)
+    except ModuleNotFoundError as error:
+        _fail(str(missing_package(error, "loader")), 1)
     except Fs3Error as error:
         _fail(one_line(error), 1)
     except BrokenPipeError:

@@ -14,7 +14,7 @@ import click
 
 from fs3 import __version__
 from fs3.config import parse_bytes
-from fs3.errors import Fs3Error, Invalid, NotFound
+from fs3.errors import Fs3Error, Invalid, NotFound, missing_package
 from fs3.filesystem.secret import use_secret
 from fs3_trainer.cli.train import DETERMINISTIC, PATIENT
 
@@ -85,6 +85,9 @@ def main(
             math_mode=os.environ["MKL_CBWR"],
         )
         result = generate(options, _ignore if as_json else _stream, _warn)
+    except ModuleNotFoundError as error:
+        click.echo(f"fs3-generate: {missing_package(error, 'trainer')}", err=True)
+        raise SystemExit(1) from None
     except Fs3Error as error:
         click.echo(f"fs3-generate: {error}", err=True)
         raise SystemExit(1) from None

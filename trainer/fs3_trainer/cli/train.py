@@ -14,7 +14,7 @@ from types import FrameType
 import click
 
 from fs3 import __version__
-from fs3.errors import Fs3Error
+from fs3.errors import Fs3Error, missing_package
 from fs3.filesystem.secret import use_secret
 
 DETERMINISTIC = {"MKL_CBWR": "AUTO,STRICT", "MKL_DYNAMIC": "FALSE", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
@@ -68,6 +68,9 @@ def main(
     try:
         # Imported here, so that --help and usage errors need not wait for torch.
         from fs3_trainer.train.session import Options, train
+    except ModuleNotFoundError as error:
+        click.echo(f"fs3-train: {missing_package(error, 'trainer')}", err=True)
+        raise SystemExit(1) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
 
