@@ -31,7 +31,7 @@ def test_it_is_shown_where_none_is_given(tmp_path: Path) -> None:
         return str(fs.fsid).removeprefix("fs3-")
 
     async def body() -> None:
-        config = MgmtdConfig(node_id=2001, data_dir=tmp_path, secret="open sesame")
+        config = MgmtdConfig(node_id=2001, data_dir=tmp_path, listen_port=0, secret="open sesame")
         async with serve(config, MemoryKV()) as server:
             url, known = f"fs3://{server.address}/x", server.primary.routing.cluster_id
             with pytest.raises(PermissionError, match="secret is missing or wrong"):

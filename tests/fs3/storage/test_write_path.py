@@ -325,7 +325,10 @@ def test_a_pending_version_that_its_update_gave_up_is_settled_by_itself(make: Ca
     with pytest.raises(Unavailable):
         client.attempt(1, A, Op.WRITE, b"first", 0, seq=1, attempt_s=0.2)
     cluster.nodes[2].engine.refuse.clear()
-    cluster.wait(lambda: not cluster.nodes[1].raw.pending_of(101), "end of the pending version")
+    head = cluster.nodes[1].raw
+    cluster.wait(lambda: not head.pending_of(101), "end of the pending version")
+    # The commit publishes the chunk first and the update's result behind it.
+    cluster.wait(lambda: head.dedup(101, 7, 1) is not None, "result of the update")
     cluster.check_replicas()
 
 
