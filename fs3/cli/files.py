@@ -55,7 +55,7 @@ def _targets(sources: tuple[str, ...], destination: str, failures: Failures) -> 
     return []
 
 
-@click.command(context_settings={"ignore_unknown_options": False})
+@click.command()
 @click.option("-r", "-R", "--recursive", is_flag=True, help="Copy directories with all that is in them.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress bar.")
 @click.argument("sources", nargs=-1, required=True)

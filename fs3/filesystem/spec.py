@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
-from fsspec.callbacks import DEFAULT_CALLBACK, Callback
 from fsspec.spec import AbstractFileSystem
 
 from fs3.client.connect import Client, connect
@@ -219,11 +218,6 @@ class Fs3FileSystem(AbstractFileSystem):  # type: ignore[misc]
             self.pipe_file(path, value, **options)
         else:
             self._pipe({self._strip_protocol(name): data for name, data in path.items()}, replace=True)
-
-    def put_file(
-        self, lpath: str, rpath: str, callback: Callback = DEFAULT_CALLBACK, mode: str = "overwrite", **options: Any
-    ) -> None:
-        super().put_file(lpath, rpath, callback=callback, mode=mode, **options)
 
     def cp_file(self, path1: str, path2: str, **_: Any) -> None:
         """Copy within the cluster, through this client."""
