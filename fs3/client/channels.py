@@ -9,10 +9,9 @@ late update could be taken for the new one. (3FS, update channels of the storage
 from __future__ import annotations
 
 from dataclasses import dataclass
-from threading import Condition
 
-from fs3.clock import lease_now_s
 from fs3.errors import Busy
+from fs3.runtime import SYSTEM, Runtime
 
 MAX_CHANNELS = 4_096
 
@@ -28,12 +27,13 @@ class Channel:
 class Channels:
     """The channels of one client, lent to its threads. Bounded: every one costs each daemon a record per target."""
 
-    def __init__(self, limit: int = MAX_CHANNELS) -> None:
+    def __init__(self, limit: int = MAX_CHANNELS, *, runtime: Runtime = SYSTEM) -> None:
         self._limit = limit
         self._free: list[Channel] = []
         self._lent = 0
         self._made = 0
-        self._changed = Condition()
+        self._runtime = runtime
+        self._changed = runtime.condition()
 
     def take(self, count: int, deadline_s: float) -> list[Channel]:
         """`count` channels, each with the sequence number of its next update.
@@ -44,7 +44,7 @@ class Channels:
             raise Busy(f"{count} updates in one call; at most {self._limit} can be in flight")
         with self._changed:
             while self._lent + count > self._limit:
-                left_s = deadline_s - lease_now_s()
+                left_s = deadline_s - self._runtime.now_s()
                 if left_s <= 0 or not self._changed.wait(left_s):
                     raise Busy(f"{self._lent} updates are in flight and did not end in time")
             self._lent += count

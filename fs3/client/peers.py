@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import secrets
-import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,11 +14,11 @@ from fs3.client.channels import Channels
 from fs3.client.mgmtd import MgmtdClient
 from fs3.client.retry_core import pause_s
 from fs3.client.select_core import ReplicaTable, replica_table
-from fs3.clock import lease_now_s
 from fs3.errors import Unavailable
 from fs3.pb import storage_pb2
 from fs3.routing import NodeKind, Routing
-from fs3.transport.connection import Connection, ConnectionPool
+from fs3.runtime import SYSTEM, Runtime
+from fs3.transport.connection import Connection, ConnectionPool, OpenConnection
 
 PROTOCOL = 1
 LANE_THREADS = 16
@@ -43,21 +41,25 @@ class Peers:
         max_connections: int,
         max_lanes: int | None,
         stall_s: float,
+        open_connection: OpenConnection = Connection.open,
+        runtime: Runtime = SYSTEM,
     ) -> None:
         self.mgmtd = mgmtd
+        self.runtime = runtime
+        self._open_connection = open_connection
         self.stall_s = stall_s
         self.write_stall_s = stall_s * WRITE_STALL
         cores = len(os.sched_getaffinity(0))
         self.max_lanes = max_lanes if max_lanes is not None else min(MOST_LANES, cores // 2)
         self._secret = secret
         self._max_connections = max_connections
-        self._closed = threading.Event()
-        self._begin(client_id if client_id is not None else secrets.randbits(63) | 1)
+        self._closed = runtime.event()
+        self._begin(client_id if client_id is not None else runtime.random_bits(63) | 1)
         _living.add(self)
 
     def _begin(self, client_id: int) -> None:
         self.client_id = client_id
-        self.channels = Channels()
+        self.channels = Channels(runtime=self.runtime)
         hello = storage_pb2.Hello(
             protocol=PROTOCOL,
             cluster_id=self.mgmtd.routing.cluster_id,
@@ -65,9 +67,14 @@ class Peers:
             client_id=client_id,
             role="client",
         )
-        self._pool = ConnectionPool(hello, max_per_endpoint=self._max_connections)
+        self._pool = ConnectionPool(
+            hello,
+            max_per_endpoint=self._max_connections,
+            open_connection=self._open_connection,
+            runtime=self.runtime,
+        )
         self._random = random.Random(client_id)
-        self._lock = threading.Lock()
+        self._lock = self.runtime.lock()
         self._lanes: ThreadPoolExecutor | None = None
         self._table: tuple[Routing, ReplicaTable] | None = None
         self._load: dict[str, int] = {}
@@ -76,10 +83,10 @@ class Peers:
 
     def begin_again(self) -> None:
         """Become a client of one's own in a forked child: another id, no connections, no locks that others hold."""
-        closed, self._closed = self._closed.is_set(), threading.Event()
+        closed, self._closed = self._closed.is_set(), self.runtime.event()
         if closed:
             self._closed.set()
-        self._begin(secrets.randbits(63) | 1)
+        self._begin(self.runtime.random_bits(63) | 1)
 
     def lanes(self) -> ThreadPoolExecutor:
         """Threads that receive large replies, and send large writes, beside the caller's own."""
@@ -119,7 +126,7 @@ class Peers:
         """Which endpoints of `table` have failed lately, None if none has: [endpoints]."""
         if not self._avoid_until_s:
             return None
-        now_s = lease_now_s()
+        now_s = self.runtime.now_s()
         with self._lock:
             for name in [name for name, until_s in self._avoid_until_s.items() if until_s <= now_s]:
                 del self._avoid_until_s[name]
@@ -144,7 +151,7 @@ class Peers:
     def failed(self, table: ReplicaTable, endpoint: int) -> None:
         """An endpoint refused, broke off or stalled: leave it alone for a while and tell mgmtd."""
         name, node = table.endpoints[endpoint], table.nodes[endpoint]
-        now_s = lease_now_s()
+        now_s = self.runtime.now_s()
         key = (int(node.node_id), node.generation)
         with self._lock:
             self._avoid_until_s[name] = now_s + AVOID_S
@@ -152,11 +159,11 @@ class Peers:
                 return
             self._suspected_s[key] = now_s
         self._pool.drop_idle(name)
-        threading.Thread(target=self.mgmtd.suspect, args=key, name="fs3-suspect", daemon=True).start()
+        self.runtime.spawn(lambda: self.mgmtd.suspect(*key), name="fs3-suspect")
 
     def pause(self, attempt: int, deadline_s: float) -> None:
         """Wait before the next try; not once the client is closed."""
-        wait_s = min(pause_s(attempt, self._random.random()), deadline_s - lease_now_s())
+        wait_s = min(pause_s(attempt, self._random.random()), deadline_s - self.runtime.now_s())
         self._closed.wait(max(wait_s, 0.0))
 
     def refresh(self, newer_than: int, attempt: int, deadline_s: float) -> None:
@@ -164,7 +171,7 @@ class Peers:
 
         Raises: Unavailable, PermissionDenied: as `MgmtdClient.refresh`.
         """
-        wait_s = min(pause_s(attempt, self._random.random()), deadline_s - lease_now_s())
+        wait_s = min(pause_s(attempt, self._random.random()), deadline_s - self.runtime.now_s())
         self.mgmtd.refresh(newer_than, max(wait_s, 0.001))
 
 

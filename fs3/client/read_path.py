@@ -18,7 +18,6 @@ from fs3.client.peers import SLACK_BYTES, Peers
 from fs3.client.plan_core import I64
 from fs3.client.retry_core import Step, after_read
 from fs3.client.select_core import NONE, ReplicaTable, choose
-from fs3.clock import lease_now_s
 from fs3.errors import Corrupt, Fs3Error, StaleRouting, Unavailable, from_code
 from fs3.ids import chunk_name
 from fs3.transport.frame_core import Kind
@@ -72,7 +71,7 @@ class ReadCall:
             todo = todo[self.batch.code[todo] != 0]
             if not len(todo):
                 break
-            if lease_now_s() >= self.batch.deadline_s:
+            if self._peers.runtime.now_s() >= self.batch.deadline_s:
                 raise self._give_up(int(todo[0]))
             if step is Step.REFRESH:
                 self._peers.refresh(version, attempt, self.batch.deadline_s)
@@ -160,7 +159,7 @@ class ReadCall:
 
     def _give_up(self, place: int) -> Fs3Error:
         code = int(self.batch.code[place])
-        waited_s = lease_now_s() - self._begun_s
+        waited_s = self._peers.runtime.now_s() - self._begun_s
         return Unavailable(
             f"{self._name(place)} was not read within {waited_s:.1f} s: {self.batch.why.get(code, 'no answer')}"
         )

@@ -17,10 +17,11 @@ from fs3.client.peers import Peers
 from fs3.client.plan_core import I64
 from fs3.client.read_path import ReadCall
 from fs3.client.write_path import ChunkUpdate, WriteCall
-from fs3.clock import lease_now_s
 from fs3.errors import Invalid, NotFound
 from fs3.ids import file_chunk
 from fs3.layout import Layout, stripe_chains
+from fs3.runtime import SYSTEM, Runtime
+from fs3.transport.connection import Connection, OpenConnection
 from fs3.transport.frame_core import Kind
 from fs3.transport.messages import LIST_CHUNKS, LIST_KIND, MAX_LISTED, RANGE, RESULT, Op, Records
 
@@ -42,11 +43,14 @@ class StorageClient:
         stall_s: float = 3.0,
         max_connections: int = 16,
         max_lanes: int | None = None,
+        open_connection: OpenConnection = Connection.open,
+        runtime: Runtime = SYSTEM,
     ) -> None:
         """`timeout_s` bounds a call that names no deadline; a daemon silent for `stall_s` inside one is given up for
         another; `max_connections` is per endpoint, `max_lanes` how many of them a large read uses at once (None: half
         as many as there are cores, at most 4)."""
         self._timeout_s = timeout_s
+        self._runtime = runtime
         self._mgmtd = mgmtd
         self._peers = Peers(
             mgmtd,
@@ -55,6 +59,8 @@ class StorageClient:
             max_connections=max_connections,
             max_lanes=max_lanes,
             stall_s=stall_s,
+            open_connection=open_connection,
+            runtime=runtime,
         )
 
     @property
@@ -213,5 +219,5 @@ class StorageClient:
                     raise error
 
     def _times(self, deadline_s: float | None) -> tuple[float, float]:
-        begun_s = lease_now_s()
+        begun_s = self._runtime.now_s()
         return begun_s, deadline_s if deadline_s is not None else begun_s + self._timeout_s

@@ -24,7 +24,6 @@ from fs3.client.peers import Peers
 from fs3.client.plan_core import I64
 from fs3.client.retry_core import UNCERTAIN, Step, after_write
 from fs3.client.select_core import NONE, ReplicaTable
-from fs3.clock import lease_now_s
 from fs3.errors import Corrupt, Fs3Error, MaybeApplied, NoSpace, StaleRouting, Unavailable, from_code
 from fs3.ids import chunk_name
 from fs3.transport.connection import Connection
@@ -113,7 +112,7 @@ class WriteCall:
                 for place in todo.tolist()
             ]
             todo = todo[np.array([step is not Step.FAIL for step in steps], dtype=np.bool_)]
-            if not len(todo) or lease_now_s() >= self._deadline_s:
+            if not len(todo) or self._peers.runtime.now_s() >= self._deadline_s:
                 return
             if Step.REFRESH in steps:
                 self._peers.refresh(version, attempt, self._deadline_s)
@@ -227,10 +226,12 @@ class WriteCall:
         update = self._updates[place]
         name, why = chunk_name(update.hi, update.lo), self._why.get(code, "no answer")
         if self._uncertain[place]:
-            waited_s = lease_now_s() - self._begun_s
+            waited_s = self._peers.runtime.now_s() - self._begun_s
             return MaybeApplied(f"{name}: the outcome of a write is unknown after {waited_s:.1f} s: {why}")
         if after_write(code, int(self._tries[place])) is Step.REFRESH:
-            return Unavailable(f"{name} was not written within {lease_now_s() - self._begun_s:.1f} s: {why}")
+            return Unavailable(
+                f"{name} was not written within {self._peers.runtime.now_s() - self._begun_s:.1f} s: {why}"
+            )
         return from_code(code, f"{name}: {why}")
 
 

@@ -8,7 +8,6 @@ the same reason every hop has its own connections, as it has its own threads at 
 
 from __future__ import annotations
 
-import threading
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,10 +16,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fs3.clock import lease_now_s
 from fs3.errors import Corrupt, Fs3Error, Unavailable
 from fs3.pb import storage_pb2
-from fs3.transport.connection import Connection, ConnectionPool
+from fs3.runtime import SYSTEM, Runtime
+from fs3.transport.connection import Connection, ConnectionPool, OpenConnection
 from fs3.transport.frame_core import Kind
 from fs3.transport.messages import CHUNK_META, RESULT, Records
 
@@ -67,10 +66,19 @@ class ForwardPort(Protocol):
 class ChainForwarder:
     """The port on framed connections (proto/data_plane.md)."""
 
-    def __init__(self, hello: storage_pb2.Hello, *, max_per_endpoint: int) -> None:
+    def __init__(
+        self,
+        hello: storage_pb2.Hello,
+        *,
+        max_per_endpoint: int,
+        open_connection: OpenConnection = Connection.open,
+        runtime: Runtime = SYSTEM,
+    ) -> None:
         self._hello = hello
+        self._open = open_connection
+        self._runtime = runtime
         self._max = max_per_endpoint
-        self._guard = threading.Lock()
+        self._guard = runtime.lock()
         self._pools: dict[int, ConnectionPool] = {}
         self._in_use: defaultdict[str, set[Connection]] = defaultdict(set)
         self._closed = False
@@ -119,7 +127,7 @@ class ChainForwarder:
         with self._guard:
             in_use = list(self._in_use.get(endpoint, ()))
             pools = list(self._pools.values())
-        _hurry(in_use)
+        self._hurry(in_use)
         for pool in pools:
             pool.drop_idle(endpoint)
 
@@ -128,9 +136,15 @@ class ChainForwarder:
             self._closed = True
             in_use = [connection for connections in self._in_use.values() for connection in connections]
             pools = list(self._pools.values())
-        _hurry(in_use)
+        self._hurry(in_use)
         for pool in pools:
             pool.close()
+
+    def _hurry(self, connections: Iterable[Connection]) -> None:
+        """Let nobody wait on these any longer; a connection's owner looks at its deadline every half second."""
+        now_s = self._runtime.now_s()
+        for connection in connections:
+            connection.deadline_s = now_s
 
     def borrow(self, endpoint: str, lane: int, deadline_s: float) -> Connection:
         """A connection of this lane. Raises: Unavailable, Busy, PermissionDenied, Invalid."""
@@ -139,7 +153,9 @@ class ChainForwarder:
                 raise Unavailable("this storage daemon is stopping")
             pool = self._pools.get(lane)
             if pool is None:
-                pool = self._pools[lane] = ConnectionPool(self._hello, max_per_endpoint=self._max)
+                pool = self._pools[lane] = ConnectionPool(
+                    self._hello, max_per_endpoint=self._max, open_connection=self._open, runtime=self._runtime
+                )
         connection = pool.borrow(endpoint, deadline_s=deadline_s, connect_timeout_s=_CONNECT_S)
         with self._guard:
             self._in_use[endpoint].add(connection)
@@ -151,12 +167,6 @@ class ChainForwarder:
             self._in_use[connection.endpoint].discard(connection)
             pool = self._pools[lane]
         pool.give_back(connection)
-
-
-def _hurry(connections: Iterable[Connection]) -> None:
-    """Let nobody wait on these any longer; a connection's owner looks at its deadline every half second."""
-    for connection in connections:
-        connection.deadline_s = lease_now_s()
 
 
 class _Call:

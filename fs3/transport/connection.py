@@ -19,12 +19,13 @@ import struct
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from threading import Condition
+from typing import Protocol
 
 from fs3.checksum import Bytes
 from fs3.clock import deadline_after, lease_now_s
 from fs3.errors import Busy, Corrupt, Fs3Error, Invalid, Unavailable, from_code
 from fs3.pb import storage_pb2
+from fs3.runtime import SYSTEM, Runtime
 from fs3.transport.frame_core import (
     HEADER_BYTES,
     TRAILER_BYTES,
@@ -367,21 +368,37 @@ def prefer_loopback_congestion(sock: socket.socket) -> None:
         return
 
 
+class OpenConnection(Protocol):
+    """As `Connection.open`; the simulator has one of its own."""
+
+    def __call__(self, endpoint: str, hello: storage_pb2.Hello, *, timeout_s: float) -> Connection: ...
+
+
 class ConnectionPool:
     """Connections that all say the same HELLO, kept open between calls and bounded per endpoint.
 
     Safe for any number of threads, and across fork: a child forgets its parent's connections.
     """
 
-    def __init__(self, hello: storage_pb2.Hello, *, max_per_endpoint: int = 16, idle_s: float = 60.0) -> None:
+    def __init__(
+        self,
+        hello: storage_pb2.Hello,
+        *,
+        max_per_endpoint: int = 16,
+        idle_s: float = 60.0,
+        open_connection: OpenConnection = Connection.open,
+        runtime: Runtime = SYSTEM,
+    ) -> None:
         self._hello = hello
+        self._open = open_connection
+        self._runtime = runtime
         self._max = max_per_endpoint
         self._idle_s = idle_s
         self._reset()
 
     def _reset(self) -> None:
         self._pid = os.getpid()
-        self._changed = Condition()
+        self._changed = self._runtime.condition()
         self._idle: dict[str, list[Connection]] = {}
         self._lent: dict[str, int] = {}
         self._closed = False
@@ -399,7 +416,7 @@ class ConnectionPool:
             self._reset()
         with self._changed:
             while self._lent.get(endpoint, 0) >= self._max:
-                left_s = deadline_s - lease_now_s()
+                left_s = deadline_s - self._runtime.now_s()
                 if not wait or left_s <= 0 or not self._changed.wait(left_s):
                     raise Busy(f"all {self._max} connections to {endpoint} are in use")
             if self._closed:
@@ -407,7 +424,7 @@ class ConnectionPool:
             self._lent[endpoint] = self._lent.get(endpoint, 0) + 1
             idle = self._idle.setdefault(endpoint, [])
             connection = idle.pop() if idle else None
-        now_s = lease_now_s()
+        now_s = self._runtime.now_s()
         while connection is not None:
             idle_for_s = now_s - connection.idle_since_s
             if idle_for_s < _FRESH_S or (idle_for_s < self._idle_s and connection.alive()):
@@ -419,7 +436,7 @@ class ConnectionPool:
             timeout_s = min(connect_timeout_s, deadline_s - now_s)
             if timeout_s <= 0:
                 raise Unavailable(f"{endpoint} was not connected in time")
-            return Connection.open(endpoint, self._hello, timeout_s=timeout_s)
+            return self._open(endpoint, self._hello, timeout_s=timeout_s)
         except BaseException:
             self._release(endpoint, None)
             raise
@@ -442,7 +459,7 @@ class ConnectionPool:
                 if connection.outstanding or self._closed:
                     connection.close()
                 else:
-                    connection.idle_since_s = lease_now_s()
+                    connection.idle_since_s = self._runtime.now_s()
                     idle = self._idle[endpoint]
                     idle.append(connection)
                     if idle[0].idle_since_s < connection.idle_since_s - self._idle_s:
