@@ -18,7 +18,8 @@ from fs3.errors import Unavailable
 from fs3.pb import storage_pb2
 from fs3.routing import NodeKind, Routing
 from fs3.runtime import SYSTEM, Runtime
-from fs3.transport.connection import Connection, ConnectionPool, OpenConnection
+from fs3.transport.connection import Connection, OpenConnection
+from fs3.transport.pool import ConnectionPool
 
 PROTOCOL = 1
 LANE_THREADS = 16

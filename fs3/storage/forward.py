@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from fs3.errors import Corrupt, Fs3Error, Unavailable
 from fs3.pb import storage_pb2
 from fs3.runtime import SYSTEM, Runtime
-from fs3.transport.connection import Connection, ConnectionPool, OpenConnection
+from fs3.transport.connection import Connection, OpenConnection
 from fs3.transport.frame_core import Kind
 from fs3.transport.messages import CHUNK_META, RESULT, Records
+from fs3.transport.pool import ConnectionPool
 
 RECOVERY_LANE = 255  # which no client's update waits for
 _CONNECT_S = 1.0

@@ -1,4 +1,4 @@
-"""A blocking connection to a storage daemon's data port, and a pool of them, for clients and predecessors in a chain.
+"""A blocking connection to a storage daemon's data port, for clients and predecessors in a chain.
 
 One thread owns a connection from `send` to the last byte of the reply: it gathers with `sendmsg` and receives straight
 into the caller's memory, which is what measured fastest from Python. Two kernel habits shape the code:
@@ -13,19 +13,16 @@ Format: proto/data_plane.md.
 
 from __future__ import annotations
 
-import os
 import socket
 import struct
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Protocol
 
 from fs3.checksum import Bytes
 from fs3.clock import deadline_after, lease_now_s
-from fs3.errors import Busy, Corrupt, Fs3Error, Invalid, Unavailable, from_code
+from fs3.errors import Corrupt, Invalid, Unavailable, from_code
 from fs3.pb import storage_pb2
-from fs3.runtime import SYSTEM, Runtime
 from fs3.transport.frame_core import (
     HEADER_BYTES,
     TRAILER_BYTES,
@@ -45,7 +42,6 @@ _TRAILER, _NEED_ACK = int(Flag.TRAILER), int(Flag.NEED_ACK)  # `&` with an IntFl
 _TICK_S = 0.5
 _TIMEVAL = struct.Struct("ll")
 _LOOPBACK_CONGESTION = (b"cubic", b"reno")
-_FRESH_S = 0.01  # an idle connection younger than this is not probed before it is used
 
 
 class Connection:
@@ -372,128 +368,3 @@ class OpenConnection(Protocol):
     """As `Connection.open`; the simulator has one of its own."""
 
     def __call__(self, endpoint: str, hello: storage_pb2.Hello, *, timeout_s: float) -> Connection: ...
-
-
-class ConnectionPool:
-    """Connections that all say the same HELLO, kept open between calls and bounded per endpoint.
-
-    Safe for any number of threads, and across fork: a child forgets its parent's connections.
-    """
-
-    def __init__(
-        self,
-        hello: storage_pb2.Hello,
-        *,
-        max_per_endpoint: int = 16,
-        idle_s: float = 60.0,
-        open_connection: OpenConnection = Connection.open,
-        runtime: Runtime = SYSTEM,
-    ) -> None:
-        self._hello = hello
-        self._open = open_connection
-        self._runtime = runtime
-        self._max = max_per_endpoint
-        self._idle_s = idle_s
-        self._reset()
-
-    def _reset(self) -> None:
-        self._pid = os.getpid()
-        self._changed = self._runtime.condition()
-        self._idle: dict[str, list[Connection]] = {}
-        self._lent: dict[str, int] = {}
-        self._closed = False
-
-    def borrow(
-        self, endpoint: str, *, deadline_s: float, connect_timeout_s: float = 5.0, wait: bool = True
-    ) -> Connection:
-        """A connection to `endpoint` that nobody else uses; hand it to `give_back` whatever happens to it.
-
-        Raises:
-            Busy: all of the endpoint's connections stayed in use until the deadline, or are in use, without `wait`.
-            Unavailable, PermissionDenied, Invalid: as `Connection.open`.
-        """
-        if os.getpid() != self._pid:
-            self._reset()
-        with self._changed:
-            while self._lent.get(endpoint, 0) >= self._max:
-                left_s = deadline_s - self._runtime.now_s()
-                if not wait or left_s <= 0 or not self._changed.wait(left_s):
-                    raise Busy(f"all {self._max} connections to {endpoint} are in use")
-            if self._closed:
-                raise Unavailable("the client is closed")
-            self._lent[endpoint] = self._lent.get(endpoint, 0) + 1
-            idle = self._idle.setdefault(endpoint, [])
-            connection = idle.pop() if idle else None
-        now_s = self._runtime.now_s()
-        while connection is not None:
-            idle_for_s = now_s - connection.idle_since_s
-            if idle_for_s < _FRESH_S or (idle_for_s < self._idle_s and connection.alive()):
-                return connection
-            connection.close()
-            with self._changed:
-                connection = idle.pop() if idle else None
-        try:
-            timeout_s = min(connect_timeout_s, deadline_s - now_s)
-            if timeout_s <= 0:
-                raise Unavailable(f"{endpoint} was not connected in time")
-            return self._open(endpoint, self._hello, timeout_s=timeout_s)
-        except BaseException:
-            self._release(endpoint, None)
-            raise
-
-    def give_back(self, connection: Connection) -> None:
-        """Take a borrowed connection back; a closed one, or one with answers outstanding, is dropped."""
-        if not connection.closed:
-            try:
-                connection.acknowledge()
-            except Fs3Error:
-                connection.close()
-        self._release(connection.endpoint, connection)
-
-    def _release(self, endpoint: str, connection: Connection | None) -> None:
-        if os.getpid() != self._pid:
-            return
-        with self._changed:
-            self._lent[endpoint] -= 1
-            if connection is not None and not connection.closed:
-                if connection.outstanding or self._closed:
-                    connection.close()
-                else:
-                    connection.idle_since_s = self._runtime.now_s()
-                    idle = self._idle[endpoint]
-                    idle.append(connection)
-                    if idle[0].idle_since_s < connection.idle_since_s - self._idle_s:
-                        idle.pop(0).close()
-            self._changed.notify()
-
-    @contextmanager
-    def lent(self, endpoint: str, *, deadline_s: float) -> Iterator[Connection]:
-        """`borrow` and `give_back` around a block; an exception that is no `Fs3Error` closes the connection."""
-        connection = self.borrow(endpoint, deadline_s=deadline_s)
-        try:
-            yield connection
-        except Fs3Error:
-            raise
-        except BaseException:
-            connection.close()
-            raise
-        finally:
-            self.give_back(connection)
-
-    def drop_idle(self, endpoint: str) -> None:
-        """Close the idle connections to an endpoint that has just failed."""
-        with self._changed:
-            stale = self._idle.get(endpoint, [])
-            gone, stale[:] = list(stale), []
-        for connection in gone:
-            connection.close()
-
-    def close(self) -> None:
-        """Close every idle connection now and the lent ones as they come back; `borrow` then raises Unavailable."""
-        with self._changed:
-            self._closed = True
-            gone = [connection for idle in self._idle.values() for connection in idle]
-            self._idle.clear()
-            self._changed.notify_all()
-        for connection in gone:
-            connection.close()

@@ -17,8 +17,9 @@ import pytest
 from fs3.clock import deadline_after
 from fs3.errors import Busy, Corrupt, Invalid, StaleRouting, Unavailable
 from fs3.pb import storage_pb2
-from fs3.transport.connection import Connection, ConnectionPool
+from fs3.transport.connection import Connection
 from fs3.transport.frame_core import HEADER_BYTES, Flag, Header, Kind, pack_header, pack_trailer, unpack_header
+from fs3.transport.pool import ConnectionPool
 
 HELLO = storage_pb2.Hello(protocol=1, cluster_id="c", client_id=7, role="client")
 
