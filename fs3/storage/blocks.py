@@ -12,12 +12,9 @@ from __future__ import annotations
 
 import errno
 import functools
-import mmap
 import os
 import struct
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -25,7 +22,9 @@ from numpy.typing import NDArray
 
 from fs3 import checksum
 from fs3.errors import Corrupt, Fs3Error, NoSpace, Unavailable
+from fs3.runtime import SYSTEM, Runtime
 from fs3.storage.allocator_core import CLASS_BYTES, FILES_PER_CLASS, Growth
+from fs3.storage.raw_file import FileFolder, RawFile
 
 MAGIC = b"FS3BLK\x00\x01"
 FORMAT = 1
@@ -54,9 +53,9 @@ def disk_error(error: OSError, doing: str) -> Fs3Error:
 class _SharedSync:
     """fdatasync for many threads: a call that begins after a write covers it, so those who wait share the next one."""
 
-    def __init__(self, sync: Callable[[], None]) -> None:
+    def __init__(self, sync: Callable[[], None], runtime: Runtime) -> None:
         self._sync = sync
-        self._turn = threading.Condition()
+        self._turn = runtime.condition()
         self._started = 0
         self._finished = 0
         self._running = False
@@ -97,50 +96,39 @@ class _SharedSync:
 class BlockFile:
     """One block file; safe for any number of threads that write different slots."""
 
-    def __init__(self, path: Path, file_no: int, fd: int, slots: int, *, step: Step) -> None:
-        self.path = path
+    def __init__(self, raw: RawFile, file_no: int, slots: int, *, step: Step, runtime: Runtime) -> None:
+        self.path = raw.path
         self.file_no = file_no
         self.slots = slots
         self.block_bytes = CLASS_BYTES[file_no // FILES_PER_CLASS]
         self._fine = self.block_bytes // checksum.FINE_BYTES
-        self._stride = self._fine + -(-self.block_bytes // checksum.COARSE_BYTES)
+        self._stride = _stride(self.block_bytes)
         self._data_at = _data_offset(self._stride, slots)
-        self._fd = fd
+        self._raw = raw
         self._step = step
-        self._map = mmap.mmap(fd, self._data_at + slots * self.block_bytes, access=mmap.ACCESS_READ)
-        self._view = memoryview(self._map)
-        self._sums = np.frombuffer(self._map, dtype="<u4", count=slots * self._stride, offset=HEADER_BYTES)
-        self._shared_sync = _SharedSync(self._fdatasync)
+        self._sums = np.frombuffer(raw.view, dtype="<u4", count=slots * self._stride, offset=HEADER_BYTES)
+        self._shared_sync = _SharedSync(self._fdatasync, runtime)
 
     @classmethod
-    def create(cls, path: Path, file_no: int, slots: int, *, step: Step = no_step) -> BlockFile:
+    def create(
+        cls, folder: FileFolder, file_no: int, slots: int, *, step: Step = no_step, runtime: Runtime = SYSTEM
+    ) -> BlockFile:
         """Raises: OSError."""
         block_bytes = CLASS_BYTES[file_no // FILES_PER_CLASS]
-        stride = block_bytes // checksum.FINE_BYTES + -(-block_bytes // checksum.COARSE_BYTES)
-        data_at = _data_offset(stride, slots)
-        fields = (MAGIC, FORMAT, file_no, block_bytes, slots, HEADER_BYTES, data_at)
-        header = _HEADER.pack(*fields)
-        # Under another name until it is whole, so that a crash leaves no file that cannot be opened.
-        draft = path.with_suffix(".new")
-        fd = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
-        try:
-            os.ftruncate(fd, data_at + slots * block_bytes)
-            os.pwrite(fd, header + _CRC.pack(checksum.crc(header)), 0)
-            os.fsync(fd)
-            os.rename(draft, path)
-            sync_folder(path.parent)
-            return cls(path, file_no, fd, slots, step=step)
-        except BaseException:
-            os.close(fd)
-            raise
+        data_at = _data_offset(_stride(block_bytes), slots)
+        header = _HEADER.pack(MAGIC, FORMAT, file_no, block_bytes, slots, HEADER_BYTES, data_at)
+        size = data_at + slots * block_bytes
+        raw = folder.create(name_of(file_no), size, header + _CRC.pack(checksum.crc(header)))
+        return cls(raw, file_no, slots, step=step, runtime=runtime)
 
     @classmethod
-    def open(cls, path: Path, file_no: int, *, step: Step = no_step) -> BlockFile:
+    def open(cls, folder: FileFolder, file_no: int, *, step: Step = no_step, runtime: Runtime = SYSTEM) -> BlockFile:
         """Raises: Corrupt (not a block file of this format)."""
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        file = folder.open(name_of(file_no))
         try:
-            raw = os.pread(fd, _HEADER.size + _CRC.size, 0)
-            if len(raw) < _HEADER.size + _CRC.size or raw[:8] != MAGIC:
+            path, size = file.path, len(file.view)
+            raw = bytearray(_HEADER.size + _CRC.size)
+            if file.read(memoryview(raw), 0) < len(raw) or raw[:8] != MAGIC:
                 raise Corrupt(f"{path}: not a block file")
             _magic, version, number, block_bytes, slots, sums_at, data_at = _HEADER.unpack_from(raw)
             if version != FORMAT:
@@ -150,20 +138,20 @@ class BlockFile:
                 expected != (number, block_bytes, sums_at)
             ):
                 raise Corrupt(f"{path}: its header is damaged; restore the file, or empty the disk to refill it")
-            if os.fstat(fd).st_size < data_at + slots * block_bytes:
+            if size < data_at + slots * block_bytes:
                 raise Corrupt(f"{path}: shorter than its header says; restore the file, or empty the disk to refill it")
-            return cls(path, file_no, fd, slots, step=step)
+            return cls(file, file_no, slots, step=step, runtime=runtime)
         except BaseException:
-            os.close(fd)
+            file.close()
             raise
 
     @property
     def fd(self) -> int:
-        return self._fd
+        return self._raw.fd
 
     @property
     def view(self) -> memoryview:
-        return self._view
+        return self._raw.view
 
     @property
     def sums(self) -> NDArray[np.uint32]:
@@ -189,7 +177,8 @@ class BlockFile:
 
     def grown_slots(self) -> int:
         """How many slots were ever allocated on disk, as far as the header knows (a crash may have lost the last)."""
-        raw = os.pread(self._fd, _GROWN.size, _GROWN_AT)
+        raw = bytearray(_GROWN.size)
+        self._raw.read(memoryview(raw), _GROWN_AT)
         grown, crc = _GROWN.unpack(raw)
         return min(grown, self.slots) if crc == checksum.crc(raw[:8]) else 0
 
@@ -197,10 +186,10 @@ class BlockFile:
         """Allocate slots on disk. Raises: OSError; nothing is lost then, and trying again is right."""
         self._step("fallocate", self.file_no, self.position(growth.first), growth.slots * self.block_bytes)
         sums_bytes = self._stride * 4
-        os.posix_fallocate(self._fd, HEADER_BYTES + growth.first * sums_bytes, growth.slots * sums_bytes)
-        os.posix_fallocate(self._fd, self.position(growth.first), growth.slots * self.block_bytes)
+        self._raw.allocate(HEADER_BYTES + growth.first * sums_bytes, growth.slots * sums_bytes)
+        self._raw.allocate(self.position(growth.first), growth.slots * self.block_bytes)
         count = struct.pack("<Q", growth.first + growth.slots)
-        os.pwrite(self._fd, count + _CRC.pack(checksum.crc(count)), _GROWN_AT)
+        self._raw.write([memoryview(count + _CRC.pack(checksum.crc(count)))], _GROWN_AT)
 
     def write(
         self, slot: int, parts: Sequence[memoryview], fine: NDArray[np.uint32], coarse: NDArray[np.uint32]
@@ -208,20 +197,20 @@ class BlockFile:
         """Put the concatenated parts and their sums into a slot. Raises: OSError."""
         position = self.position(slot)
         self._step("write data", self.file_no, position, sum(len(part) for part in parts))
-        _write_all(self._fd, list(parts), position)
+        self._raw.write(parts, position)
         at = HEADER_BYTES + slot * self._stride * 4
         both = np.zeros(self._stride, dtype="<u4")
         both[: len(fine)] = fine
         both[self._fine : self._fine + len(coarse)] = coarse
         self._step("write sums", self.file_no, at, both.nbytes)
-        _write_all(self._fd, [both.data.cast("B")], at)
+        self._raw.write([both.data.cast("B")], at)
 
     def read(self, position: int, out: memoryview) -> None:
         """Fill `out` from `position`. Raises: Corrupt (the disk cannot read it)."""
         done = 0
         while done < len(out):
             try:
-                got = os.preadv(self._fd, [out[done:]], position + done)
+                got = self._raw.read(out[done:], position + done)
             except OSError as error:
                 raise Corrupt(f"{self.path} at byte {position + done}: {os.strerror(error.errno or 0)}") from None
             if got == 0:
@@ -244,37 +233,32 @@ class BlockFile:
 
     def _fdatasync(self) -> None:
         self._step("fdatasync", self.file_no, 0, 0)
-        os.fdatasync(self._fd)
+        self._raw.sync()
         self._step("fdatasync done", self.file_no, 0, 0)
 
     def close(self) -> None:
         """The mapping goes when the last view of it does."""
-        os.close(self._fd)
+        self._raw.close()
 
 
 class BlockFiles:
     """All block files of an engine, by number."""
 
-    def __init__(self, folder: Path, *, step: Step = no_step) -> None:
+    def __init__(self, folder: FileFolder, *, step: Step = no_step, runtime: Runtime = SYSTEM) -> None:
         self._folder = folder
         self._step = step
+        self._runtime = runtime
         self._files: dict[int, BlockFile] = {}
 
     def open_all(self) -> None:
         """Raises: Corrupt."""
-        for path in sorted(self._folder.glob("*.blk")):
-            cls, _, number = path.stem.partition("-")
-            try:
-                file_no = int(cls) * FILES_PER_CLASS + int(number)
-            except ValueError:
-                raise Corrupt(f"{path}: not a block file's name") from None
-            self._files[file_no] = BlockFile.open(path, file_no, step=self._step)
+        for name in self._folder.names():
+            file_no = _number_of(name)
+            self._files[file_no] = BlockFile.open(self._folder, file_no, step=self._step, runtime=self._runtime)
 
     def create(self, file_no: int, slots: int) -> BlockFile:
         """Raises: OSError."""
-        cls, number = divmod(file_no, FILES_PER_CLASS)
-        path = self._folder / f"{cls:02d}-{number:04d}.blk"
-        file = BlockFile.create(path, file_no, slots, step=self._step)
+        file = BlockFile.create(self._folder, file_no, slots, step=self._step, runtime=self._runtime)
         self._files[file_no] = file
         return file
 
@@ -312,25 +296,25 @@ class BlockFiles:
             file.close()
 
 
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable. Raises: OSError."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+def name_of(file_no: int) -> str:
+    """What block file `file_no` is called."""
+    cls, number = divmod(file_no, FILES_PER_CLASS)
+    return f"{cls:02d}-{number:04d}.blk"
+
+
+def _number_of(name: str) -> int:
+    cls, _, number = name.removesuffix(".blk").partition("-")
     try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+        return int(cls) * FILES_PER_CLASS + int(number)
+    except ValueError:
+        raise Corrupt(f"{name}: not a block file's name") from None
+
+
+def _stride(block_bytes: int) -> int:
+    """Sums of a slot."""
+    return block_bytes // checksum.FINE_BYTES + -(-block_bytes // checksum.COARSE_BYTES)
 
 
 @functools.cache
 def _data_offset(stride: int, slots: int) -> int:
     return -(-(HEADER_BYTES + slots * stride * 4) // _DATA_ALIGN) * _DATA_ALIGN
-
-
-def _write_all(fd: int, parts: list[memoryview], position: int) -> None:
-    while parts:
-        done = os.pwritev(fd, parts[:512], position)
-        position += done
-        while parts and done >= len(parts[0]):
-            done -= len(parts.pop(0))
-        if done:
-            parts[0] = parts[0][done:]

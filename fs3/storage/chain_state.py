@@ -9,7 +9,6 @@ A routing arrives on another thread than the updates run on. Whoever changes or 
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -17,11 +16,11 @@ from enum import Enum
 import numpy as np
 from numpy.typing import NDArray
 
-from fs3.clock import lease_now_s
 from fs3.errors import Fs3Error, NotFound, StaleRouting, Unavailable
 from fs3.ids import ChainId, NodeId, TargetId
 from fs3.pb import common_pb2, mgmtd_pb2
 from fs3.routing import LocalState, Routing, Target, TargetState
+from fs3.runtime import SYSTEM, Runtime
 from fs3.storage import target_core
 from fs3.storage.engine_api import ChunkEngine
 from fs3.storage.target_core import Phase, Place, Stand
@@ -93,13 +92,15 @@ class ChainState:
         generation: int,
         poke: Callable[[], None],
         ask: Callable[[str, int], None],
+        runtime: Runtime = SYSTEM,
     ) -> None:
         self._engines = engines
         self._node_id = node_id
         self._generation = generation
         self._poke = poke
         self._ask = ask
-        self._changed = threading.Condition(threading.RLock())
+        self._runtime = runtime
+        self._changed = runtime.condition()
         self._changes = 0
         self._routing = Routing()
         self._engine_of: dict[int, ChunkEngine] = {}
@@ -240,7 +241,7 @@ class ChainState:
         """Wait until nobody acts on the target under a chain version below `version`; whether that came in time."""
         with self._changed:
             while any(one.target_id == target_id and one.version < version for one in self._acting):
-                left_s = deadline_s - lease_now_s()
+                left_s = deadline_s - self._runtime.now_s()
                 if left_s <= 0 or not self._changed.wait(left_s):
                     return False
             return True
@@ -251,10 +252,10 @@ class ChainState:
 
     def wait_changed(self, seen: int, timeout_s: float) -> None:
         """Wait for a change of roles after `changes()` said `seen`, at most `timeout_s`."""
-        deadline_s = lease_now_s() + timeout_s
+        deadline_s = self._runtime.now_s() + timeout_s
         with self._changed:
             while self._changes == seen:
-                left_s = deadline_s - lease_now_s()
+                left_s = deadline_s - self._runtime.now_s()
                 if left_s <= 0 or not self._changed.wait(left_s):
                     return
 

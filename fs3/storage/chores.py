@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import heapq
 import logging
-import threading
 from collections.abc import Callable
 
-from fs3.clock import lease_now_s
 from fs3.errors import Fs3Error
+from fs3.runtime import SYSTEM, Runtime
 
 Key = tuple[str, int]
 _LOG = logging.getLogger("fs3.storage")
@@ -22,19 +21,18 @@ _RETRY_S = 0.5
 class Chores:
     """Runs `work(number)` of the kind a key names, on at most `threads` threads."""
 
-    def __init__(self, kinds: dict[str, Callable[[int], float | None]], *, threads: int) -> None:
+    def __init__(
+        self, kinds: dict[str, Callable[[int], float | None]], *, threads: int, runtime: Runtime = SYSTEM
+    ) -> None:
+        self._runtime = runtime
         self._kinds = kinds
-        self._changed = threading.Condition()
+        self._changed = runtime.condition()
         self._due: list[tuple[float, int, Key]] = []
         self._when: dict[Key, float] = {}
         self._running: dict[Key, bool] = {}  # whether it was asked for again
         self._asked = 0
         self._closed = False
-        self._threads = [
-            threading.Thread(target=self._run, name=f"fs3-chore-{number}", daemon=True) for number in range(threads)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._threads = [runtime.spawn(self._run, name=f"fs3-chore-{number}") for number in range(threads)]
 
     def ask(self, kind: str, number: int, *, in_s: float = 0.0) -> None:
         """Have the chore run, in `in_s` seconds at the latest."""
@@ -43,7 +41,7 @@ class Chores:
             if key in self._running:
                 self._running[key] = True
             else:
-                self._put(key, lease_now_s() + in_s)
+                self._put(key, self._runtime.now_s() + in_s)
 
     def idle(self) -> bool:
         """Whether nothing runs or waits."""
@@ -72,7 +70,7 @@ class Chores:
                     self._changed.wait()
                     continue
                 due_s, _, key = self._due[0]
-                left_s = due_s - lease_now_s()
+                left_s = due_s - self._runtime.now_s()
                 if self._when.get(key) != due_s:
                     heapq.heappop(self._due)  # asked for again, sooner
                 elif left_s > 0:
@@ -97,4 +95,4 @@ class Chores:
                 if self._running.pop(key):
                     again_s = 0.0
                 if again_s is not None and not self._closed:
-                    self._put(key, lease_now_s() + again_s)
+                    self._put(key, self._runtime.now_s() + again_s)

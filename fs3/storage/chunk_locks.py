@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Iterator
+
+from fs3.runtime import SYSTEM, Runtime
 
 Key = tuple[int, int, int]  # target, hi, lo
 
@@ -12,8 +13,8 @@ Key = tuple[int, int, int]  # target, hi, lo
 class ChunkLocks:
     """The chunks that are being changed."""
 
-    def __init__(self) -> None:
-        self._freed = threading.Condition()
+    def __init__(self, *, runtime: Runtime = SYSTEM) -> None:
+        self._freed = runtime.condition()
         self._busy: set[Key] = set()
 
     @contextlib.contextmanager

@@ -10,13 +10,13 @@ block waits for. Batches without a sync are followed by one when `lazy_sync` ask
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from fs3.errors import Fs3Error, NoSpace, Unavailable
+from fs3.runtime import SYSTEM, Event, Runtime
 from fs3.storage.blocks import Step, no_step
-from fs3.storage.metadata import Metadata, Put
+from fs3.storage.metadata import MetadataStore, Put
 
 _MAX_GROUP = 512  # batches; a bound on how long the first waits for the last
 
@@ -30,18 +30,27 @@ class _Batch:
     puts: Sequence[Put]
     publish: Callable[[int], None]
     sync: bool
-    done: threading.Event = field(default_factory=threading.Event)
+    done: Event
     failure: Fs3Error | None = None
 
 
 class Committer:
     """The one thread that writes an engine's metadata."""
 
-    def __init__(self, metadata: Metadata, synced: Callable[[int], None], *, name: str, step: Step = no_step) -> None:
+    def __init__(
+        self,
+        metadata: MetadataStore,
+        synced: Callable[[int], None],
+        *,
+        name: str,
+        step: Step = no_step,
+        runtime: Runtime = SYSTEM,
+    ) -> None:
+        self._runtime = runtime
         self._metadata = metadata
         self._synced = synced
         self._step = step
-        self._wake = threading.Condition()
+        self._wake = runtime.condition()
         self._queue: list[_Batch] = []
         self._closing = False
         self._sync_asked = False
@@ -50,15 +59,14 @@ class Committer:
         self.syncs = 0
         self._number = 0
         self._synced_number = 0
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._thread.start()
+        self._thread = runtime.spawn(self._run, name=name)
 
     def submit(self, puts: Sequence[Put], publish: Callable[[int], None], *, sync: bool) -> None:
         """Write `puts` atomically, durable if `sync`; then `publish(batch number)` runs, and this returns.
 
         Raises: NoSpace (nothing was written), Unavailable (the store is broken, or the engine is closed).
         """
-        batch = _Batch(puts, publish, sync)
+        batch = _Batch(puts, publish, sync, self._runtime.event())
         with self._wake:
             if self._broken is not None:
                 raise type(self._broken)(str(self._broken))

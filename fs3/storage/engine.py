@@ -15,7 +15,6 @@ rule for readers are in engine_api.py.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -23,12 +22,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fs3.errors import Conflict, Corrupt, Fs3Error, Invalid, NoSpace, NotFound
+from fs3.runtime import SYSTEM, Runtime
 from fs3.storage import listing, opening, reading
 from fs3.storage import metadata as md
 from fs3.storage.allocator_core import Block
 from fs3.storage.blocks import BlockFile, BlockFiles, Step, no_step
 from fs3.storage.chunk_locks import ChunkLocks, Key
 from fs3.storage.commit import Committer, nothing
+from fs3.storage.disk import Disk, folder_disk
 from fs3.storage.engine_api import (
     ChunkData,
     ChunkInfo,
@@ -42,7 +43,7 @@ from fs3.storage.engine_api import (
     TargetRecord,
     Update,
 )
-from fs3.storage.metadata import Metadata, Put
+from fs3.storage.metadata import Put
 from fs3.storage.published import Published
 from fs3.storage.space import Space
 from fs3.storage.staging import Prepared, Stager, key_of
@@ -53,33 +54,38 @@ from fs3.transport.messages import Records
 class Engine:
     """See engine_api.ChunkEngine. Make one with `open`."""
 
-    def __init__(self, path: Path, lock: int, config: EngineConfig, step: Step) -> None:
-        self.path = path
-        self._lock = lock
-        self._files = BlockFiles(path / "blocks", step=step)
-        self._files.open_all()
-        self._metadata = Metadata(path / "metadata", write_buffer_bytes=config.write_buffer_bytes)
+    def __init__(
+        self, disk: Disk, config: EngineConfig | None = None, *, step: Step = no_step, runtime: Runtime = SYSTEM
+    ) -> None:
+        """The engine on `disk`, which it closes. Raises: Corrupt."""
+        config = config or EngineConfig()
+        self.path = disk.name
+        self._disk = disk
+        self._metadata = disk.metadata
+        self._files = BlockFiles(disk.folder, step=step, runtime=runtime)
         try:
-            loaded = opening.load(self._metadata, self._files, suspect_os=opening.booted_since(path))
-            self._space = Space(path, self._files, config)
+            self._files.open_all()
+            loaded = opening.load(self._metadata, self._files, suspect_os=disk.lost_power)
+            self._space = Space(disk.name, self._files, config, free_bytes=disk.free_bytes, runtime=runtime)
             self._space.rebuild(loaded.used)
             if loaded.to_delete:
                 self._metadata.apply((key, None) for key in loaded.to_delete)
             self._metadata.sync()
-            opening.note_boot(path)
+            disk.opened()
         except BaseException:
             self._metadata.close()
+            self._files.close()
+            disk.close()
             raise
         self._published = Published(
-            loaded,
-            self._files,
-            self._retire,
-            seed=int.from_bytes(os.urandom(8), "little"),
-            chunks=config.index_chunks,
+            loaded, self._files, self._retire, seed=runtime.random_bits(64), chunks=config.index_chunks
         )
-        self._locks = ChunkLocks()
-        self._committer = Committer(self._metadata, self._space.synced, name=f"fs3-commit-{path.name}", step=step)
-        self._targets = Targets(path, loaded.targets, self._metadata, self._committer, self._published, self._locks)
+        self._locks = ChunkLocks(runtime=runtime)
+        name = f"fs3-commit-{Path(disk.name).name}"
+        self._committer = Committer(self._metadata, self._space.synced, name=name, step=step, runtime=runtime)
+        self._targets = Targets(
+            disk.name, loaded.targets, self._metadata, self._committer, self._published, self._locks, runtime=runtime
+        )
         self._stager = Stager(self._published, self._files, self._space, self._drain)
         self._closed = False
         self._corrupt = 0
@@ -104,23 +110,21 @@ class Engine:
             Unavailable: another process has it open.
             Corrupt: its metadata or a block file is damaged; nothing was changed.
         """
-        path = Path(path)
-        lock = opening.claim(path, cluster_id=cluster_id, create=create)
-        try:
-            return cls(path, lock, config or EngineConfig(), step)
-        except BaseException:
-            os.close(lock)
-            raise
+        config = config or EngineConfig()
+        disk = folder_disk(
+            Path(path), cluster_id=cluster_id, create=create, write_buffer_bytes=config.write_buffer_bytes
+        )
+        return cls(disk, config, step=step)
 
     def close(self) -> None:
-        """Finish what was begun, sync, let go of the folder. Views of block files that callers keep stay readable."""
+        """Finish what was begun, sync, let go of the disk. Views of block files that callers keep stay readable."""
         if self._closed:
             return
         self._closed = True
         self._committer.close()
         self._metadata.close()
         self._files.close()
-        os.close(self._lock)
+        self._disk.close()
 
     # Targets
 

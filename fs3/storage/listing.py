@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 from fs3 import ids
 from fs3.storage import metadata as md
 from fs3.storage.chunk_locks import Key
-from fs3.storage.metadata import CHUNK, CHUNK_KEY, Metadata, Version
+from fs3.storage.metadata import CHUNK, CHUNK_KEY, MetadataStore, Version
 from fs3.transport.messages import CHUNK_META, LISTED, MAX_LISTED, Records
 
 _PAGE = 4096
 _FIRST_FIELDS = ("version", "chain_version", "length", "crc")
 
 
-def metas(metadata: Metadata, pending: dict[Key, Version], target: int, after: bytes, limit: int) -> Records:
+def metas(metadata: MetadataStore, pending: dict[Key, Version], target: int, after: bytes, limit: int) -> Records:
     """CHUNK_META of at most `limit` chunks after chunk id `after`, without tombstones, with what is only pending."""
     found, complete = _page(metadata, target, after, limit, tombstones=False)
     low = ids.chunk_from_bytes(after) if after else (-1, -1)
@@ -37,12 +37,14 @@ def metas(metadata: Metadata, pending: dict[Key, Version], target: int, after: b
     return merged[np.lexsort((merged["lo"], merged["hi"]))][:limit]
 
 
-def tombstones(metadata: Metadata, target: int, after: bytes, limit: int) -> Records:
+def tombstones(metadata: MetadataStore, target: int, after: bytes, limit: int) -> Records:
     """CHUNK_META of at most `limit` removals after chunk id `after`."""
     return _page(metadata, target, after, limit, tombstones=True)[0]
 
 
-def list_chunks(metadata: Metadata, target: int, hi: int, lo_from: int, limit: int, *, whole_kind: bool) -> Records:
+def list_chunks(
+    metadata: MetadataStore, target: int, hi: int, lo_from: int, limit: int, *, whole_kind: bool
+) -> Records:
     """LISTED of at most `limit` (and MAX_LISTED) chunks from (hi, lo_from) on, of `hi` or of its whole kind."""
     chunk = ids.chunk_bytes(hi, lo_from)
     same = 1 if whole_kind else 8  # bytes of the id that all of them share
@@ -64,7 +66,7 @@ def list_chunks(metadata: Metadata, target: int, hi: int, lo_from: int, limit: i
     return np.concatenate(pages) if pages else np.zeros(0, dtype=LISTED)
 
 
-def _page(metadata: Metadata, target: int, after: bytes, limit: int, *, tombstones: bool) -> tuple[Records, bool]:
+def _page(metadata: MetadataStore, target: int, after: bytes, limit: int, *, tombstones: bool) -> tuple[Records, bool]:
     """Up to `limit` records, and whether there are no more."""
     prefix = md.target_prefix(md.COMMITTED, target)
     start = after + b"\0" if after else b""

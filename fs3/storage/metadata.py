@@ -24,7 +24,7 @@ import struct
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 from rocksdict import BlockBasedOptions, Cache, DBRecoveryMode, Options, Rdict, ReadOptions, WriteBatch
@@ -172,6 +172,17 @@ def _up_to(prefix: bytes) -> ReadOptions:
     if above:
         options.set_iterate_upper_bound(above[:-1] + bytes([above[-1] + 1]))
     return options
+
+
+class MetadataStore(Protocol):
+    """What an engine asks of its metadata; the methods of `Metadata`, whose docstrings hold for every store."""
+
+    def apply(self, puts: Iterable[Put]) -> None: ...
+    def sync(self) -> None: ...
+    def reopen(self) -> None: ...
+    def get(self, key: bytes) -> bytes | None: ...
+    def scan(self, prefix: bytes, start: bytes = b"", limit: int = sys.maxsize) -> list[tuple[bytes, bytes]]: ...
+    def close(self) -> None: ...
 
 
 class Metadata:

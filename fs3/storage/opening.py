@@ -1,10 +1,4 @@
-"""Opening an engine's folder: whose it is, that nobody else has it open, and its state read in bulk.
-
-    ENGINE      JSON: format, cluster_id; written once
-    LOCK        flocked while open, holds the process id
-    BOOT        the boot id of the machine when the folder was last opened
-    blocks/     block files
-    metadata/   RocksDB
+"""An engine's state, read in bulk from its records when it is opened.
 
 After a power loss a chunk written without syncs may have a durable record and lost bytes, even bytes and sums of the
 block's earlier owner, which agree with each other. So the record keeps a sum of the sums, and when the machine has
@@ -13,105 +7,22 @@ booted since the last opening, records marked FLAG_OS are checked against it and
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import json
 import logging
-import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fs3 import checksum
-from fs3.errors import Corrupt, Invalid, PermissionDenied, Unavailable
+from fs3.errors import Corrupt
 from fs3.storage import metadata as md
-from fs3.storage.blocks import BlockFiles, sync_folder
+from fs3.storage.blocks import BlockFiles
 from fs3.storage.engine_api import DedupEntry, TargetRecord
 from fs3.storage.index import EMPTY, LINE
-from fs3.storage.metadata import CHUNK, CHUNK_KEY, Metadata, Version
+from fs3.storage.metadata import CHUNK, CHUNK_KEY, MetadataStore, Version
 
-FORMAT = 1
-_MARKER, _LOCK, _BOOT = "ENGINE", "LOCK", "BOOT"
 _LOG = logging.getLogger("fs3.storage")
-
-
-def claim(path: Path, *, cluster_id: str, create: bool) -> int:
-    """Make or recognise the folder and lock it; the lock is a descriptor to keep open.
-
-    Raises: NotFound-like `Invalid` (no such folder, or not an engine's), PermissionDenied (another cluster's),
-        Unavailable (in use).
-    """
-    marker = path / _MARKER
-    if not marker.exists() and not create:
-        raise Invalid(f"{path}: no chunk engine here; check the disk is mounted, or format it")
-    path.mkdir(parents=True, exist_ok=True)
-    lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            owner = os.pread(lock, 20, 0).decode("ascii", "replace").strip() or "unknown"
-            raise Unavailable(f"{path}: in use by process {owner}; stop that daemon first") from None
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
-        if marker.exists():
-            _check_marker(path, marker, cluster_id)
-        else:
-            _write_marker(path, marker, cluster_id)
-    except BaseException:
-        os.close(lock)
-        raise
-    return lock
-
-
-def _check_marker(path: Path, marker: Path, cluster_id: str) -> None:
-    try:
-        found = json.loads(marker.read_text(encoding="utf-8"))
-        version, owner = found["format"], found["cluster_id"]
-    except (ValueError, KeyError, TypeError):
-        raise Corrupt(f"{marker}: damaged; restore the file, or empty the folder to refill it") from None
-    if version != FORMAT:
-        raise Invalid(f"{path}: chunk engine format {version}; this fs3 reads format {FORMAT}")
-    if owner != cluster_id:
-        raise PermissionDenied(f"{path}: belongs to cluster {owner!r}, not to {cluster_id!r}; give each its own folder")
-
-
-def _write_marker(path: Path, marker: Path, cluster_id: str) -> None:
-    strangers = sorted(entry.name for entry in path.iterdir() if entry.name not in (_LOCK, _MARKER + ".new", "blocks"))
-    if strangers:
-        raise Invalid(f"{path}: not empty ({strangers[0]} is there); give the chunk engine a folder of its own")
-    (path / "blocks").mkdir(exist_ok=True)
-    draft = marker.with_suffix(".new")
-    with draft.open("w", encoding="utf-8") as file:
-        json.dump({"format": FORMAT, "cluster_id": cluster_id}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.rename(marker)
-    sync_folder(path)
-
-
-def booted_since(path: Path) -> bool:
-    """Whether the machine has (or may have) booted since the folder was last opened."""
-    with contextlib.suppress(OSError):
-        return (path / _BOOT).read_text(encoding="ascii") != _boot_id()
-    return True
-
-
-def note_boot(path: Path) -> None:
-    """Remember this boot, once what it may have lost has been checked."""
-    draft = path / (_BOOT + ".new")
-    draft.write_text(_boot_id(), encoding="ascii")
-    draft.rename(path / _BOOT)
-
-
-def _boot_id() -> str:
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except OSError:
-        return f"unknown {os.urandom(8).hex()}"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -128,7 +39,7 @@ class Loaded:
     to_delete: list[bytes] = field(default_factory=list)
 
 
-def load(metadata: Metadata, files: BlockFiles, *, suspect_os: bool) -> Loaded:
+def load(metadata: MetadataStore, files: BlockFiles, *, suspect_os: bool) -> Loaded:
     """Read all records. Raises: Corrupt."""
     targets = {}
     for key, value in metadata.scan(md.TARGET):
@@ -169,7 +80,7 @@ def load(metadata: Metadata, files: BlockFiles, *, suspect_os: bool) -> Loaded:
 
 
 def _chunks(
-    metadata: Metadata, kind: bytes, record: np.dtype[Any], targets: dict[int, TargetRecord], delete: list[bytes]
+    metadata: MetadataStore, kind: bytes, record: np.dtype[Any], targets: dict[int, TargetRecord], delete: list[bytes]
 ) -> tuple[NDArray[Any], NDArray[Any]]:
     """Keys and values [n] of one kind; those of dropped targets go to `delete`."""
     pairs = metadata.scan(kind)

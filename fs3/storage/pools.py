@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections import deque
 from collections.abc import Callable
+
+from fs3.runtime import SYSTEM, Runtime, Thread
 
 _LOG = logging.getLogger("fs3.storage")
 
@@ -15,13 +16,14 @@ Work = Callable[[], None]
 class Pool:
     """At most `threads` threads, and at most `depth` pieces of work that wait for one."""
 
-    def __init__(self, name: str, *, threads: int, depth: int) -> None:
+    def __init__(self, name: str, *, threads: int, depth: int, runtime: Runtime = SYSTEM) -> None:
         self._name = name
         self._most = threads
         self._depth = depth
-        self._changed = threading.Condition()
+        self._runtime = runtime
+        self._changed = runtime.condition()
         self._waiting: deque[Work] = deque()
-        self._threads: list[threading.Thread] = []
+        self._threads: list[Thread] = []
         self._idle = 0
         self._closed = False
 
@@ -34,9 +36,7 @@ class Pool:
             if self._idle >= len(self._waiting):
                 self._changed.notify()
             elif len(self._threads) < self._most:
-                thread = threading.Thread(target=self._run, name=f"{self._name}-{len(self._threads)}", daemon=True)
-                self._threads.append(thread)
-                thread.start()
+                self._threads.append(self._runtime.spawn(self._run, name=f"{self._name}-{len(self._threads)}"))
             return True
 
     def close(self) -> None:

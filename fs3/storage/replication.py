@@ -26,9 +26,9 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fs3.clock import lease_now_s
 from fs3.errors import Busy, Conflict, Fs3Error, Unavailable, from_code
 from fs3.ids import chunk_name
+from fs3.runtime import SYSTEM, Runtime
 from fs3.storage import craq_core
 from fs3.storage.chain_state import Acting, ChainState, Duty, Role
 from fs3.storage.craq_core import After, Say
@@ -72,13 +72,15 @@ class Replication:
         *,
         suspect: Callable[[int, int], None],
         settle: Callable[[int, float], None],
+        runtime: Runtime = SYSTEM,
     ) -> None:
+        self.runtime = runtime
         self._state = state
         self._port = port
         self._suspect = suspect
         self._settle = settle
         self._closing = False
-        self.locks = WriteLocks()
+        self.locks = WriteLocks(runtime=runtime)
         self.counts = Counts()
 
     def close(self) -> None:
@@ -114,7 +116,7 @@ class Replication:
 
     def _lock(self, items: Sequence[Item], deadline_s: float) -> None:
         # Half of the time that is left: the other half is for what comes after.
-        now_s = lease_now_s()
+        now_s = self.runtime.now_s()
         got = self.locks.acquire(sorted(item.key for item in items), now_s + (deadline_s - now_s) / 2)
         for item in items:
             item.locked = item.key in got
@@ -215,7 +217,7 @@ class Replication:
         while left:
             seen = self._state.changes()
             left = self._attempt(left, deadline_s)
-            now_s = lease_now_s()
+            now_s = self.runtime.now_s()
             if left and (now_s >= deadline_s or self._closing):
                 for item in left:
                     self._answer(item, error=item.error or Unavailable("the chain did not answer in time"))
@@ -285,7 +287,7 @@ class Replication:
             for (endpoint, hop), group in groups
         ]
         # A little less time than this replica has itself, so that its successor's answer still arrives.
-        left_s = deadline_s - lease_now_s()
+        left_s = deadline_s - self.runtime.now_s()
         answers = self._port.forward(frames, deadline_s=deadline_s - min(0.25, left_s / 10))
         self.counts.forwarded += len(items)
         for (_, group), answer in zip(groups, answers, strict=True):

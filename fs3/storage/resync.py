@@ -16,7 +16,6 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fs3.clock import deadline_after
 from fs3.errors import Busy, Fs3Error, StaleRouting, Unavailable, from_code
 from fs3.ids import chunk_bytes, chunk_name
 from fs3.pb import storage_pb2
@@ -64,7 +63,7 @@ class Recovery:
         except Fs3Error:
             return None  # the chain has changed just now, and asks again if need be
         try:
-            if not self.state.drained(role.target_id, role.version, deadline_after(_DRAIN_S)):
+            if not self.state.drained(role.target_id, role.version, self.replication.runtime.now_s() + _DRAIN_S):
                 return _AGAIN_S
             assert role.successor is not None
             _Pass(self, role, role.successor, acting).run()
@@ -104,7 +103,7 @@ class _Pass:
             self._send_chunks(sorted([*plan.transfer, *plan.remove]))
         request = storage_pb2.SyncDoneRequest(chain_id=self._role.chain_id, chain_version=self._role.version)
         self._check()
-        self._port.sync_done(self._successor.endpoint, request, deadline_s=deadline_after(_CALL_S))
+        self._port.sync_done(self._successor.endpoint, request, deadline_s=self._after(_CALL_S))
         self._replication.counts.recoveries += 1
         _LOG.info(
             "chain %d v%d: target %d is up to date: %d chunks (%d bytes) copied, %d removed",
@@ -115,6 +114,9 @@ class _Pass:
             self._bytes,
             self._removed,
         )
+
+    def _after(self, seconds: float) -> float:
+        return self._replication.runtime.now_s() + seconds
 
     def _check(self) -> None:
         if self._state.role(self._role.chain_id) != self._role:
@@ -137,7 +139,7 @@ class _Pass:
             request = storage_pb2.SyncListRequest(
                 chain_id=self._role.chain_id, chain_version=self._role.version, after=after, limit=self._page
             )
-            deadline_s = deadline_after(_CALL_S)
+            deadline_s = self._after(_CALL_S)
             reply, there = self._port.sync_list(self._successor.endpoint, request, deadline_s=deadline_s)
             here = self._engine.metas(self._role.target_id, after, self._page)
             here, there, after = resync_core.stretch(here, len(here) == self._page, there, reply.more)
@@ -164,7 +166,7 @@ class _Pass:
     def _send_batch(self, batch: list[Chunk]) -> None:
         """Send what these chunks are now. Raises: Fs3Error."""
         target_id = self._role.target_id
-        deadline_s = deadline_after(_CALL_S)
+        deadline_s = self._after(_CALL_S)
         locks = self._replication.locks
         got = locks.acquire([(target_id, *chunk) for chunk in batch], deadline_s - _CALL_S / 2)
         try:
@@ -223,7 +225,7 @@ class _Pass:
             records["op"], records["flags"] = Op.REPLACE, UpdateFlag.SYNC_RESULT
             self._check()
             nothing = [memoryview(b"")] * len(some)
-            self._send(records, [_NO_SUMS] * len(some), nothing, deadline_after(_CALL_S))
+            self._send(records, [_NO_SUMS] * len(some), nothing, self._after(_CALL_S))
 
     def _send(
         self, records: Records, sums: Sequence[NDArray[np.uint32]], body: Sequence[memoryview], deadline_s: float

@@ -20,9 +20,9 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from fs3.checksum import FINE_BYTES
-from fs3.clock import lease_now_s
 from fs3.errors import Busy, Fs3Error, Invalid, PermissionDenied, Unavailable
 from fs3.pb import storage_pb2
+from fs3.runtime import SYSTEM, Runtime
 from fs3.storage.body_pool import Body
 from fs3.storage.config import StorageConfig
 from fs3.storage.connections import MAX_HOPS, Peer
@@ -73,7 +73,9 @@ class Service:
         generation: int,
         check_lease: Callable[[], None],
         stats: Callable[[], str],
+        runtime: Runtime = SYSTEM,
     ) -> None:
+        self._runtime = runtime
         self._config = config
         self._credentials = credentials
         self._reads = reads
@@ -84,9 +86,9 @@ class Service:
         self._max_head_bytes = (
             config.max_ranges * (UPDATE.itemsize + 8) + config.max_body_bytes // FINE_BYTES * 4 + (64 << 10)
         )
-        self._hops = [Pool(f"fs3-hop{hop}", threads=config.write_threads, depth=_DEPTH) for hop in range(MAX_HOPS)]
-        self._slow_reads = Pool("fs3-read", threads=config.read_threads, depth=_DEPTH)
-        self._syncs = Pool("fs3-sync", threads=_SYNC_THREADS, depth=_DEPTH)
+        self._hops = [self._pool(f"fs3-hop{hop}", config.write_threads) for hop in range(MAX_HOPS)]
+        self._slow_reads = self._pool("fs3-read", config.read_threads)
+        self._syncs = self._pool("fs3-sync", _SYNC_THREADS)
         self._begin: dict[int, Callable[[Peer, Frame], None]] = {
             Kind.HELLO: self._hello,
             Kind.READ: self._read,
@@ -96,6 +98,9 @@ class Service:
             Kind.SYNC_DONE: self._sync_done,
             Kind.STATS: self._stats_of,
         }
+
+    def _pool(self, name: str, threads: int) -> Pool:
+        return Pool(name, threads=threads, depth=_DEPTH, runtime=self._runtime)
 
     def close(self) -> None:
         """Finish what the pools have taken on."""
@@ -177,7 +182,7 @@ class Service:
             if body is not None:
                 body.share.give_back(body)
 
-        arrived_s = lease_now_s()
+        arrived_s = self._runtime.now_s()
         try:
             if header.hop >= MAX_HOPS:
                 raise Invalid(f"hop {header.hop}: chains have at most {MAX_HOPS} replicas")
@@ -235,12 +240,12 @@ class Service:
         """Have `work` make the reply on a thread of `pool`, and then `done` run. Raises: Busy (neither will run)."""
         if peer.busy:
             raise Busy(f"{peer.in_progress} requests of this connection are being worked on; wait for answers")
-        arrived_s = lease_now_s()
+        arrived_s = self._runtime.now_s()
 
         def run() -> None:
             reply: Reply | None = None
             try:
-                if lease_now_s() > _deadline_s(header, arrived_s):
+                if self._runtime.now_s() > _deadline_s(header, arrived_s):
                     raise Unavailable("the deadline passed before the request's turn came; nothing was done")
                 reply = work()
             except Fs3Error as error:

@@ -6,15 +6,14 @@ grow outside it, so that a slow `fallocate` stops no reader. The limits of disk 
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fs3.errors import NoSpace
+from fs3.runtime import SYSTEM, Runtime
 from fs3.storage.allocator_core import (
     CLASS_BYTES,
     FILES_PER_CLASS,
@@ -41,12 +40,21 @@ def block_ids(file: NDArray[np.int32], position: NDArray[np.int64]) -> NDArray[n
 class Space:
     """Allocation, reuse and limits."""
 
-    def __init__(self, folder: Path, files: BlockFiles, config: EngineConfig) -> None:
+    def __init__(
+        self,
+        folder: str,
+        files: BlockFiles,
+        config: EngineConfig,
+        *,
+        free_bytes: Callable[[], int],
+        runtime: Runtime = SYSTEM,
+    ) -> None:
         self._folder = folder
+        self._free_bytes = free_bytes
         self._files = files
         self._config = config
-        self._lock = threading.Lock()
-        self._grow_lock = threading.Lock()
+        self._lock = threading.Lock()  # only ever held for an instant
+        self._grow_lock = runtime.lock()
         self._allocator = Allocator(file_bytes=config.file_bytes, group_bytes=config.group_bytes)
         self._quarantine = Quarantine()
         self._unsynced_bytes = 0  # about: since the last sync
@@ -115,8 +123,7 @@ class Space:
         return growth.slots * CLASS_BYTES[growth.file // FILES_PER_CLASS] <= self._growable_bytes()
 
     def _growable_bytes(self) -> int:
-        disk = os.statvfs(self._folder)
-        free = disk.f_bavail * disk.f_frsize - self._config.reserve_bytes
+        free = self._free_bytes() - self._config.reserve_bytes
         if self._config.max_bytes:
             free = min(free, self._config.max_bytes - self.grown_bytes)
         return max(0, free)

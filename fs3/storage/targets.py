@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import functools
-import threading
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from fs3.errors import Exists, NotFound
+from fs3.runtime import SYSTEM, Runtime
 from fs3.storage import metadata as md
 from fs3.storage.chunk_locks import ChunkLocks
 from fs3.storage.commit import Committer, nothing
 from fs3.storage.engine_api import DedupRecord, TargetRecord
-from fs3.storage.metadata import Metadata, Put
+from fs3.storage.metadata import MetadataStore, Put
 from fs3.storage.published import Published
 
 _DROP_BATCH = 4096  # chunks forgotten in one metadata batch
@@ -23,12 +22,14 @@ class Targets:
 
     def __init__(
         self,
-        path: Path,
+        path: str,
         records: Mapping[int, TargetRecord],
-        metadata: Metadata,
+        metadata: MetadataStore,
         committer: Committer,
         published: Published,
         locks: ChunkLocks,
+        *,
+        runtime: Runtime = SYSTEM,
     ) -> None:
         self.records = records
         self._path = path
@@ -36,7 +37,7 @@ class Targets:
         self._committer = committer
         self._published = published
         self._locks = locks
-        self._changing = threading.Lock()
+        self._changing = runtime.lock()
 
     def check(self, target_id: int) -> None:
         """Raises: NotFound."""

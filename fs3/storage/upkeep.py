@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import logging
 
-from fs3.clock import deadline_after, lease_now_s
 from fs3.errors import Fs3Error, Unavailable
 from fs3.pb import mgmtd_pb2
 from fs3.storage.chain_state import ChainState, Duty
@@ -27,6 +26,7 @@ class Upkeep:
     def __init__(self, state: ChainState, replication: Replication) -> None:
         self._state = state
         self._replication = replication
+        self._runtime = replication.runtime
         self._wanted: dict[int, mgmtd_pb2.CreateTarget] = {}
 
     def want(self, target: mgmtd_pb2.CreateTarget) -> None:
@@ -52,7 +52,7 @@ class Upkeep:
         stand = self._state.stand(target_id)
         if stand.phase not in (Phase.RECALLING, Phase.CLEARING):
             return None
-        if not self._state.drained(target_id, _NEVER, deadline_after(1.0)):
+        if not self._state.drained(target_id, _NEVER, self._runtime.now_s() + 1.0):
             return _AGAIN_S
         engine = self._state.engine(target_id)
         pending = [engine.pending_staged(target_id, one.hi, one.lo) for one in engine.pending_of(target_id)]
@@ -90,10 +90,10 @@ class Upkeep:
             for begin in range(0, len(chunks), _SETTLE_CHUNKS):
                 some = chunks[begin : begin + _SETTLE_CHUNKS]
                 # A chunk that is locked has somebody working on it, who asks for this chore should he give up.
-                got = locks.acquire([(target_id, *chunk) for chunk in some], lease_now_s())
+                got = locks.acquire([(target_id, *chunk) for chunk in some], self._runtime.now_s())
                 try:
                     free = [chunk for chunk in some if (target_id, *chunk) in got]
-                    deadline_s = deadline_after(_SETTLE_S)
+                    deadline_s = self._runtime.now_s() + _SETTLE_S
                     items = self._replication.settle_chunks(acting, role, free, deadline_s=deadline_s)
                     failed = failed or any(item.error is not None for item in items)
                 finally:

@@ -11,7 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Iterable
 
-from fs3.clock import lease_now_s
+from fs3.runtime import SYSTEM, Lock, Runtime
 
 Key = tuple[int, int, int]  # target, hi, lo
 
@@ -19,9 +19,10 @@ Key = tuple[int, int, int]  # target, hi, lo
 class WriteLocks:
     """Locks by key; a key without a holder takes no memory."""
 
-    def __init__(self) -> None:
-        self._guard = threading.Lock()
-        self._waiters: dict[Key, deque[threading.Lock]] = {}
+    def __init__(self, *, runtime: Runtime = SYSTEM) -> None:
+        self._runtime = runtime
+        self._guard = threading.Lock()  # only ever held for an instant
+        self._waiters: dict[Key, deque[Lock]] = {}
 
     def acquire(self, keys: Iterable[Key], deadline_s: float) -> set[Key]:
         """Those of `keys` (sorted by the caller, none twice) that were got before the deadline."""
@@ -51,10 +52,10 @@ class WriteLocks:
             if waiters is None:
                 self._waiters[key] = deque()
                 return True
-            mine = threading.Lock()
+            mine = self._runtime.lock()
             mine.acquire()
             waiters.append(mine)
-        if mine.acquire(timeout=max(deadline_s - lease_now_s(), 0.0)):
+        if mine.acquire(timeout=max(deadline_s - self._runtime.now_s(), 0.0)):
             return True
         with self._guard:
             if mine in waiters:

@@ -8,7 +8,6 @@ replication.py (and craq_core.py); who may do what under which routing in chain_
 from __future__ import annotations
 
 import logging
-import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -16,10 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fs3.clock import deadline_after, lease_now_s
 from fs3.errors import Conflict, Fs3Error, Invalid, StaleRouting, Unavailable
 from fs3.pb import mgmtd_pb2, storage_pb2
 from fs3.routing import Routing
+from fs3.runtime import SYSTEM, Lock, Runtime
 from fs3.storage import channel_core, craq_core
 from fs3.storage.chain_state import Acting, ChainState, Duty, ReadTable, Role
 from fs3.storage.chores import Chores
@@ -78,12 +77,14 @@ class WritePath:
         poke: Callable[[], None],
         suspect: Callable[[int, int], None],
         may_write: Callable[[], bool],
+        runtime: Runtime = SYSTEM,
     ) -> None:
+        self._runtime = runtime
         self._port = port
         self._may_write = may_write
         self._suspect_mgmtd = suspect
         self._suspected_s: dict[tuple[int, int], float] = {}
-        self._recovering: defaultdict[int, threading.Lock] = defaultdict(threading.Lock)
+        self._recovering: defaultdict[int, Lock] = defaultdict(runtime.lock)
         self._chores = Chores(
             {
                 "create": lambda target_id: self._upkeep.create(target_id),
@@ -92,14 +93,20 @@ class WritePath:
                 "settle": lambda target_id: self._upkeep.settle(target_id),
             },
             threads=_CHORE_THREADS,
+            runtime=runtime,
         )
-        self._syncs = Chores({"sync": lambda chain_id: self._recovery.sync(chain_id)}, threads=_RECOVERY_THREADS)
-        self.state = ChainState(engines, node_id=node_id, generation=generation, poke=poke, ask=self._ask)
+        self._syncs = Chores(
+            {"sync": lambda chain_id: self._recovery.sync(chain_id)}, threads=_RECOVERY_THREADS, runtime=runtime
+        )
+        self.state = ChainState(
+            engines, node_id=node_id, generation=generation, poke=poke, ask=self._ask, runtime=runtime
+        )
         self._replication = Replication(
             self.state,
             port,
             suspect=self._suspect,
             settle=lambda target_id, in_s: self._chores.ask("settle", target_id, in_s=in_s),
+            runtime=runtime,
         )
         self._upkeep = Upkeep(self.state, self._replication)
         self._recovery = Recovery(self.state, port, self._replication)
@@ -161,7 +168,7 @@ class WritePath:
             Unavailable: this daemon's lease has run out.
         """
         if deadline_s is None:
-            deadline_s = deadline_after(header.deadline_ms / 1_000)
+            deadline_s = self._runtime.now_s() + header.deadline_ms / 1_000
         if hop == 0 and not self._may_write():
             raise Unavailable("this storage daemon has lost touch with mgmtd")
         results = np.zeros(len(updates), dtype=RESULT)
@@ -311,7 +318,7 @@ class WritePath:
         try:
             taken = 0
             for lock in held:
-                if not lock.acquire(timeout=max(deadline_s - lease_now_s(), 0.0)):
+                if not lock.acquire(timeout=max(deadline_s - self._runtime.now_s(), 0.0)):
                     break
                 taken += 1
             if taken < len(held):
@@ -346,7 +353,7 @@ class WritePath:
         (self._syncs if kind == "sync" else self._chores).ask(kind, number)
 
     def _suspect(self, node_id: int, generation: int) -> None:
-        now_s = lease_now_s()
+        now_s = self._runtime.now_s()
         key = (node_id, generation)
         if now_s - self._suspected_s.get(key, -_SUSPECT_EVERY_S) >= _SUSPECT_EVERY_S:
             self._suspected_s[key] = now_s

@@ -12,6 +12,7 @@ from fs3.storage.blocks import BlockFile
 from fs3.storage.engine import Engine
 from fs3.storage.engine_api import DedupEntry, EngineConfig, Update
 from fs3.storage.metadata import Version
+from fs3.storage.raw_file import SystemFolder
 from fs3.transport.messages import Op
 
 CONFIG = EngineConfig(file_bytes=1 << 20, group_bytes=1 << 18, reserve_bytes=0)
@@ -59,7 +60,7 @@ def test_size_classes() -> None:
 
 def test_a_block_file(tmp_path: Path) -> None:
     path = tmp_path / "00-0001.blk"
-    file = BlockFile.create(path, 1, 16)
+    file = BlockFile.create(SystemFolder(tmp_path), 1, 16)
     fine = np.arange(1, 4, dtype=np.uint32)
     file.write(2, [memoryview(b"a" * 9000)], fine, np.array([0xABCDEF01], dtype=np.uint32))
     file.close()
@@ -75,7 +76,7 @@ def test_a_block_file(tmp_path: Path) -> None:
     data = (1 << 20) + 2 * 65_536
     assert raw[data : data + 9000] == b"a" * 9000
 
-    again = BlockFile.open(path, 1)
+    again = BlockFile.open(SystemFolder(tmp_path), 1)
     assert again.position(2) == data and again.slot(data) == 2
     assert again.fine(data, 9000).tolist() == [1, 2, 3]
     assert again.coarse(data, 9000).tolist() == [0xABCDEF01]

@@ -79,7 +79,7 @@ def reopen(engine: Engine, config: EngineConfig = CONFIG) -> Engine:
 def block_of(engine: Engine, lo: int) -> tuple[Path, int]:
     """Where a chunk lies on disk."""
     where = located(engine, lo)
-    return engine.file(int(where.file[0])).path, int(where.position[0])
+    return Path(engine.file(int(where.file[0])).path), int(where.position[0])
 
 
 def flip(path: Path, at: int) -> None:
@@ -490,7 +490,7 @@ def test_what_a_power_loss_took_of_unsynced_chunks_is_dropped(engine: Engine) ->
     engine = reopen(engine)
     assert located(engine, 0, 1, 2).found.tolist() == [True] * 3
     engine.close()
-    (engine.path / "BOOT").write_text("another")
+    (Path(engine.path) / "BOOT").write_text("another")
     engine = Engine.open(engine.path, cluster_id="c", config=CONFIG)
     assert located(engine, 0, 1, 2).found.tolist() == [True, False, True]
     engine.close()

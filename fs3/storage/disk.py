@@ -1,0 +1,138 @@
+"""What an engine needs of its disk: the folder of a real one, claimed for this process; the simulator has others.
+
+ENGINE      JSON: format, cluster_id; written once
+LOCK        flocked while open, holds the process id
+BOOT        the boot id of the machine when the folder was last opened
+blocks/     block files
+metadata/   RocksDB
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from fs3.errors import Corrupt, Invalid, PermissionDenied, Unavailable
+from fs3.storage.metadata import Metadata, MetadataStore
+from fs3.storage.raw_file import FileFolder, SystemFolder, sync_folder
+
+FORMAT = 1
+_MARKER, _LOCK, _BOOT = "ENGINE", "LOCK", "BOOT"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Disk:
+    """One disk, open. `lost_power`: what was written without syncs may be gone since the last opening."""
+
+    name: str
+    folder: FileFolder
+    metadata: MetadataStore
+    free_bytes: Callable[[], int]
+    lost_power: bool
+    opened: Callable[[], None]  # everything that may have been lost has been checked
+    close: Callable[[], None]  # let go of the disk, after its metadata and files were closed
+
+
+def folder_disk(path: Path, *, cluster_id: str, create: bool, write_buffer_bytes: int) -> Disk:
+    """The disk in folder `path`. Raises: as `Engine.open`."""
+    lock = _claim(path, cluster_id=cluster_id, create=create)
+    try:
+        metadata = Metadata(path / "metadata", write_buffer_bytes=write_buffer_bytes)
+    except BaseException:
+        os.close(lock)
+        raise
+    return Disk(
+        name=str(path),
+        folder=SystemFolder(path / "blocks"),
+        metadata=metadata,
+        free_bytes=lambda: _free_bytes(path),
+        lost_power=_booted_since(path),
+        opened=lambda: _note_boot(path),
+        close=lambda: os.close(lock),
+    )
+
+
+def _free_bytes(path: Path) -> int:
+    disk = os.statvfs(path)
+    return disk.f_bavail * disk.f_frsize
+
+
+def _claim(path: Path, *, cluster_id: str, create: bool) -> int:
+    """Make or recognise the folder and lock it; the lock is a descriptor to keep open.
+
+    Raises: NotFound-like `Invalid` (no such folder, or not an engine's), PermissionDenied (another cluster's),
+        Unavailable (in use).
+    """
+    marker = path / _MARKER
+    if not marker.exists() and not create:
+        raise Invalid(f"{path}: no chunk engine here; check the disk is mounted, or format it")
+    path.mkdir(parents=True, exist_ok=True)
+    lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            owner = os.pread(lock, 20, 0).decode("ascii", "replace").strip() or "unknown"
+            raise Unavailable(f"{path}: in use by process {owner}; stop that daemon first") from None
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+        if marker.exists():
+            _check_marker(path, marker, cluster_id)
+        else:
+            _write_marker(path, marker, cluster_id)
+    except BaseException:
+        os.close(lock)
+        raise
+    return lock
+
+
+def _check_marker(path: Path, marker: Path, cluster_id: str) -> None:
+    try:
+        found = json.loads(marker.read_text(encoding="utf-8"))
+        version, owner = found["format"], found["cluster_id"]
+    except (ValueError, KeyError, TypeError):
+        raise Corrupt(f"{marker}: damaged; restore the file, or empty the folder to refill it") from None
+    if version != FORMAT:
+        raise Invalid(f"{path}: chunk engine format {version}; this fs3 reads format {FORMAT}")
+    if owner != cluster_id:
+        raise PermissionDenied(f"{path}: belongs to cluster {owner!r}, not to {cluster_id!r}; give each its own folder")
+
+
+def _write_marker(path: Path, marker: Path, cluster_id: str) -> None:
+    strangers = sorted(entry.name for entry in path.iterdir() if entry.name not in (_LOCK, _MARKER + ".new", "blocks"))
+    if strangers:
+        raise Invalid(f"{path}: not empty ({strangers[0]} is there); give the chunk engine a folder of its own")
+    (path / "blocks").mkdir(exist_ok=True)
+    draft = marker.with_suffix(".new")
+    with draft.open("w", encoding="utf-8") as file:
+        json.dump({"format": FORMAT, "cluster_id": cluster_id}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.rename(marker)
+    sync_folder(path)
+
+
+def _booted_since(path: Path) -> bool:
+    """Whether the machine has (or may have) booted since the folder was last opened."""
+    with contextlib.suppress(OSError):
+        return (path / _BOOT).read_text(encoding="ascii") != _boot_id()
+    return True
+
+
+def _note_boot(path: Path) -> None:
+    """Remember this boot, once what it may have lost has been checked."""
+    draft = path / (_BOOT + ".new")
+    draft.write_text(_boot_id(), encoding="ascii")
+    draft.rename(path / _BOOT)
+
+
+def _boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return f"unknown {os.urandom(8).hex()}"
