@@ -129,6 +129,18 @@ class NotEmpty(Fs3Error):
     errno = errno.ENOTEMPTY
 
 
+class SessionEnded(Fs3Error):
+    """The client's session with mgmtd is over, and with it what the cluster remembered of the client's updates."""
+
+    code = 17
+
+
+class NotPrimary(Unavailable):
+    """This mgmtd does not decide now; another does, or one soon will: ask the others, and go on asking for a while."""
+
+    code = 18
+
+
 OK = 0
 
 BY_CODE: dict[int, type[Fs3Error]] = {
@@ -150,6 +162,8 @@ BY_CODE: dict[int, type[Fs3Error]] = {
         NotADirectory,
         IsADirectory,
         NotEmpty,
+        SessionEnded,
+        NotPrimary,
     )
 }
 

@@ -20,7 +20,21 @@ PACKAGES = {
     "fs3_loader": ROOT / "loader" / "fs3_loader",
     "fs3_trainer": ROOT / "trainer" / "fs3_trainer",
 }
-BASE = ["errors", "ids", "routing", "layout", "checksum", "clock", "runtime", "config", "metrics", "url", "inode", "pb"]
+BASE = [
+    "errors",
+    "ids",
+    "routing",
+    "sessions",
+    "layout",
+    "checksum",
+    "clock",
+    "runtime",
+    "config",
+    "metrics",
+    "url",
+    "inode",
+    "pb",
+]
 
 # room -> rooms it may import, itself aside. `base` is every module of BASE and the package's version.
 MAY_IMPORT = {

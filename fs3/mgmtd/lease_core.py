@@ -80,6 +80,10 @@ class LeaseTable:
         lease.alive = False
         return True
 
+    def forget(self, node_id: NodeId) -> None:
+        """A node that was removed: if it is heard again, it starts."""
+        self._leases.pop(node_id, None)
+
     def expire(self, now_s: float) -> list[NodeId]:
         """End the leases that have run out; the nodes that were alive until now."""
         gone = [

@@ -11,17 +11,17 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Set
 from dataclasses import replace
 
 from fs3.clock import lease_now_s
-from fs3.errors import Conflict, Fs3Error, Invalid, Unavailable
+from fs3.errors import Conflict, Fs3Error, Invalid, MaybeApplied, NotPrimary
 from fs3.ids import NodeId, TargetId
 from fs3.mgmtd.chain_core import Report
 from fs3.mgmtd.config import MgmtdConfig
 from fs3.mgmtd.lease_core import Heard, LeaseTable
 from fs3.mgmtd.placement_core import DiskSlot, Plan, plan_tables
-from fs3.mgmtd.routing_core import next_routing, plan_is_created, publish
+from fs3.mgmtd.routing_core import check_edit, next_routing, plan_is_created, publish
 from fs3.mgmtd.store import Loaded, MgmtdStore
 from fs3.pb import mgmtd_pb2
 from fs3.routing import Disk, LocalState, Node, NodeKind, Routing, TargetState, disk_from_pb, node_from_pb
@@ -60,6 +60,7 @@ class Primary:
         self._wake = asyncio.Event()
         self._bootstrap_refused = ""
         self._undecided = False
+        self._unsettled = False
         self._replaced: Conflict | None = None
         started_s = now()
         for node in loaded.routing.nodes.values():
@@ -108,6 +109,43 @@ class Primary:
         if node is None or node_id == self._own or node.generation != generation or not self._leases.alive(node_id):
             return None
         return node
+
+    async def change(self, edit: Callable[[Routing], tuple[Routing, tuple[str, ...]]]) -> Routing:
+        """Apply an operator's `edit` to the published routing, with what follows from it, as one decision.
+
+        `edit` is pure; it returns the routing it wants (versions of the chains it changes raised) and a line for each
+        change. If it raises, or the store cannot commit, nothing has changed; the new routing is shown when this
+        returns.
+
+        Raises:
+            Fs3Error: of `edit`, or of the store.
+            NotPrimary: another mgmtd has taken over.
+        """
+        async with self._deciding:
+            await self._settle()
+            before = self.routing
+            edited, said = edit(before)
+            check_edit(before, edited)
+            gone = before.nodes.keys() - edited.nodes.keys() - {self._own}
+            announced = {key: node for key, node in self._announced.items() if key not in gone}
+            decision = next_routing(edited, announced, self._leases, self._reports)
+            if decision.routing is not before:
+                await self._commit(replace(decision.routing, version=before.version + 1), (*said, *decision.notes))
+                self._forget(gone)
+            routing = self.routing
+        self._wake.set()
+        return routing
+
+    def _forget(self, gone: Set[NodeId]) -> None:
+        """Nodes that were removed; one that is heard all the same comes as a new one."""
+        for node_id in sorted(gone):
+            self._announced.pop(node_id, None)
+            self._disks.pop(node_id, None)
+            self._leases.forget(node_id)
+            for target_id in self._reported_by.pop(node_id, ()):
+                self._reports.pop(target_id, None)
+        for target_id in [known for known in self._figures if known not in self.routing.targets]:
+            del self._figures[target_id]
 
     async def newer_than(self, version: int, wait_s: float) -> Routing | None:
         """The routing once its version is above `version`; None if that took longer than `wait_s`."""
@@ -235,11 +273,12 @@ class Primary:
         """Make, commit and show the next routing.
 
         Raises:
-            Unavailable: another mgmtd has taken over; `run` ends with the reason.
+            NotPrimary: another mgmtd has taken over; `run` ends with the reason.
             Fs3Error: the store could not commit it.
         """
         async with self._deciding:
             self._undecided = True
+            await self._settle()
             decision = next_routing(self.routing, self._announced, self._leases, self._reports)
             await self._commit(decision.routing, decision.notes)
             if not self.routing.ready:
@@ -268,19 +307,44 @@ class Primary:
             self._bootstrap_refused = str(error)
             _log.error("no chain tables can be made: %s", error)
             return None
-        await self._store.save_plan(plan)
+        await self._save(self._store.save_plan(self.routing, plan))
         _log.info("%d targets are to be created on %d disks", len(plan.targets), len(slots))
         return plan
 
     async def _commit(self, routing: Routing, notes: tuple[str, ...]) -> None:
         if routing is self.routing:
             return
+        await self._save(self._store.save(self.routing, routing))
+        await self._show(routing, notes)
+
+    async def _save(self, saving: Awaitable[None]) -> None:
         try:
-            await self._store.save(self.routing, routing)
+            await saving
         except Conflict as error:
             self._replaced = error
             self._wake.set()
-            raise Unavailable(f"this mgmtd no longer decides: {error}") from None
+            raise NotPrimary(f"this mgmtd no longer decides: {error}") from None
+        except BaseException as error:
+            if not isinstance(error, Fs3Error) or isinstance(error, MaybeApplied):
+                self._unsettled = True  # also where it was cancelled
+            raise
+
+    async def _settle(self) -> None:
+        """After a commit whose answer was lost: what is stored is what holds, and is shown."""
+        if not self._unsettled:
+            return
+        try:
+            loaded = await self._store.load()
+        except Conflict as error:
+            self._replaced = error
+            self._wake.set()
+            raise NotPrimary(f"this mgmtd no longer decides: {error}") from None
+        self._unsettled = False
+        self._plan = loaded.plan
+        if loaded.routing.version != self.routing.version:
+            await self._show(loaded.routing, (f"routing version {loaded.routing.version} had been committed",))
+
+    async def _show(self, routing: Routing, notes: tuple[str, ...]) -> None:
         before, self.routing = self.routing, routing
         for note in notes:
             _log.info("%s", note)

@@ -53,6 +53,24 @@ def next_routing(
     return Decision(changed, tuple(notes))
 
 
+def check_edit(before: Routing, after: Routing) -> None:
+    """Assert that an edit of the routing left nothing dangling, and raised the version of every chain it changed."""
+    for target in after.targets.values():
+        assert target.node_id in after.nodes, f"target {target.target_id} is on a node that is not there"
+        assert target.target_id in after.chains[target.chain_id].targets, f"target {target.target_id} is in no chain"
+    for chain_id, chain in after.chains.items():
+        states = [after.targets[target_id].state for target_id in chain.targets]
+        assert states == sorted(states), f"chain {chain_id} is out of order"
+        earlier = before.chains.get(chain_id)
+        if earlier is not None and earlier.version == chain.version:
+            was = [before.targets[target_id].state for target_id in earlier.targets]
+            assert (earlier, was) == (chain, states), f"chain {chain_id} was changed and kept its version"
+        assert earlier is None or earlier.version <= chain.version, f"chain {chain_id} goes back"
+    for key, table in after.tables.items():
+        assert all(chain_id in after.chains for chain_id in table.chains), f"chain table {key} names no chain"
+        assert before.tables.get(key, table) == table, f"chain table {key} was changed, and never may be"
+
+
 def publish(routing: Routing, plan: Plan) -> Routing:
     """The routing once every target of `plan` exists: its chains serve, its tables can be used."""
     assert not routing.ready and not routing.targets

@@ -8,7 +8,8 @@
     MGMT/chain/<u32>        pb ChainInfo         MGMT/table/<u32><u32>   pb ChainTable (id, version)
 
 Numbers are big-endian. Each decision is one transaction that compares the epoch, so that a mgmtd which has been
-replaced cannot write any more. Space and load figures are not kept: daemons report them anew.
+replaced cannot write any more, and the version, so that one whose outcome was unknown cannot arrive after its
+successor. Space and load figures are not kept: daemons report them anew.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from fs3.errors import Conflict, Corrupt
+from fs3.errors import Conflict, Corrupt, MaybeApplied
 from fs3.kv.api import KVEngine, Transaction, prefix_end, transact
 from fs3.mgmtd.placement_core import Plan
 from fs3.pb import mgmtd_pb2
@@ -62,8 +63,7 @@ class MgmtdStore:
         """Become the one that writes, and read everything; makes the cluster's id if this is its first start."""
 
         async def body(txn: Transaction) -> Loaded:
-            raw = await txn.get(_EPOCH)
-            epoch = (_U64.unpack(raw)[0] if raw else 0) + 1
+            epoch = await _u64(txn, _EPOCH) + 1
             txn.put(_EPOCH, _U64.pack(epoch))
             cluster = await txn.get(_CLUSTER)
             if cluster is None:
@@ -75,18 +75,33 @@ class MgmtdStore:
         self._epoch = loaded.epoch
         return loaded
 
+    async def load(self) -> Loaded:
+        """What is stored, for a primary that lost the answer to a commit. Raises: Conflict, as `save`."""
+
+        async def body(txn: Transaction) -> Loaded:
+            await self._check_epoch(txn)
+            cluster = await txn.get(_CLUSTER)
+            assert cluster is not None, "a primary has made the cluster's id"
+            return await self._load(txn, self._epoch, cluster.decode())
+
+        return await transact(self._kv, body)
+
     async def save(self, before: Routing, after: Routing) -> None:
         """Commit the step from `before` (what is stored) to `after`.
 
         Raises:
             Conflict: another mgmtd has taken over; this one must stop deciding.
+            MaybeApplied: what is stored now is not known; `load` tells.
         """
 
         async def body(txn: Transaction) -> None:
             await self._check_epoch(txn)
+            await self._check_version(txn, before.version)
             txn.put(_VERSION, _U64.pack(after.version))
             if after.ready and not before.ready:
                 txn.put(_READY, b"1")
+            for key in _gone(before, after):
+                txn.delete(key)
             message = routing_to_pb(
                 replace(
                     after,
@@ -100,25 +115,30 @@ class MgmtdStore:
 
         await transact(self._kv, body)
 
-    async def save_plan(self, plan: Plan) -> None:
-        """Commit what is to be created, before any daemon is told. Raises: Conflict, as `save`."""
+    async def save_plan(self, routing: Routing, plan: Plan) -> None:
+        """Commit what is to be created, before any daemon is told, beside `routing`. Raises: as `save`."""
 
         async def body(txn: Transaction) -> None:
             await self._check_epoch(txn)
+            await self._check_version(txn, routing.version)
+            txn.put(_VERSION, _U64.pack(routing.version))  # so that a plan which arrives late meets a conflict
             _put_all(txn, routing_to_pb(_as_routing(plan)))
 
         await transact(self._kv, body)
 
     async def _check_epoch(self, txn: Transaction) -> None:
-        raw = await txn.get(_EPOCH)
-        newest = _U64.unpack(raw)[0] if raw else 0
+        newest = await _u64(txn, _EPOCH)
         if newest != self._epoch:
             raise Conflict(f"another mgmtd has taken over (epoch {newest}, this one has {self._epoch})")
 
+    async def _check_version(self, txn: Transaction, version: int) -> None:
+        stored = await _u64(txn, _VERSION)
+        if stored != version:
+            raise MaybeApplied(f"the routing in the store has version {stored}, not {version}: a commit arrived late")
+
     async def _load(self, txn: Transaction, epoch: int, cluster_id: str) -> Loaded:
         message = mgmtd_pb2.Routing(cluster_id=cluster_id)
-        raw = await txn.get(_VERSION)
-        message.version = _U64.unpack(raw)[0] if raw else 0
+        message.version = await _u64(txn, _VERSION)
         message.ready = await txn.get(_READY) is not None
         for prefix, repeated in (
             (_NODE, message.nodes),
@@ -152,6 +172,21 @@ def _as_routing(plan: Plan) -> Routing:
 
 def _changed(before: Mapping[Any, V], after: Mapping[Any, V]) -> dict[Any, V]:
     return {key: value for key, value in after.items() if before.get(key) != value}
+
+
+def _gone(before: Routing, after: Routing) -> list[bytes]:
+    """The keys of what `after` no longer has."""
+    return [
+        *(_NODE + _U32.pack(key) for key in before.nodes if key not in after.nodes),
+        *(_TARGET + _U32.pack(key) for key in before.targets if key not in after.targets),
+        *(_CHAIN + _U32.pack(key) for key in before.chains if key not in after.chains),
+        *(_TABLE + _U32X2.pack(*key) for key in before.tables if key not in after.tables),
+    ]
+
+
+async def _u64(txn: Transaction, key: bytes) -> int:
+    raw = await txn.get(key)
+    return int(_U64.unpack(raw)[0]) if raw else 0
 
 
 def _put_all(txn: Transaction, message: mgmtd_pb2.Routing) -> None:

@@ -60,6 +60,21 @@ class MgmtdStub:
                 request_serializer=fs3_dot_pb_dot_mgmtd__pb2.SuspectRequest.SerializeToString,
                 response_deserializer=fs3_dot_pb_dot_common__pb2.Empty.FromString,
                 _registered_method=True)
+        self.OpenSession = channel.unary_unary(
+                '/fs3.pb.Mgmtd/OpenSession',
+                request_serializer=fs3_dot_pb_dot_mgmtd__pb2.OpenSessionRequest.SerializeToString,
+                response_deserializer=fs3_dot_pb_dot_mgmtd__pb2.OpenSessionReply.FromString,
+                _registered_method=True)
+        self.RenewSession = channel.unary_unary(
+                '/fs3.pb.Mgmtd/RenewSession',
+                request_serializer=fs3_dot_pb_dot_mgmtd__pb2.RenewSessionRequest.SerializeToString,
+                response_deserializer=fs3_dot_pb_dot_mgmtd__pb2.RenewSessionReply.FromString,
+                _registered_method=True)
+        self.CloseSession = channel.unary_unary(
+                '/fs3.pb.Mgmtd/CloseSession',
+                request_serializer=fs3_dot_pb_dot_mgmtd__pb2.CloseSessionRequest.SerializeToString,
+                response_deserializer=fs3_dot_pb_dot_common__pb2.Empty.FromString,
+                _registered_method=True)
 
 
 class MgmtdServicer:
@@ -95,6 +110,24 @@ class MgmtdServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def OpenSession(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RenewSession(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CloseSession(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_MgmtdServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -121,6 +154,21 @@ def add_MgmtdServicer_to_server(servicer, server):
             'Suspect': grpc.unary_unary_rpc_method_handler(
                     servicer.Suspect,
                     request_deserializer=fs3_dot_pb_dot_mgmtd__pb2.SuspectRequest.FromString,
+                    response_serializer=fs3_dot_pb_dot_common__pb2.Empty.SerializeToString,
+            ),
+            'OpenSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.OpenSession,
+                    request_deserializer=fs3_dot_pb_dot_mgmtd__pb2.OpenSessionRequest.FromString,
+                    response_serializer=fs3_dot_pb_dot_mgmtd__pb2.OpenSessionReply.SerializeToString,
+            ),
+            'RenewSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.RenewSession,
+                    request_deserializer=fs3_dot_pb_dot_mgmtd__pb2.RenewSessionRequest.FromString,
+                    response_serializer=fs3_dot_pb_dot_mgmtd__pb2.RenewSessionReply.SerializeToString,
+            ),
+            'CloseSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.CloseSession,
+                    request_deserializer=fs3_dot_pb_dot_mgmtd__pb2.CloseSessionRequest.FromString,
                     response_serializer=fs3_dot_pb_dot_common__pb2.Empty.SerializeToString,
             ),
     }
@@ -258,6 +306,87 @@ class Mgmtd:
             target,
             '/fs3.pb.Mgmtd/Suspect',
             fs3_dot_pb_dot_mgmtd__pb2.SuspectRequest.SerializeToString,
+            fs3_dot_pb_dot_common__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def OpenSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fs3.pb.Mgmtd/OpenSession',
+            fs3_dot_pb_dot_mgmtd__pb2.OpenSessionRequest.SerializeToString,
+            fs3_dot_pb_dot_mgmtd__pb2.OpenSessionReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RenewSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fs3.pb.Mgmtd/RenewSession',
+            fs3_dot_pb_dot_mgmtd__pb2.RenewSessionRequest.SerializeToString,
+            fs3_dot_pb_dot_mgmtd__pb2.RenewSessionReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CloseSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fs3.pb.Mgmtd/CloseSession',
+            fs3_dot_pb_dot_mgmtd__pb2.CloseSessionRequest.SerializeToString,
             fs3_dot_pb_dot_common__pb2.Empty.FromString,
             options,
             channel_credentials,

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from fs3.errors import Conflict, Invalid, NoSpace, Unavailable
+from fs3.errors import Conflict, Invalid, MaybeApplied, NoSpace, Unavailable
 from fs3.kv.memory import MemoryKV
 from fs3.mgmtd.store import MgmtdStore
-from fs3.routing import LocalState, NodeKind, TargetState
+from fs3.routing import LocalState, NodeKind, Routing, TargetState
 
 SERVING, LASTSRV, SYNCING, WAITING, OFFLINE = (
     TargetState.SERVING,
@@ -284,5 +285,122 @@ def test_a_replaced_primary_stops_deciding(cluster: Any) -> None:
         with pytest.raises(Conflict, match="another mgmtd has taken over"):
             await ticking
         assert old.routing.version <= version + 1
+
+    run(body)
+
+
+def test_an_operator_s_change_is_one_decision_and_what_follows_from_it_is_part_of_it(cluster: Any) -> None:
+    async def body() -> None:
+        kv = FullDisk()
+        primary = await cluster.make(kv, cluster.clock())
+        daemons = [cluster.daemon(node) for node in (1, 2, 3)]
+        await cluster.boot(primary, daemons)
+        before = primary.routing
+        chain = next(chain for chain in before.chains.values() if chain.replicas == 3)
+        tail = before.targets[chain.targets[-1]]
+
+        def offline(routing: Routing) -> tuple[Routing, tuple[str, ...]]:
+            changed = replace(tail, state=OFFLINE)
+            raised = replace(chain, version=chain.version + 1)
+            targets = {**routing.targets, tail.target_id: changed}
+            return replace(routing, targets=targets, chains={**routing.chains, chain.chain_id: raised}), ("offline",)
+
+        def refused(routing: Routing) -> tuple[Routing, tuple[str, ...]]:
+            raise Invalid("no such target")
+
+        with pytest.raises(Invalid, match="no such target"):
+            await primary.change(refused)
+        kv.full = True
+        with pytest.raises(NoSpace):
+            await primary.change(offline)
+        assert primary.routing is before
+        kv.full = False
+        after = await primary.change(offline)
+        assert after is primary.routing and after.version == before.version + 1
+        assert after.targets[tail.target_id].state == OFFLINE, "its daemon has not seen it yet"
+        assert await primary.change(lambda routing: (routing, ())) is after
+        for daemon in daemons:
+            await daemon.beat(primary)  # having seen it: back, to be synced
+            daemon.states[tail.target_id] = LocalState.ONLINE
+        owner = next(daemon for daemon in daemons if daemon.node.node_id == tail.node_id)
+        await owner.beat(primary)
+        assert primary.routing.targets[tail.target_id].state == SYNCING
+
+    run(body)
+
+
+def test_removed_nodes_targets_and_chains_stay_removed(cluster: Any) -> None:
+    async def body() -> None:
+        kv, clock = MemoryKV(), cluster.clock()
+        primary = await cluster.make(kv, clock)
+        daemons = [cluster.daemon(node) for node in (1, 2, 3)]
+        await cluster.boot(primary, daemons)
+        await primary.goodbye(3, 1)
+
+        def remove(routing: Routing) -> tuple[Routing, tuple[str, ...]]:
+            lost = {target.chain_id for target in routing.targets.values() if target.node_id == 3}
+            return (
+                replace(
+                    routing,
+                    nodes={key: node for key, node in routing.nodes.items() if key != 3},
+                    targets={key: t for key, t in routing.targets.items() if t.chain_id not in lost},
+                    chains={key: chain for key, chain in routing.chains.items() if key not in lost},
+                    tables={key: t for key, t in routing.tables.items() if not lost & set(t.chains)},
+                ),
+                ("node 3 is removed",),
+            )
+
+        after = await primary.change(remove)
+        assert 3 not in after.nodes and 0 < len(after.chains) == len({t.chain_id for t in after.targets.values()})
+        again = await cluster.make(kv, clock)
+        assert again.routing.nodes.keys() == after.nodes.keys()
+        assert again.routing.targets.keys() == after.targets.keys() and again.routing.chains == after.chains
+        assert again.routing.tables == after.tables
+        with pytest.raises(AssertionError, match="kept its version"):
+            await again.change(_swap_first_chain)
+        await cluster.daemon(3, generation=9).beat(again)
+        assert again.routing.nodes[3].alive, "one that is heard again comes as a new one"
+
+    run(body)
+
+
+def _swap_first_chain(routing: Routing) -> tuple[Routing, tuple[str, ...]]:
+    chain = next(chain for chain in routing.chains.values() if len(chain.targets) > 1)
+    swapped = replace(chain, targets=tuple(reversed(chain.targets)))
+    return replace(routing, chains={**routing.chains, chain.chain_id: swapped}), ("swapped",)
+
+
+class LostAnswers(MemoryKV):
+    """A store that loses answers: the next commits are applied, or dropped, as `fate` says, and nobody is told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fate: list[bool] = []
+
+    async def commit(self, *args: Any) -> None:
+        if not self.fate:
+            return await super().commit(*args)
+        if self.fate.pop(0):
+            await super().commit(*args)
+        raise MaybeApplied("the answer was lost")
+
+
+@pytest.mark.parametrize("fate", [[True], [False], [True, True], [False, True], [True, False], [False, False]])
+def test_after_a_lost_answer_what_is_stored_holds(cluster: Any, fate: list[bool]) -> None:
+    async def body() -> None:
+        kv = LostAnswers()
+        primary = await cluster.make(kv, cluster.clock())
+        daemons = [cluster.daemon(node) for node in (1, 2, 3)]
+        await cluster.boot(primary, daemons)
+        shown = primary.routing
+        lost = len(fate)
+        kv.fate = list(fate)
+        for node in (3, 2)[:lost]:
+            with pytest.raises(MaybeApplied):
+                await primary.goodbye(node, 1)
+            assert primary.routing.version <= shown.version + 1
+        await primary.goodbye(1, 1)
+        assert [primary.routing.nodes[node].alive for node in (1, 2, 3)] == [False, lost < 2, False]
+        assert (await MgmtdStore(kv).take_over()).routing == primary.routing
 
     run(body)

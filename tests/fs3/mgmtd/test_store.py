@@ -31,7 +31,7 @@ def test_saved_is_loaded() -> None:
         assert len(loaded.routing.cluster_id) == 16
         first = replace(loaded.routing, version=1, nodes=NODES)
         await store.save(loaded.routing, first)
-        await store.save_plan(PLAN)
+        await store.save_plan(first, PLAN)
 
         again = await MgmtdStore(kv).take_over()
         assert again.epoch == 2 and again.routing == first
@@ -61,7 +61,7 @@ def test_a_replaced_mgmtd_cannot_write() -> None:
         with pytest.raises(Conflict, match="another mgmtd has taken over"):
             await old.save(loaded.routing, replace(loaded.routing, version=1, nodes=NODES))
         with pytest.raises(Conflict, match="another mgmtd has taken over"):
-            await old.save_plan(PLAN)
+            await old.save_plan(loaded.routing, PLAN)
         assert (await new.take_over()).routing == loaded.routing
 
     asyncio.run(run())
