@@ -42,7 +42,10 @@ class NodeKind(IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
-    """One daemon. `endpoints` has an entry per worker process (storage) or one (meta, mgmtd), each "host:port"."""
+    """One daemon. `endpoints` has an entry per worker process (storage) or one (meta, mgmtd), each "host:port".
+
+    An operator moves the targets away from a `draining` node, or from its `closed_disks`; neither gets new ones.
+    """
 
     node_id: NodeId
     kind: NodeKind
@@ -54,11 +57,18 @@ class Node:
     metrics: str = ""
     unix_endpoints: tuple[str, ...] = ()
     last_heartbeat_age_ms: int = 0
+    draining: bool = False
+    closed_disks: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """One replica's place: a share of a disk that belongs to one chain."""
+    """One replica's place: a share of a disk that belongs to one chain.
+
+    What an operator wants of it: `draining` (another one takes its place, then it goes), `disabled` (out of service
+    until he says otherwise), `accept_loss` (serve with whatever the disk holds, since nobody holds more). `replaces`
+    names the draining target for which this one was made.
+    """
 
     target_id: TargetId
     node_id: NodeId
@@ -69,16 +79,24 @@ class Target:
     local_state: LocalState = LocalState.OFFLINE
     used_bytes: int = 0
     chunks: int = 0
+    draining: bool = False
+    disabled: bool = False
+    accept_loss: bool = False
+    replaces: TargetId | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chain:
-    """A replication chain: `targets` in chain order, head first, those that serve before those that do not."""
+    """A replication chain: `targets` in chain order, head first, those that serve before those that do not.
+
+    `joins_table`: the table whose next version will list this new chain, once it serves; then None.
+    """
 
     chain_id: ChainId
     version: int
     targets: tuple[TargetId, ...]
     replicas: int
+    joins_table: ChainTableId | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +122,7 @@ class Disk:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Routing:
-    """Everything above, consistent at `version`."""
+    """Everything above, consistent at `version`. Target ids up to `last_target_id` were given out, none twice."""
 
     cluster_id: str = ""
     version: int = 0
@@ -114,6 +132,7 @@ class Routing:
     tables: Mapping[tuple[ChainTableId, int], ChainTable] = field(default_factory=dict)
     disks: tuple[Disk, ...] = ()
     ready: bool = False
+    last_target_id: int = 0
 
     def chain(self, chain_id: int) -> Chain:
         """Raises: NotFound."""
@@ -153,6 +172,25 @@ class Routing:
         """The targets a write goes through: the serving ones, then the syncing one."""
         return self.targets_in(chain_id, TargetState.SERVING, TargetState.SYNCING)
 
+    def is_draining(self, target: Target) -> bool:
+        """Whether an operator wants another target in this one's place."""
+        node = self.nodes[target.node_id]
+        return target.draining or node.draining or target.disk in node.closed_disks
+
+    def stepping_down(self, chain_id: int) -> frozenset[TargetId]:
+        """The serving targets that shall stop, because an operator wants them out and the chain can spare them.
+
+        A draining target goes when the chain has all its replicas without it; a disabled one when another serves.
+        """
+        serving = self.serving(chain_id)
+        kept = [target for target in serving if not target.disabled and not self.is_draining(target)]
+        if len(kept) >= self.chain(chain_id).replicas:
+            return frozenset(target.target_id for target in serving if target not in kept)
+        disabled = [target for target in serving if target.disabled]
+        if len(disabled) == len(serving):
+            disabled = disabled[1:]
+        return frozenset(target.target_id for target in disabled)
+
     def endpoint(self, target: Target) -> str:
         """The "host:port" of the worker process that holds `target`."""
         return self.nodes[target.node_id].endpoints[target.worker]
@@ -170,6 +208,8 @@ def node_to_pb(node: Node) -> mgmtd_pb2.NodeInfo:
         metrics=node.metrics,
         unix_endpoints=node.unix_endpoints,
         last_heartbeat_age_ms=node.last_heartbeat_age_ms,
+        draining=node.draining,
+        closed_disks=node.closed_disks,
     )
 
 
@@ -185,6 +225,8 @@ def node_from_pb(message: mgmtd_pb2.NodeInfo) -> Node:
         metrics=message.metrics,
         unix_endpoints=tuple(message.unix_endpoints),
         last_heartbeat_age_ms=message.last_heartbeat_age_ms,
+        draining=message.draining,
+        closed_disks=tuple(message.closed_disks),
     )
 
 
@@ -205,12 +247,20 @@ def routing_to_pb(routing: Routing) -> mgmtd_pb2.Routing:
                 local_state=common_pb2.LocalState.ValueType(target.local_state),
                 used_bytes=target.used_bytes,
                 chunks=target.chunks,
+                draining=target.draining,
+                disabled=target.disabled,
+                accept_loss=target.accept_loss,
+                replaces=target.replaces or 0,
             )
             for target in routing.targets.values()
         ],
         chains=[
             mgmtd_pb2.ChainInfo(
-                chain_id=chain.chain_id, version=chain.version, targets=chain.targets, replicas=chain.replicas
+                chain_id=chain.chain_id,
+                version=chain.version,
+                targets=chain.targets,
+                replicas=chain.replicas,
+                joins_table=chain.joins_table or 0,
             )
             for chain in routing.chains.values()
         ],
@@ -222,6 +272,7 @@ def routing_to_pb(routing: Routing) -> mgmtd_pb2.Routing:
         ],
         disks=[disk_to_pb(disk) for disk in routing.disks],
         ready=routing.ready,
+        last_target_id=routing.last_target_id,
     )
 
 
@@ -262,6 +313,10 @@ def routing_from_pb(message: mgmtd_pb2.Routing) -> Routing:
                 local_state=LocalState(target.local_state),
                 used_bytes=target.used_bytes,
                 chunks=target.chunks,
+                draining=target.draining,
+                disabled=target.disabled,
+                accept_loss=target.accept_loss,
+                replaces=TargetId(target.replaces) if target.replaces else None,
             )
             for target in message.targets
         },
@@ -271,6 +326,7 @@ def routing_from_pb(message: mgmtd_pb2.Routing) -> Routing:
                 version=chain.version,
                 targets=tuple(TargetId(target_id) for target_id in chain.targets),
                 replicas=chain.replicas,
+                joins_table=ChainTableId(chain.joins_table) if chain.joins_table else None,
             )
             for chain in message.chains
         },
@@ -285,4 +341,5 @@ def routing_from_pb(message: mgmtd_pb2.Routing) -> Routing:
         },
         disks=tuple(disk_from_pb(disk) for disk in message.disks),
         ready=message.ready,
+        last_target_id=message.last_target_id,
     )
