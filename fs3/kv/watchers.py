@@ -44,22 +44,24 @@ class Watch:
 
 
 class Watchers:
-    """All watches of an engine; one that nobody holds any more is dropped by itself."""
+    """All watches of an engine, told in order of their making; one that nobody holds any more is dropped by itself."""
 
-    __slots__ = ("_watches",)
+    __slots__ = ("_made", "_watches")
 
     def __init__(self) -> None:
-        self._watches: weakref.WeakSet[Watch] = weakref.WeakSet()
+        self._made = 0
+        self._watches: weakref.WeakValueDictionary[int, Watch] = weakref.WeakValueDictionary()
 
     def add(self, prefix: bytes) -> Watch:
         watch = Watch(prefix)
-        self._watches.add(watch)
+        self._made += 1
+        self._watches[self._made] = watch
         return watch
 
     def notify(self, writes: WriteSet) -> None:
-        for watch in list(self._watches):
+        for watch in list(self._watches.values()):
             watch.notify(writes)
 
     def close(self) -> None:
-        for watch in list(self._watches):
+        for watch in list(self._watches.values()):
             watch.close()
