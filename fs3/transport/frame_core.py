@@ -38,6 +38,8 @@ class Kind(IntEnum):
     SYNC_LIST = 6
     SYNC_DONE = 7
     STATS = 8
+    REPORT = 9
+    SCRUB = 10
 
 
 class Flag(IntFlag):

@@ -56,9 +56,10 @@ CHUNK_META = np.dtype(
         ("chain_version", "<u4"),
         ("length", "<u4"),
         ("crc", "<u4"),
-        ("reserved", "<u4"),
+        ("flags", "<u4"),
     ]
 )
+META_DAMAGED = 1  # a flag of CHUNK_META
 LISTED = np.dtype([("hi", "<u8"), ("lo", "<u8"), ("version", "<u8"), ("chunk_length", "<u4"), ("reserved", "<u4")])
 
 SUM = np.dtype("<u4")
@@ -87,6 +88,7 @@ class UpdateFlag(IntFlag):
     SYNC_REPLACE = 2
     SYNC_REMOVE = 4
     SYNC_RESULT = 8
+    DAMAGED = 32  # with SYNC_REPLACE: the sender's bytes fail their sums, and nobody has better ones
 
 
 def records(raw: bytes | bytearray | memoryview, dtype: np.dtype[Any], count: int) -> Records:
