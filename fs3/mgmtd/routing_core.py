@@ -13,11 +13,14 @@ from dataclasses import dataclass, replace
 
 from fs3.ids import ChainId, NodeId, TargetId
 from fs3.mgmtd.chain_core import NOT_HEARD, ChainView, Member, Report, next_chain, presumed
+from fs3.mgmtd.draft_core import Disks
+from fs3.mgmtd.intent_core import advance
 from fs3.mgmtd.lease_core import LeaseTable
 from fs3.mgmtd.placement_core import Plan
 from fs3.routing import Chain, LocalState, Node, NodeKind, Routing, Target, TargetState
 
 _MAX_STEPS = 8
+_NO_DISKS: Disks = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +32,16 @@ class Decision:
 
 
 def next_routing(
-    routing: Routing, announced: Mapping[NodeId, Node], leases: LeaseTable, reports: Mapping[TargetId, Report]
+    routing: Routing,
+    announced: Mapping[NodeId, Node],
+    leases: LeaseTable,
+    reports: Mapping[TargetId, Report],
+    disks: Disks = _NO_DISKS,
 ) -> Decision:
     """What the published `routing` becomes.
 
     `announced` has the newest record of every node heard of, `reports` the newest report of every target whose daemon
-    speaks for it.
+    speaks for it, `disks` where an operator's wishes may put new targets.
     """
     notes: list[str] = []
     nodes = _next_nodes(routing, announced, leases, notes)
@@ -47,10 +54,13 @@ def next_routing(
         worker = target.disk % len(node.endpoints) if node.endpoints else 0
         if worker != target.worker:
             targets[target_id] = replace(target, worker=worker)
-    if nodes == routing.nodes and targets == routing.targets and chains == routing.chains:
+    changed = routing
+    if nodes != routing.nodes or targets != routing.targets or chains != routing.chains:
+        changed = replace(routing, version=routing.version + 1, nodes=nodes, targets=targets, chains=chains)
+    advanced, said = advance(changed, disks)
+    if advanced is routing:
         return Decision(routing, ())
-    changed = replace(routing, version=routing.version + 1, nodes=nodes, targets=targets, chains=chains)
-    return Decision(changed, tuple(notes))
+    return Decision(replace(advanced, version=routing.version + 1), (*notes, *said))
 
 
 def check_edit(before: Routing, after: Routing) -> None:
@@ -85,6 +95,7 @@ def publish(routing: Routing, plan: Plan) -> Routing:
         chains={chain.chain_id: chain for chain in plan.chains},
         tables={(table.table_id, table.version): table for table in plan.tables},
         ready=True,
+        last_target_id=max(targets, default=0),
     )
 
 
@@ -105,6 +116,8 @@ def _next_nodes(
         record = announced.get(node_id, before)
         assert record is not None
         after = replace(record, alive=leases.alive(node_id), last_heartbeat_age_ms=0)
+        if before is not None:  # what an operator said of the node; its daemon does not know
+            after = replace(after, draining=before.draining, closed_disks=before.closed_disks)
         if after == before:
             continue
         nodes[node_id] = after
@@ -133,7 +146,7 @@ def _settle(
         chain = chains[chain_id]
         members = tuple(Member(target_id, targets[target_id].state) for target_id in chain.targets)
         known = {
-            member.target_id: _report_of(targets[member.target_id], member.state, routing, leases, reports)
+            member.target_id: _report_of(targets[member.target_id], chain.version, routing, leases, reports)
             for member in members
         }
         step = next_chain(ChainView(chain_id, chain.version, members), known)
@@ -151,12 +164,19 @@ def _settle(
 
 
 def _report_of(
-    target: Target, state: TargetState, routing: Routing, leases: LeaseTable, reports: Mapping[TargetId, Report]
+    target: Target, chain_version: int, routing: Routing, leases: LeaseTable, reports: Mapping[TargetId, Report]
 ) -> Report:
     """What is known of a target, whose daemon may be away, just restarted, or not yet heard by this mgmtd."""
-    node_id = target.node_id
+    node_id, state = target.node_id, target.state
     if not leases.alive(node_id) or leases.generation(node_id) != routing.nodes[node_id].generation:
         return NOT_HEARD
     if not leases.was_heard(node_id):
         return Report(presumed(state))
-    return reports.get(target.target_id, NOT_HEARD)
+    report = reports.get(target.target_id, NOT_HEARD)
+    if target.disabled and state not in (TargetState.SERVING, TargetState.LASTSRV):
+        return NOT_HEARD  # out of service until an operator says otherwise; one that serves stops first
+    if target.accept_loss and state == TargetState.LASTSRV:
+        # Its word from before it was chosen does not count: it must have put its chunks in order.
+        current = report.chain_version >= chain_version and report.state == LocalState.UPTODATE
+        return report if current else NOT_HEARD
+    return report

@@ -1,0 +1,113 @@
+"""More chains and replicas, and chain tables, as pure edits of the routing; see admin_core.py."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fs3.errors import Exists, Invalid
+from fs3.ids import ChainId, ChainTableId, NodeId
+from fs3.mgmtd.draft_core import Disks, Draft, Edit, free_slots
+from fs3.mgmtd.named_core import check_chain, check_disk, count_of, find_storage_node, where
+from fs3.mgmtd.placement_core import DiskSlot
+from fs3.routing import NodeKind, Routing
+
+
+def create_replica(routing: Routing, disks: Disks, *, node: int, disk: int, chain: int) -> Edit:
+    """One more replica of a chain, on this disk.
+
+    Raises:
+        NotFound: no such node, disk or chain.
+        Exists: the node has a replica of the chain.
+        Invalid: the node or disk is drained, or nobody serves the chain.
+    """
+    record = find_storage_node(routing, node)
+    check_disk(record, disk, disks)
+    check_chain(routing, chain)
+    for target in routing.targets.values():
+        if target.chain_id == chain and target.node_id == node:
+            raise Exists(f"node {node} has target {target.target_id} of chain {chain}; choose another node")
+    if record.draining or disk in record.closed_disks:
+        raise Invalid(f"{where(node, disk, 0)} is drained; first: fs3 admin undrain URL --node {node}")
+    if not routing.serving(chain):
+        raise Invalid(f"chain {chain} has no serving target that a new one could be copied from")
+    draft = Draft(routing)
+    target_id = draft.add_member(ChainId(chain), DiskSlot(NodeId(node), disk))
+    draft.say(f"target {target_id} of chain {chain} is made on {where(node, disk, 0)}")
+    return draft.done()
+
+
+def upload_table(routing: Routing, *, table_id: int, replicas: int, chains: Sequence[int]) -> Edit:
+    """Publish the next version of a chain table; earlier versions stay, for the files that use them.
+
+    Raises: NotFound: a chain that is not there; Invalid: the table makes no sense.
+    """
+    if not 0 < table_id < 1 << 32:
+        raise Invalid(f"table_id {table_id}: must be from 1 to {(1 << 32) - 1}")
+    if not chains:
+        raise Invalid(f"chain table {table_id} lists no chains")
+    for number in chains:
+        check_chain(routing, number)
+        if routing.chain(number).replicas != replicas:
+            raise Invalid(f"chain {number} has {routing.chain(number).replicas} replicas, the table says {replicas}")
+    if len(set(chains)) < len(chains):
+        twice = next(number for place, number in enumerate(chains) if number in chains[:place])
+        raise Invalid(f"chain {twice} is listed twice")
+    draft = Draft(routing)
+    newest = draft.newest_table(ChainTableId(table_id))
+    if newest is not None and newest.replicas != replicas:
+        raise Invalid(
+            f"chain table {table_id} is of {newest.replicas} replicas, not {replicas}; choose another table_id"
+        )
+    if newest is not None and newest.chains == tuple(chains):
+        draft.say(f"chain table {table_id} version {newest.version} is the same; nothing was published")
+        return draft.done()
+    version = draft.publish_table(ChainTableId(table_id), replicas, [ChainId(number) for number in chains])
+    draft.say(f"chain table {table_id} version {version} is published: {count_of(len(chains), 'chain')}")
+    return draft.done()
+
+
+def grow(routing: Routing, disks: Disks) -> Edit:
+    """New chains for the disks that are in no chain yet; each table's next version lists them once they serve.
+
+    A table gets as many new chains per new disk as it has per old one. They lie on new disks first, and on the least
+    loaded others where the new nodes are fewer than the replicas.
+
+    Raises: Invalid: no disk is new, or too few nodes are there.
+    """
+    used = {DiskSlot(target.node_id, target.disk) for target in routing.targets.values()}
+    new = [slot for slot in _open_slots(routing, disks) if slot not in used]
+    if not new:
+        raise Invalid("every disk of every node that is alive and not drained has targets; nothing is to be grown")
+    old = max(len(used), 1)
+    draft = Draft(routing)
+    for table_id in sorted({known for known, _ in routing.tables}):
+        table = draft.newest_table(table_id)
+        assert table is not None
+        count = max(round(len(table.chains) / old), 1) * len(new)
+        for _ in range(count):
+            _add_chain(draft, disks, table_id, table.replicas, new)
+        where_to = count_of(len(new), "new disk")
+        draft.say(f"chain table {table_id}: {count_of(count, 'chain')} of {table.replicas} replicas on {where_to}")
+    return draft.done()
+
+
+def _add_chain(
+    draft: Draft, disks: Disks, table_id: ChainTableId, replicas: int, preferred: Sequence[DiskSlot]
+) -> None:
+    chain_id = draft.new_chain(replicas, table_id)
+    for place in range(replicas):
+        slots = free_slots(draft.view, disks, chain_id)
+        if not slots:
+            raise Invalid(f"chain table {table_id} has {replicas} replicas, and only {place} nodes have a disk for one")
+        slot = next((slot for slot in slots if slot in preferred), slots[0])
+        draft.add_member(chain_id, slot, accept_loss=place == 0)
+
+
+def _open_slots(routing: Routing, disks: Disks) -> list[DiskSlot]:
+    return sorted(
+        DiskSlot(node.node_id, disk.disk)
+        for node in routing.nodes.values()
+        if node.kind == NodeKind.STORAGE and node.alive and not node.draining
+        for disk in disks.get(node.node_id, ())
+        if disk.disk not in node.closed_disks
+    )
