@@ -78,6 +78,8 @@ class Op(IntEnum):
     REMOVE = 3
     PUT_IF_ABSENT = 4
     TRUNCATE = 5
+    FORGET = 6
+    NOTE = 7
 
 
 class UpdateFlag(IntFlag):
@@ -88,7 +90,9 @@ class UpdateFlag(IntFlag):
     SYNC_REPLACE = 2
     SYNC_REMOVE = 4
     SYNC_RESULT = 8
+    FRESH = 16
     DAMAGED = 32  # with SYNC_REPLACE: the sender's bytes fail their sums, and nobody has better ones
+    RETRY = 64
 
 
 def records(raw: bytes | bytearray | memoryview, dtype: np.dtype[Any], count: int) -> Records:

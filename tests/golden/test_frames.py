@@ -24,7 +24,7 @@ from fs3.transport.frame_core import (
     unpack_header,
     unpack_trailer,
 )
-from fs3.transport.messages import CHUNK_META, LISTED, RANGE, RESULT, UPDATE, Op, UpdateFlag, records
+from fs3.transport.messages import CHUNK_META, LISTED, META_DAMAGED, RANGE, RESULT, UPDATE, Op, UpdateFlag, records
 
 HEAD = b"head"
 REQUEST = Header(Kind.READ, 0x1122334455667788, False, Flag.CHECKSUM | Flag.RELAXED, 2, len(HEAD), 0, 1_500, 0, 3, 0x99)
@@ -143,10 +143,11 @@ def test_records(dtype: np.dtype[Any], values: tuple[int, ...], expected: str) -
 
 def test_numbers_of_kinds_flags_and_operations() -> None:
     kinds = {"HELLO": 1, "READ": 2, "WRITE": 3, "QUERY": 4, "ACK": 5, "SYNC_LIST": 6, "SYNC_DONE": 7, "STATS": 8}
-    assert {kind.name: kind.value for kind in Kind} == kinds
+    assert {kind.name: kind.value for kind in Kind} == kinds | {"REPORT": 9, "SCRUB": 10}
     assert [int(flag) for flag in (Flag.CHECKSUM, Flag.TRAILER, Flag.RELAXED, Flag.NEED_ACK)] == [1, 2, 4, 8]
     assert [op.value for op in (Op.WRITE, Op.REPLACE, Op.REMOVE, Op.PUT_IF_ABSENT, Op.TRUNCATE)] == [1, 2, 3, 4, 5]
     assert [int(UpdateFlag[name]) for name in ("OS_DURABILITY", "SYNC_REPLACE", "SYNC_REMOVE")] == [1, 2, 4]
+    assert (int(UpdateFlag.SYNC_RESULT), int(UpdateFlag.DAMAGED), META_DAMAGED) == (8, 32, 1)
 
 
 @pytest.mark.parametrize(
@@ -166,3 +167,9 @@ def test_how_ranges_are_cut_for_their_sums(
     offset: int, length: int, chunk: int, expected: list[tuple[int, int]]
 ) -> None:
     assert checksum.pieces(offset, length, chunk) == expected
+
+
+def test_numbers_of_what_forgets_and_what_repeats() -> None:
+    assert (Op.FORGET.value, Op.NOTE.value) == (6, 7)
+    assert (int(UpdateFlag.FRESH), int(UpdateFlag.RETRY)) == (16, 64)
+    assert [int(flag) for flag in UpdateFlag] == [1, 2, 4, 8, 16, 32, 64]
