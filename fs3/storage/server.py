@@ -25,24 +25,20 @@ import grpc
 import grpc.aio
 
 from fs3 import __version__, metrics
-from fs3.client.node_agent import NodeAgent
 from fs3.clock import lease_now_s, wall_now_ns
 from fs3.errors import Invalid, Unavailable
 from fs3.ids import NodeId
-from fs3.pb import common_pb2, mgmtd_pb2, mgmtd_pb2_grpc, storage_pb2
+from fs3.pb import common_pb2, mgmtd_pb2, mgmtd_pb2_grpc
 from fs3.routing import Node, NodeKind
 from fs3.storage import listeners
 from fs3.storage.body_pool import BodyPool
 from fs3.storage.config import StorageConfig
 from fs3.storage.connections import MAX_HOPS, Patience
+from fs3.storage.daemon import StorageDaemon
 from fs3.storage.engine import Engine
 from fs3.storage.figures import DaemonFigures
-from fs3.storage.forward import ChainForwarder
 from fs3.storage.listeners import Bound
-from fs3.storage.read_path import ReadPath
-from fs3.storage.service import Service
 from fs3.storage.worker import IoThread
-from fs3.storage.write_path import WritePath
 from fs3.transport import rpc
 
 _LOG = logging.getLogger("fs3.storage")
@@ -139,40 +135,19 @@ class StorageServer:
         self.generation = wall_now_ns()
         self._bound = bound
         self._stopping = False
-        self._agent: NodeAgent | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        credentials = rpc.Credentials(cluster_id=cluster_id, secret=config.secret)
-        self.credentials = credentials
+        self.credentials = rpc.Credentials(cluster_id=cluster_id, secret=config.secret)
         with contextlib.ExitStack() as opened:
             self.engines = list(self._open_engines(cluster_id, opened))
-            hello = storage_pb2.Hello(
-                protocol=rpc.PROTOCOL,
-                cluster_id=cluster_id,
-                secret=config.secret,
-                role="chain",
-                node_id=config.node_id,
-            )
-            self.writes = WritePath(
-                dict(enumerate(self.engines)),
-                ChainForwarder(hello, max_per_endpoint=config.write_threads),
-                node_id=config.node_id,
-                generation=self.generation,
-                poke=self._poke,
-                suspect=self._suspect,
-                may_write=self._may_serve,
-            )
-            opened.callback(self.writes.close)
-            self.reads = ReadPath(self.engines, self.writes.state, check_lease=self._check_lease)
-            self.pool = BodyPool(hops=MAX_HOPS, share_bytes=config.max_inflight_bytes)
-            self.service = Service(
+            self.daemon = StorageDaemon(
                 config,
-                credentials,
-                self.reads,
-                self.writes,
+                self.credentials,
+                self.engines,
                 generation=self.generation,
-                check_lease=self._check_time,
                 stats=lambda: self.figures.stats_json(),
             )
+            self.writes, self.reads, self.service = self.daemon.writes, self.daemon.reads, self.daemon.service
+            opened.callback(self.writes.close)
+            self.pool = BodyPool(hops=MAX_HOPS, share_bytes=config.max_inflight_bytes)
             self.threads = [
                 IoThread(
                     number,
@@ -207,16 +182,7 @@ class StorageServer:
 
         Raises: PermissionDenied, Conflict, Invalid of mgmtd.
         """
-        self._loop = asyncio.get_running_loop()
-        self._agent = agent = NodeAgent(
-            self.config.mgmtd,
-            self.credentials,
-            self._node(),
-            local_targets=self.writes.local_targets,
-            disks=self._disks,
-            on_routing=self.writes.on_routing,
-            on_create=self.writes.on_create,
-        )
+        agent = self.daemon.agent_for(self._node())
         self.start()
         _LOG.info("storage %d serves on %s, disks %s", self.config.node_id, self.address, self._disk_names())
         registered = asyncio.ensure_future(agent.run())
@@ -224,6 +190,7 @@ class StorageServer:
         try:
             await asyncio.wait({registered, stopping}, return_when=asyncio.FIRST_COMPLETED)
             self._stopping = True
+            self.daemon.stop_serving()
             await asyncio.to_thread(self._wind_down)
             if not registered.done():
                 await agent.stop()
@@ -240,12 +207,12 @@ class StorageServer:
         deadline_s = lease_now_s() + _DRAIN_S
         while lease_now_s() < deadline_s and any(thread.unsent() for thread in self.threads):
             time.sleep(0.01)
-        self.writes.close()
-        self.service.close()
+        self.daemon.close()
 
     def _close(self) -> None:
         if not self._stopping:
             self._stopping = True
+            self.daemon.stop_serving()
             self._wind_down()
         self._bound.close()
         for thread in self.threads:
@@ -263,24 +230,6 @@ class StorageServer:
             opened.callback(engine.close)
             yield engine
 
-    def _may_serve(self) -> bool:
-        return not self._stopping and self._in_time()
-
-    def _in_time(self) -> bool:
-        agent = self._agent
-        return agent is not None and lease_now_s() < agent.serve_until_s
-
-    def _check_lease(self) -> None:
-        """For what begins now. Raises: Unavailable."""
-        if self._stopping:
-            raise Unavailable(f"storage daemon {self.config.node_id} is stopping")
-        self._check_time()
-
-    def _check_time(self) -> None:
-        """For what may also end while the daemon stops. Raises: Unavailable."""
-        if not self._in_time():
-            raise Unavailable(f"storage daemon {self.config.node_id} has lost touch with mgmtd")
-
     def _deal(self, sock: socket.socket) -> None:
         """A new connection goes to the thread that has the fewest."""
         counts = [len(thread.peers) for thread in self.threads]
@@ -290,18 +239,6 @@ class StorageServer:
             return
         reason = f"{total} connections are open, and this daemon takes {most}" if total >= most else ""
         self.threads[counts.index(min(counts))].adopt(sock, reason)
-
-    def _poke(self) -> None:
-        loop, agent = self._loop, self._agent
-        if loop is not None and agent is not None:
-            with contextlib.suppress(RuntimeError):  # the loop has ended: so has the lease
-                loop.call_soon_threadsafe(agent.poke)
-
-    def _suspect(self, node_id: int, generation: int) -> None:
-        loop, agent = self._loop, self._agent
-        if loop is not None and agent is not None:
-            with contextlib.suppress(RuntimeError):
-                asyncio.run_coroutine_threadsafe(agent.suspect(node_id, generation), loop)
 
     def _node(self) -> Node:
         return Node(
@@ -314,17 +251,6 @@ class StorageServer:
             metrics=self._exporter.address,
             unix_endpoints=(self._bound.unix_path,) if self._bound.unix_path else (),
         )
-
-    def _disks(self) -> list[mgmtd_pb2.DiskInfo]:
-        said = []
-        for number, (disk, engine) in enumerate(zip(self.config.disks, self.engines, strict=True)):
-            total, free = engine.space()
-            said.append(
-                mgmtd_pb2.DiskInfo(
-                    node_id=self.config.node_id, disk=number, path=str(disk), total_bytes=total, free_bytes=free
-                )
-            )
-        return said
 
     def _disk_names(self) -> str:
         return ", ".join(str(disk) for disk in self.config.disks)

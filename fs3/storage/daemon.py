@@ -1,0 +1,145 @@
+"""The storage daemon without its sockets: engines, write path, read path and service around one lease.
+
+`StorageServer` (server.py) puts listeners, IO threads and metrics around it; the simulator puts simulated connections
+and clocks. Both register it with mgmtd by a `NodeAgent`, on an event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from fs3.client.node_agent import NodeAgent
+from fs3.errors import Unavailable
+from fs3.pb import mgmtd_pb2, storage_pb2
+from fs3.routing import Node
+from fs3.runtime import SYSTEM, Runtime
+from fs3.storage.config import StorageConfig
+from fs3.storage.engine import Engine
+from fs3.storage.forward import ChainForwarder
+from fs3.storage.read_path import ReadPath
+from fs3.storage.service import Service
+from fs3.storage.write_path import WritePath
+from fs3.transport import rpc
+from fs3.transport.connection import Connection, OpenConnection
+
+
+class StorageDaemon:
+    """What one process does with its `engines` (by disk number), which it does not close. `stats` makes STATS' JSON."""
+
+    def __init__(
+        self,
+        config: StorageConfig,
+        credentials: rpc.Credentials,
+        engines: Sequence[Engine],
+        *,
+        generation: int,
+        stats: Callable[[], str],
+        open_connection: OpenConnection = Connection.open,
+        runtime: Runtime = SYSTEM,
+    ) -> None:
+        self.config = config
+        self.credentials = credentials
+        self.engines = tuple(engines)
+        self.agent: NodeAgent | None = None
+        self._runtime = runtime
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stopping = False
+        hello = storage_pb2.Hello(
+            protocol=rpc.PROTOCOL,
+            cluster_id=credentials.cluster_id,
+            secret=config.secret,
+            role="chain",
+            node_id=config.node_id,
+        )
+        self.writes = WritePath(
+            dict(enumerate(self.engines)),
+            ChainForwarder(
+                hello, max_per_endpoint=config.write_threads, open_connection=open_connection, runtime=runtime
+            ),
+            node_id=config.node_id,
+            generation=generation,
+            poke=self._poke,
+            suspect=self._suspect,
+            may_write=self._may_serve,
+            runtime=runtime,
+        )
+        self.reads = ReadPath(self.engines, self.writes.state, check_lease=self._check_lease)
+        self.service = Service(
+            config,
+            credentials,
+            self.reads,
+            self.writes,
+            generation=generation,
+            check_lease=self._check_time,
+            stats=stats,
+            runtime=runtime,
+        )
+
+    def agent_for(self, node: Node, **ports: Any) -> NodeAgent:
+        """Makes `agent`, which registers this daemon as `node` once it is run; call from the loop that runs it."""
+        self._loop = asyncio.get_running_loop()
+        self.agent = NodeAgent(
+            self.config.mgmtd,
+            self.credentials,
+            node,
+            local_targets=self.writes.local_targets,
+            disks=self._disks,
+            on_routing=self.writes.on_routing,
+            on_create=self.writes.on_create,
+            **ports,
+        )
+        return self.agent
+
+    def stop_serving(self) -> None:
+        """Take no new work; what was begun may end while the lease holds."""
+        self._stopping = True
+
+    def close(self) -> None:
+        """Let what was begun end, soon. Blocks."""
+        self._stopping = True
+        self.writes.close()
+        self.service.close()
+
+    def _may_serve(self) -> bool:
+        return not self._stopping and self._in_time()
+
+    def _in_time(self) -> bool:
+        agent = self.agent
+        return agent is not None and self._runtime.now_s() < agent.serve_until_s
+
+    def _check_lease(self) -> None:
+        """For what begins now. Raises: Unavailable."""
+        if self._stopping:
+            raise Unavailable(f"storage daemon {self.config.node_id} is stopping")
+        self._check_time()
+
+    def _check_time(self) -> None:
+        """For what may also end while the daemon stops. Raises: Unavailable."""
+        if not self._in_time():
+            raise Unavailable(f"storage daemon {self.config.node_id} has lost touch with mgmtd")
+
+    def _poke(self) -> None:
+        loop, agent = self._loop, self.agent
+        if loop is not None and agent is not None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended: so has the lease
+                loop.call_soon_threadsafe(agent.poke)
+
+    def _suspect(self, node_id: int, generation: int) -> None:
+        loop, agent = self._loop, self.agent
+        if loop is not None and agent is not None:
+            with contextlib.suppress(RuntimeError):
+                asyncio.run_coroutine_threadsafe(agent.suspect(node_id, generation), loop)
+
+    def _disks(self) -> list[mgmtd_pb2.DiskInfo]:
+        said = []
+        for number, (disk, engine) in enumerate(zip(self.config.disks, self.engines, strict=True)):
+            total, free = engine.space()
+            said.append(
+                mgmtd_pb2.DiskInfo(
+                    node_id=self.config.node_id, disk=number, path=str(disk), total_bytes=total, free_bytes=free
+                )
+            )
+        return said
