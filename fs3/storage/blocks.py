@@ -217,15 +217,20 @@ class BlockFile:
                 raise Corrupt(f"{self.path} at byte {position + done}: the file ends there")
             done += got
 
-    def fine(self, position: int, length: int) -> NDArray[np.uint32]:
-        """A copy of the 4 KiB sums of the block at `position`, of whose bytes `length` count."""
-        at = self.fine_at(position)
-        return self._sums[at : at + -(-length // checksum.FINE_BYTES)].copy()
+    def fine(self, position: int, length: int, first: int = 0) -> NDArray[np.uint32]:
+        """The 4 KiB sums of the block at `position` from number `first` on, up to byte `length`; not by the mapping,
+        so that a bad sector is an error. Raises: Corrupt."""
+        return self._read_sums(self.fine_at(position) + first, -(-length // checksum.FINE_BYTES) - first)
 
     def coarse(self, position: int, length: int) -> NDArray[np.uint32]:
-        """As `fine`, of the 256 KiB sums."""
-        at = self.coarse_at(position)
-        return self._sums[at : at + -(-length // checksum.COARSE_BYTES)].copy()
+        """As `fine`, the 256 KiB sums."""
+        return self._read_sums(self.coarse_at(position), -(-length // checksum.COARSE_BYTES))
+
+    def _read_sums(self, at: int, count: int) -> NDArray[np.uint32]:
+        out = np.empty(count, dtype="<u4")
+        if count:
+            self.read(HEADER_BYTES + at * 4, out.view(np.uint8).data)
+        return out
 
     def sync(self) -> None:
         """What was written before is on stable storage after. Raises: OSError, and then for ever."""

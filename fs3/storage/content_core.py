@@ -96,6 +96,19 @@ def _check_pieces(data: memoryview, cuts: list[int], fine: NDArray[np.uint32], s
             raise Corrupt(f"4 KiB piece {piece} of an update failed the writer's sum; send it again")
 
 
+def sums_as_sent(data: memoryview, fine: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """The 256 KiB sums of a whole chunk that is known to fail its sums. Raises: Invalid (wrong number of sums)."""
+    if len(fine) != -(-len(data) // FINE_BYTES):
+        raise Invalid(f"a chunk of {len(data)} bytes has {-(-len(data) // FINE_BYTES)} sums, {len(fine)} came")
+    return checksum.coarse_from_fine(fine, len(data))
+
+
+def check_sums(fine: NDArray[np.uint32], coarse: NDArray[np.uint32], old_bytes: int, what: str) -> None:
+    """Whether the two levels of a stored chunk's sums agree: bytes are compared with one of them. Raises: Corrupt."""
+    if (checksum.coarse_from_fine(fine, old_bytes) != coarse).any():
+        raise Corrupt(f"{what}: its 4 KiB sums and its 256 KiB sums do not agree")
+
+
 def check_old(
     old: memoryview, begin: int, old_bytes: int, fine: NDArray[np.uint32], coarse: NDArray[np.uint32], what: str
 ) -> None:

@@ -21,16 +21,18 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fs3.errors import Conflict, Corrupt, Fs3Error, Invalid, NoSpace, NotFound
+from fs3.errors import Corrupt, Fs3Error
 from fs3.runtime import SYSTEM, Runtime
 from fs3.storage import listing, opening, reading
 from fs3.storage import metadata as md
 from fs3.storage.allocator_core import Block
 from fs3.storage.blocks import BlockFile, BlockFiles, Step, no_step
+from fs3.storage.changes import Changes
 from fs3.storage.chunk_locks import ChunkLocks, Key
 from fs3.storage.commit import Committer, nothing
 from fs3.storage.disk import Disk, folder_disk
 from fs3.storage.engine_api import (
+    AsIs,
     ChunkData,
     ChunkInfo,
     DedupEntry,
@@ -42,11 +44,11 @@ from fs3.storage.engine_api import (
     Staged,
     TargetRecord,
     Update,
+    Verdict,
 )
-from fs3.storage.metadata import Put
 from fs3.storage.published import Published
 from fs3.storage.space import Space
-from fs3.storage.staging import Prepared, Stager, key_of
+from fs3.storage.staging import Stager
 from fs3.storage.targets import Targets
 from fs3.transport.messages import Records
 
@@ -86,11 +88,10 @@ class Engine:
         self._targets = Targets(
             disk.name, loaded.targets, self._metadata, self._committer, self._published, self._locks, runtime=runtime
         )
-        self._stager = Stager(self._published, self._files, self._space, self._drain)
+        stager = Stager(self._published, self._files, self._space, self._drain)
+        self._changes = Changes(self._metadata, self._published, stager, self._committer, self._locks, self._targets)
         self._closed = False
         self._corrupt = 0
-        self._updates = 0
-        self._updated_bytes = 0
 
     @classmethod
     def open(
@@ -213,97 +214,58 @@ class Engine:
     # Writers
 
     def stage(self, updates: Sequence[Update]) -> list[Staged | Fs3Error]:
-        results: list[Staged | Fs3Error | None] = [None] * len(updates)
-        rows: list[int] = []
-        keys: set[Key] = set()
-        for row, update in enumerate(updates):
-            key = (update.target_id, update.hi, update.lo)
-            if key in keys:
-                results[row] = Conflict("two updates of one chunk in a batch; stage them one after the other")
-            else:
-                keys.add(key)
-                rows.append(row)
-        for row, result in zip(rows, self._change([updates[row] for row in rows], commit=False), strict=True):
-            results[row] = result
-        return [result for result in results if result is not None]
+        return self._changes.stage(updates)
+
+    def commit(self, staged: Sequence[Staged], *, sync: bool = True) -> None:
+        self._changes.commit(staged, sync=sync)
 
     def stage_and_commit(self, updates: Sequence[Update]) -> list[Staged | Fs3Error]:
-        results: list[Staged | Fs3Error | None] = [None] * len(updates)
-        left = list(range(len(updates)))
-        while left:
-            keys: set[Key] = set()
-            now: list[int] = []
-            later: list[int] = []
-            for row in left:
-                key = (updates[row].target_id, updates[row].hi, updates[row].lo)
-                (later if key in keys else now).append(row)
-                keys.add(key)
-            for row, result in zip(now, self._change([updates[row] for row in now], commit=True), strict=True):
-                results[row] = result
-            left = later
-        return [result for result in results if result is not None]
+        return self._changes.stage_and_commit(updates)
 
-    def _change(self, updates: Sequence[Update], *, commit: bool) -> list[Staged | Fs3Error]:
-        results: list[Staged | Fs3Error] = []
-        prepared: list[Prepared] = []
-        with self._locks.holding({(update.target_id, update.hi, update.lo) for update in updates}):
-            for update in updates:
-                try:
-                    self._targets.check(update.target_id)
-                    ready = self._stager.prepare(update)
-                    if ready.erases and not commit:
-                        raise Invalid("SYNC_REMOVE without a version leaves nothing to stage; stage_and_commit it")
-                except Fs3Error as error:
-                    results.append(error)
-                else:
-                    prepared.append(ready)
-                    results.append(ready.staged)
-            puts = [put for ready in prepared for put in self._puts(ready, commit=commit)]
-            if not puts:
-                return results
-            self._stager.sync(prepared)
-            try:
-                self._committer.submit(
-                    puts,
-                    lambda batch: self._publish(prepared, batch, commit=commit),
-                    sync=any(ready.staged.durable for ready in prepared),
-                )
-            except Fs3Error as error:
-                if isinstance(error, NoSpace):  # nothing was written, so no record names these blocks
-                    self._stager.give_back(prepared)
-                raise
-        return results
+    def abort(self, staged: Sequence[Staged]) -> None:
+        self._changes.abort(staged)
 
-    def _puts(self, ready: Prepared, *, commit: bool) -> list[Put]:
-        staged = ready.staged
-        key = (staged.target_id, staged.hi, staged.lo)
-        puts: list[Put] = []
-        if ready.version is not None and not commit:
-            return [(md.chunk_key(md.PENDING, *key), ready.version.pack_pending())]
-        if ready.version is not None:
-            record = None if ready.erases else ready.version.pack()
-            puts.append((md.chunk_key(md.COMMITTED, *key), record))
-            if key in self._published.pending:
-                puts.append((md.chunk_key(md.PENDING, *key), None))
-        return puts + self._result_put(staged) if commit else puts
+    def pending_of(self, target_id: int) -> list[PendingChunk]:
+        return self._changes.pending_of(target_id)
 
-    def _result_put(self, staged: Staged) -> list[Put]:
-        if not staged.client:
-            return []
-        key = md.result_key(staged.target_id, staged.client, staged.channel)
-        return [(key, md.pack_result(staged.seq, staged.version, staged.length, 0))]
+    def pending_staged(self, target_id: int, hi: int, lo: int) -> Staged:
+        return self._changes.pending_staged(target_id, hi, lo)
 
-    def _publish(self, prepared: Sequence[Prepared], batch: int, *, commit: bool) -> None:
-        """In the commit thread, once the batch is as durable as it was asked to be."""
-        for ready in prepared:
-            if ready.version is not None and not commit:
-                self._published.stage(key_of(ready.staged), ready.version, batch)
-            elif ready.version is not None:
-                self._published.commit(key_of(ready.staged), None if ready.erases else ready.version, batch)
-            if commit:
-                self._published.result(ready.staged)
-            self._updates += 1
-            self._updated_bytes += ready.data_bytes
+    # Damage
+
+    def verify(self, target_id: int, hi: int, lo: int) -> Verdict:
+        token = self._space.hold()
+        try:
+            key = (target_id, hi, lo)
+            # A record read during a hold names a block that the hold covers: records are written before they are
+            # published, and only what is no longer published is retired.
+            verdict = reading.verify(self._files, key, self._metadata.get(md.chunk_key(md.COMMITTED, *key)))
+        finally:
+            self._space.release(token)
+        self._corrupt += bool(verdict.fault)
+        return verdict
+
+    def read_as_is(self, target_id: int, hi: int, lo: int) -> AsIs:
+        token = self._space.hold()
+        try:
+            key = (target_id, hi, lo)
+            return reading.read_as_is(self._files, key, self._metadata.get(md.chunk_key(md.COMMITTED, *key)))
+        finally:
+            self._space.release(token)
+
+    def damaged(self) -> Mapping[Key, int]:
+        return self._published.damaged
+
+    def mark_damaged(self, target_id: int, hi: int, lo: int, version: int) -> bool:
+        return self._changes.mark_damaged(target_id, hi, lo, version)
+
+    def clear_damage(self, target_id: int, hi: int, lo: int) -> None:
+        self._changes.clear_damage(target_id, hi, lo)
+
+    def repair(
+        self, target_id: int, hi: int, lo: int, version: int, data: memoryview, fine: NDArray[np.uint32]
+    ) -> None:
+        self._changes.repair(target_id, hi, lo, version, data, fine)
 
     def _retire(self, block: Block, batch: int) -> None:
         if self._space.retire([block], batch):
@@ -311,65 +273,6 @@ class Engine:
 
     def _drain(self) -> None:
         self._committer.submit((), nothing, sync=True)
-
-    def commit(self, staged: Sequence[Staged], *, sync: bool = True) -> None:
-        lost: list[Staged] = []
-        with self._locks.holding({(one.target_id, one.hi, one.lo) for one in staged}):
-            ready: list[Prepared] = []
-            for one in staged:
-                key = (one.target_id, one.hi, one.lo)
-                pending = self._published.pending.get(key) if one.applied else None
-                if pending is not None and pending.version != one.version:
-                    pending = None
-                if one.applied and pending is None and self.info(*key).version != one.version:
-                    lost.append(one)
-                    continue
-                ready.append(Prepared(one, pending, erases=one.removes and one.version == 0))
-            puts = [put for one in ready for put in self._puts(one, commit=True)]
-            if puts:
-                self._committer.submit(puts, lambda batch: self._publish(ready, batch, commit=True), sync=sync)
-        if lost:
-            raise Conflict(
-                f"target {lost[0].target_id}: version {lost[0].version} of a chunk is neither pending nor committed"
-            )
-
-    def abort(self, staged: Sequence[Staged]) -> None:
-        with self._locks.holding({(one.target_id, one.hi, one.lo) for one in staged}):
-            keys = []
-            for one in staged:
-                key = (one.target_id, one.hi, one.lo)
-                pending = self._published.pending.get(key)
-                if one.applied and pending is not None and pending.version == one.version and key not in keys:
-                    keys.append(key)
-            if keys:
-                puts = [(md.chunk_key(md.PENDING, *key), None) for key in keys]
-                self._committer.submit(puts, lambda batch: self._publish_abort(keys, batch), sync=False)
-
-    def _publish_abort(self, keys: Sequence[Key], batch: int) -> None:
-        for key in keys:
-            self._published.abort(key, batch)
-
-    def pending_of(self, target_id: int) -> list[PendingChunk]:
-        return self._published.pending_of(target_id)
-
-    def pending_staged(self, target_id: int, hi: int, lo: int) -> Staged:
-        version = self._published.pending.get((target_id, hi, lo))
-        if version is None:
-            raise NotFound(f"target {target_id}: the chunk has no pending version")
-        return Staged(
-            target_id=target_id,
-            hi=hi,
-            lo=lo,
-            version=version.version,
-            length=version.length,
-            chain_version=version.chain_version,
-            applied=True,
-            removes=version.removed,
-            durable=not version.flags & md.FLAG_OS,
-            client=version.client,
-            channel=version.channel,
-            seq=version.seq,
-        )
 
     # Results of updates
 
@@ -388,25 +291,14 @@ class Engine:
     # Listing
 
     def metas(self, target_id: int, after: bytes, limit: int) -> Records:
-        return listing.metas(self._metadata, self._published.pending, target_id, after, limit)
+        page = listing.metas(self._metadata, self._published.pending, target_id, after, limit)
+        return listing.with_marks(page, self._published.damaged, target_id)
 
     def tombstones(self, target_id: int, after: bytes, limit: int) -> Records:
         return listing.tombstones(self._metadata, target_id, after, limit)
 
     def expire_tombstones(self, target_id: int, chunks: Sequence[tuple[int, int]]) -> None:
-        with self._locks.holding({(target_id, hi, lo) for hi, lo in chunks}):
-            keys = []
-            for hi, lo in chunks:
-                info = self.info(target_id, hi, lo)
-                if info.version and not info.found and not info.pending:
-                    keys.append((target_id, hi, lo))
-
-            def publish(batch: int) -> None:
-                for key in keys:
-                    self._published.commit(key, None, batch)
-
-            if keys:
-                self._committer.submit([(md.chunk_key(md.COMMITTED, *key), None) for key in keys], publish, sync=False)
+        self._changes.expire_tombstones(target_id, chunks)
 
     def list_chunks(self, target_id: int, hi: int, lo_from: int, limit: int, *, whole_kind: bool = False) -> Records:
         return listing.list_chunks(self._metadata, target_id, hi, lo_from, limit, whole_kind=whole_kind)
@@ -429,10 +321,12 @@ class Engine:
             holds=holds,
             pins=pins,
             index_bytes=self._published.index.nbytes,
-            updates=self._updates,
-            updated_bytes=self._updated_bytes,
+            updates=self._changes.updates,
+            updated_bytes=self._changes.updated_bytes,
             groups=self._committer.groups,
             wal_syncs=self._committer.syncs,
             file_syncs=sum(file.sync_calls for file in self._files),
             corrupt=self._corrupt,
+            damaged=len(self._published.damaged),
+            repaired=self._changes.repaired,
         )

@@ -49,6 +49,7 @@ class Update:
     channel: int = 0
     seq: int = 0
     flags: UpdateFlag = UpdateFlag.NONE
+    recorded_crc: int = 0  # with UpdateFlag.DAMAGED: of the coarse sums that the writer's bytes had
 
 
 @dataclass(slots=True, kw_only=True)
@@ -147,6 +148,25 @@ class ChunkData(NamedTuple):
     fine: NDArray[np.uint32]
 
 
+class AsIs(NamedTuple):
+    """A committed chunk as the disk has it, unverified; `recorded_crc` is of the coarse sums it was written with."""
+
+    version: int
+    chain_version: int
+    data: memoryview
+    fine: NDArray[np.uint32]
+    recorded_crc: int
+    durable: bool
+
+
+class Verdict(NamedTuple):
+    """What `verify` found: `fault` is empty if the committed `version`, of `length` bytes, is as it was written."""
+
+    version: int
+    length: int
+    fault: str
+
+
 class ChunkInfo(NamedTuple):
     """What is known of one chunk without its bytes; `found` as in `Located`."""
 
@@ -187,7 +207,9 @@ class EngineStats:
     groups: int  # metadata batches written
     wal_syncs: int
     file_syncs: int
-    corrupt: int
+    corrupt: int  # reads that found bytes not to match their sums
+    damaged: int  # chunks marked as such
+    repaired: int
 
 
 class BlockView(Protocol):
@@ -282,6 +304,33 @@ class ChunkEngine(Protocol):
 
     def pending_staged(self, target_id: int, hi: int, lo: int) -> Staged:
         """What `commit` takes, for a pending version found after a restart. Raises: NotFound."""
+
+    # damage
+    def verify(self, target_id: int, hi: int, lo: int) -> Verdict:
+        """Read a committed chunk whole and compare bytes, sums and recorded sum of sums. Raises: NotFound."""
+
+    def read_as_is(self, target_id: int, hi: int, lo: int) -> AsIs:
+        """A committed chunk without verification. Raises: NotFound."""
+
+    def damaged(self) -> Mapping[tuple[int, int, int], int]:
+        """The chunks (target, hi, lo) known to fail their sums, with the version; a new version ends it. Survives a
+        restart, though not a power loss right after."""
+
+    def mark_damaged(self, target_id: int, hi: int, lo: int, version: int) -> bool:
+        """Note it; whether `version` is still the committed one. Raises: NoSpace, Unavailable."""
+
+    def clear_damage(self, target_id: int, hi: int, lo: int) -> None:
+        """Take a mark back. Raises: NoSpace, Unavailable."""
+
+    def repair(
+        self, target_id: int, hi: int, lo: int, version: int, data: memoryview, fine: NDArray[np.uint32]
+    ) -> None:
+        """Put the bytes that committed `version` had into a new block; durable. The version, the chain version, results
+        and a pending version stay as they are.
+
+        Raises: Conflict (another version is committed, or these are not its bytes), Corrupt (`data` fails `fine`),
+            NoSpace, Unavailable.
+        """
 
     # results of updates
     def dedup(self, target_id: int, client: int, channel: int) -> DedupEntry | None: ...

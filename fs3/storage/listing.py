@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from fs3 import ids
 from fs3.storage import metadata as md
 from fs3.storage.chunk_locks import Key
 from fs3.storage.metadata import CHUNK, CHUNK_KEY, MetadataStore, Version
-from fs3.transport.messages import CHUNK_META, LISTED, MAX_LISTED, Records
+from fs3.transport.messages import CHUNK_META, LISTED, MAX_LISTED, META_DAMAGED, Records
 
 _PAGE = 4096
 _FIRST_FIELDS = ("version", "chain_version", "length", "crc")
@@ -35,6 +36,16 @@ def metas(metadata: MetadataStore, pending: dict[Key, Version], target: int, aft
         extra["pending"][row], extra["chain_version"][row] = version.version, version.chain_version
     merged = np.concatenate([found, extra])
     return merged[np.lexsort((merged["lo"], merged["hi"]))][:limit]
+
+
+def with_marks(page: Records, damaged: Mapping[Key, int], target: int) -> Records:
+    """A page of `metas` with META_DAMAGED where the bytes are known to fail their sums."""
+    if damaged:
+        bad = {key[1:] for key in damaged if key[0] == target}
+        for row in np.flatnonzero(np.isin(page["lo"], [lo for _, lo in bad])).tolist():
+            if (int(page["hi"][row]), int(page["lo"][row])) in bad:
+                page["flags"][row] |= META_DAMAGED
+    return page
 
 
 def tombstones(metadata: MetadataStore, target: int, after: bytes, limit: int) -> Records:

@@ -4,6 +4,7 @@ Keys, all integers big-endian so that chunks sort by target and id:
 
     C target u32, chunk id 16 B         the committed version, or the tombstone of a removal
     P target u32, chunk id 16 B         the pending version
+    X target u32, chunk id 16 B         the committed version whose bytes are known to fail their sums
     D target u32, client u64, channel u32   the result of the channel's last update
     S target u32, name                  the write path's own state of a target
     T target u32                        a target
@@ -36,7 +37,7 @@ Put = tuple[bytes, bytes | None]  # key, value; None deletes
 
 _LOG = logging.getLogger("fs3.storage")
 
-COMMITTED, PENDING, RESULT_OF, STATE, TARGET = b"C", b"P", b"D", b"S", b"T"
+COMMITTED, PENDING, DAMAGED, RESULT_OF, STATE, TARGET = b"C", b"P", b"X", b"D", b"S", b"T"
 
 FLAG_REMOVED = 1  # a tombstone (committed), or a removal to come (pending)
 FLAG_OS = 2  # written without syncs: after a power loss its sums must be checked before it is believed
@@ -71,6 +72,7 @@ _RESULT = struct.Struct("<QQIHH")  # seq, version, length, status, reserved
 _RESULT_KEY = struct.Struct(">4xQI")
 _TARGET = struct.Struct("<II")  # chain, reserved
 _U32 = struct.Struct(">I")
+_U64 = struct.Struct("<Q")
 assert CHUNK.itemsize == _CHUNK.size == 32
 assert CHUNK_KEY.itemsize == 21
 assert PENDING_CHUNK.itemsize == 56
@@ -153,6 +155,16 @@ def unpack_result(raw: bytes) -> tuple[int, int, int, int]:
     """(seq, version, length, status)."""
     seq, version, length, status, _ = _RESULT.unpack(raw)
     return seq, version, length, status
+
+
+def pack_mark(version: int) -> bytes:
+    """The value of a DAMAGED record."""
+    return _U64.pack(version)
+
+
+def unpack_mark(raw: bytes) -> int:
+    version: int = _U64.unpack(raw)[0]
+    return version
 
 
 def pack_target(chain_id: int) -> bytes:

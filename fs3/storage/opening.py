@@ -36,6 +36,7 @@ class Loaded:
     used: dict[int, NDArray[np.int64]]
     usage: dict[int, tuple[int, int]]
     tombstones: int
+    damaged: dict[tuple[int, int, int], int]
     to_delete: list[bytes] = field(default_factory=list)
 
 
@@ -67,6 +68,7 @@ def load(metadata: MetadataStore, files: BlockFiles, *, suspect_os: bool) -> Loa
         else:
             delete.append(key)
     delete += [key for key, _ in metadata.scan(md.STATE) if int.from_bytes(key[1:5], "big") not in targets]
+    damaged = _marks(metadata, keys, chunks, delete)
     return Loaded(
         targets=targets,
         lines=lines,
@@ -75,6 +77,7 @@ def load(metadata: MetadataStore, files: BlockFiles, *, suspect_os: bool) -> Loa
         used=used,
         usage=_usage(files, keys[~removed], chunks[~removed]),
         tombstones=int(removed.sum()),
+        damaged=damaged,
         to_delete=delete,
     )
 
@@ -95,6 +98,24 @@ def _chunks(
         return keys, values
     delete += [pairs[row][0] for row in np.flatnonzero(~known).tolist()]
     return keys[known], values[known]
+
+
+def _marks(
+    metadata: MetadataStore, keys: NDArray[Any], chunks: NDArray[Any], delete: list[bytes]
+) -> dict[tuple[int, int, int], int]:
+    """The chunks known to be damaged; a mark of another version than the committed one is out of date."""
+    pairs = metadata.scan(md.DAMAGED)
+    if not pairs:
+        return {}
+    committed = {keys[row].tobytes()[1:]: int(chunks["version"][row]) for row in range(len(keys))}
+    marks = {}
+    for key, value in pairs:
+        if committed.get(key[1:]) == md.unpack_mark(value):
+            _, target, hi, lo = np.frombuffer(key, dtype=CHUNK_KEY)[0].tolist()
+            marks[target, hi, lo] = md.unpack_mark(value)
+        else:
+            delete.append(key)
+    return marks
 
 
 def _drop_lost(

@@ -35,6 +35,7 @@ class Published:
         self.results: dict[Key, DedupEntry] = loaded.results  # (target, client, channel)
         self.usage: dict[int, tuple[int, int]] = loaded.usage  # target -> (bytes, chunks)
         self.tombstones = loaded.tombstones
+        self.damaged: dict[Key, int] = loaded.damaged  # key -> version; replaced, never changed
         self._files = files
         self._retire = retire
 
@@ -118,8 +119,28 @@ class Published:
             used -= file.block_bytes
             self._retire(Block(file.file_no, file.slot(old.position)), batch)
         self.usage[key[0]] = (used, chunks - int(old.file != 0))
+        self.unmark(key)
         if before != version:
             self._let_go(before, batch)
+
+    def moved(self, key: Key, version: Version, batch: int) -> None:
+        """The committed version lies in another block now, and is whole."""
+        old, file = self.get(key), self._files[version.file]
+        before = self._files[old.file - 1]
+        self.index.put(*key, old._replace(position=file.position(version.slot), file=version.file + 1))
+        used, chunks = self.usage[key[0]]
+        self.usage[key[0]] = (used + file.block_bytes - before.block_bytes, chunks)
+        self._retire(Block(before.file_no, before.slot(old.position)), batch)
+        self.unmark(key)
+
+    def mark(self, key: Key, version: int) -> None:
+        """The bytes of the committed version are known to fail their sums."""
+        self.damaged = {**self.damaged, key: version}
+
+    def unmark(self, key: Key) -> None:
+        """They are not, or not any more."""
+        if key in self.damaged:
+            self.damaged = {other: version for other, version in self.damaged.items() if other != key}
 
     def result(self, staged: Staged) -> None:
         """Remember what the update of a client's channel came to."""

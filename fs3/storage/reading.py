@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+
 import numpy as np
 
 from fs3 import checksum, ids
 from fs3.checksum import FINE_BYTES
-from fs3.errors import NotFound
+from fs3.errors import Corrupt, NotFound
 from fs3.storage import content_core as content
+from fs3.storage import metadata as md
 from fs3.storage.blocks import BlockFile, BlockFiles
 from fs3.storage.chunk_locks import Key
-from fs3.storage.engine_api import ChunkData
+from fs3.storage.engine_api import AsIs, ChunkData, Verdict
+
+_VERIFY_BYTES = 1 << 20  # read at once; a multiple of the coarse unit
 
 
 def read_part(
@@ -29,8 +35,7 @@ def read_part(
     file.read(position + begin, buffer)
     # Only the sums of the range: a chunk of 64 MiB has 64 KiB of them.
     first = begin // FINE_BYTES
-    at = file.fine_at(position) + first
-    fine = file.sums[at : at + -(-(end - begin) // FINE_BYTES)]
+    fine = file.fine(position, end, first)
     what = f"{file.path}: block at {position}"
     for row, expected in enumerate(fine.tolist()):
         content.check_block(buffer[row * FINE_BYTES : (row + 1) * FINE_BYTES], first + row, expected, what)
@@ -54,8 +59,70 @@ def read_whole(
     file.read(position, data)
     fine = file.fine(position, length)
     what = f"{file.path} ({ids.chunk_name(key[1], key[2])} of target {key[0]})"
-    content.check_old(data, 0, length, fine, file.coarse(position, length), what)
+    coarse = file.coarse(position, length)
+    content.check_sums(fine, coarse, length, what)
+    content.check_old(data, 0, length, fine, coarse, what)
     return ChunkData(version, chain_version, length, False, data, fine)
+
+
+def verify(files: BlockFiles, key: Key, raw: bytes | None) -> Verdict:
+    """Whether the bytes that a committed chunk's record names, and both levels of their sums, are as they were written.
+
+    Raises: NotFound (no such chunk).
+    """
+    record = _record(key, raw)
+    if record.file < 0:
+        return Verdict(record.version, 0, "")
+    file, length = files[record.file], record.length
+    position = file.position(record.slot)
+    what = f"{file.path} ({ids.chunk_name(key[1], key[2])} of target {key[0]})"
+    if file.fd >= 0:  # from the disk, as far as the kernel lets go of what it has of it
+        os.posix_fadvise(file.fd, position, length, os.POSIX_FADV_DONTNEED)
+    try:
+        fine, coarse = file.fine(position, length), file.coarse(position, length)
+        if checksum.crc(coarse.tobytes()) != record.crc:
+            raise Corrupt(f"{what}: its sums are not those that were recorded")
+        content.check_sums(fine, coarse, length, what)
+        scratch = memoryview(bytearray(min(length, _VERIFY_BYTES)))
+        for at in range(0, length, _VERIFY_BYTES):
+            part = scratch[: min(_VERIFY_BYTES, length - at)]
+            file.read(position + at, part)
+            content.check_old(part, at, length, fine, coarse, what)
+    except Corrupt as error:
+        return Verdict(record.version, length, str(error))
+    return Verdict(record.version, length, "")
+
+
+def read_as_is(files: BlockFiles, key: Key, raw: bytes | None) -> AsIs:
+    """A committed chunk's bytes and stored sums, whatever they are; zeros where the disk cannot read.
+
+    Raises: NotFound (no such chunk).
+    """
+    record = _record(key, raw)
+    data = memoryview(bytearray(record.length))
+    fine = np.zeros(-(-record.length // FINE_BYTES), dtype=np.uint32)
+    if record.file >= 0:
+        file = files[record.file]
+        position = file.position(record.slot)
+        for at in range(0, record.length, _VERIFY_BYTES):
+            part = data[at : at + _VERIFY_BYTES]
+            try:
+                file.read(position + at, part)
+            except Corrupt:
+                for inner in range(0, len(part), FINE_BYTES):
+                    block = part[inner : inner + FINE_BYTES]
+                    with contextlib.suppress(Corrupt):
+                        file.read(position + at + inner, block)
+        with contextlib.suppress(Corrupt):
+            fine = file.fine(position, record.length)
+    return AsIs(record.version, record.chain_version, data, fine, record.crc, not record.flags & md.FLAG_OS)
+
+
+def _record(key: Key, raw: bytes | None) -> md.Version:
+    record = md.unpack_version(raw) if raw is not None else None
+    if record is None or record.removed:
+        raise no_version(key, pending=False)
+    return record
 
 
 def no_version(key: Key, *, pending: bool) -> NotFound:

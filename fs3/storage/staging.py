@@ -31,13 +31,14 @@ _SYNC_FLAGS = UpdateFlag.SYNC_REPLACE | UpdateFlag.SYNC_REMOVE
 class Prepared:
     """An update on its way: `version` is what its record will say, None if the chunk stays as it is.
 
-    `erases`: committing it leaves no record at all.
+    `erases`: committing it leaves no record at all. `damaged`: its bytes are known to fail their sums.
     """
 
     staged: Staged
     version: Version | None
     erases: bool = False
     data_bytes: int = 0
+    damaged: bool = False
 
 
 class Stager:
@@ -67,7 +68,11 @@ class Stager:
         flags = 0 if update.durable else md.FLAG_OS
         op = Op.REPLACE if update.flags & UpdateFlag.SYNC_REPLACE else update.op
         parts = content.parts_of(op, update.offset, len(update.data), base.length, update.chunk_bytes)
-        data_coarse = content.check_update(update.data, update.offset if op is Op.WRITE else 0, update.fine)
+        damaged = bool(update.flags & UpdateFlag.DAMAGED)
+        if damaged:
+            data_coarse: NDArray[np.uint32] | None = content.sums_as_sent(update.data, update.fine)
+        else:
+            data_coarse = content.check_update(update.data, update.offset if op is Op.WRITE else 0, update.fine)
         length = parts[-1].end if parts else 0
         file, slot, crc = -1, 0, checksum.crc(b"")
         if length:
@@ -80,9 +85,11 @@ class Stager:
             if coarse is None:
                 coarse = checksum.coarse_from_fine(fine, length)
             block = self._write(parts, old, update, fine, coarse)
-            file, slot, crc = block.file, block.slot, checksum.crc(coarse.tobytes())
+            file, slot = block.file, block.slot
+            crc = update.recorded_crc if damaged else checksum.crc(coarse.tobytes())
         record = Version(version, update.chain_version, length, file, slot, crc, flags)._replace(**_origin(update))
-        return Prepared(_staged(update, version, length, applied=True), record, data_bytes=len(update.data))
+        staged = _staged(update, version, length, applied=True)
+        return Prepared(staged, record, data_bytes=len(update.data), damaged=damaged and length > 0)
 
     def _remove(self, update: Update, base: Entry, before: Version | None) -> Prepared:
         recovery = bool(update.flags & UpdateFlag.SYNC_REMOVE)
@@ -104,12 +111,13 @@ class Stager:
             file = self._files[base.file - 1]
             old_fine = file.fine(base.position, base.length)
             coarse = file.coarse(base.position, base.length)
+            what = f"{file.path} ({ids.chunk_name(update.hi, update.lo)} of target {update.target_id})"
+            content.check_sums(old_fine, coarse, base.length, what)  # the new version's are made of them
             for part in parts:
                 if part.source == OLD:
                     begin, end = content.block_range(part.begin, part.end, base.length)
                     buffer = memoryview(bytearray(end - begin))
                     file.read(base.position + begin, buffer)
-                    what = f"{file.path} ({ids.chunk_name(update.hi, update.lo)} of target {update.target_id})"
                     content.check_old(buffer, begin, base.length, old_fine, coarse, what)
                     old[part] = buffer[part.begin - begin : part.end - begin]
         return old, content.merged_fine(parts, old, base.length, old_fine, update.offset, update.data, update.fine)
@@ -133,7 +141,16 @@ class Stager:
                 while left:
                     pieces.append(_ZEROS[:left])
                     left -= len(pieces[-1])
-        block = self._space.allocate(parts[-1].end, self._drain)
+        return self._put(parts[-1].end, pieces, fine, coarse)
+
+    def write_whole(self, data: memoryview, fine: NDArray[np.uint32], coarse: NDArray[np.uint32]) -> Block:
+        """A chunk's bytes in a block of their own. Raises: NoSpace, Unavailable."""
+        return self._put(len(data), [data], fine, coarse)
+
+    def _put(
+        self, length: int, pieces: list[memoryview], fine: NDArray[np.uint32], coarse: NDArray[np.uint32]
+    ) -> Block:
+        block = self._space.allocate(length, self._drain)
         file = self._files[block.file]
         try:
             file.write(block.slot, pieces, fine, coarse)

@@ -67,7 +67,9 @@ class Targets:
             chunks = [(target_id, hi, lo) for hi, lo in self._published.index.keys_of(target_id)]
             for first in range(0, len(chunks), _DROP_BATCH):
                 some = chunks[first : first + _DROP_BATCH]
-                puts = [(md.chunk_key(kind, *key), None) for key in some for kind in (md.COMMITTED, md.PENDING)]
+                puts = [
+                    (md.chunk_key(kind, *key), None) for key in some for kind in (md.COMMITTED, md.PENDING, md.DAMAGED)
+                ]
                 self._committer.submit(puts, functools.partial(self._published.drop, some), sync=False)
             owners = [(record.client, record.channel) for record in self.results(target_id)]
             rest: list[Put] = [(md.result_key(target_id, *owner), None) for owner in owners]
