@@ -4,6 +4,10 @@ One task renews the lease (and reports the targets at once when the daemon pokes
 that a chain's change reaches the daemon without waiting for a timer. The agent also holds back the targets of a daemon
 that has just started, until it has seen them off duty in a routing of its own generation: what they had missed must be
 recovered before they serve, so every return goes through recovery (3FS, mgmtd design notes).
+
+Of several mgmtds one decides. The one that answered last is asked first; once it fails, all are asked at the same time,
+so that one which hangs costs nothing. What a primary says that another has replaced, known by its lower epoch, counts
+for nothing.
 """
 
 from __future__ import annotations
@@ -15,21 +19,20 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import grpc
-import grpc.aio
-
 from fs3.clock import lease_now_s
 from fs3.errors import Conflict, Fs3Error, Invalid, PermissionDenied, Unavailable
 from fs3.ids import TargetId
 from fs3.pb import mgmtd_pb2, mgmtd_pb2_grpc
 from fs3.routing import Node, Routing, TargetState, node_to_pb, routing_from_pb
+from fs3.sessions import SessionTable, sessions_from_pb
 from fs3.transport import rpc
 
 _log = logging.getLogger(__name__)
 _FATAL = (PermissionDenied, Conflict, Invalid)  # anything else may pass: a full disk at mgmtd ends no daemon
 _OFF_DUTY = (TargetState.OFFLINE, TargetState.WAITING, TargetState.LASTSRV)
 _BEATS_PER_LEASE = 10
-_LONG_POLL_MS = 10_000
+_RETRIES_PER_LEASE = 40
+_LONG_POLL_S = 10.0
 _FIRST_LEASE_S = 10.0
 _MAKE_STUB: Any = mgmtd_pb2_grpc.MgmtdStub
 
@@ -39,7 +42,8 @@ class NodeAgent:
 
     `local_targets` and `disks` are asked at every heartbeat. `on_routing` gets every newer routing, once. `on_create`
     gets the targets that mgmtd wants here and has not heard of, again at every heartbeat until `local_targets` names
-    them: it must do nothing for those that exist.
+    them: it must do nothing for those that exist. `on_sessions` gets every newer table of client sessions, before the
+    routing that came with it. `call` and `now` are ports: how mgmtd is reached, and the lease clock.
     """
 
     def __init__(
@@ -52,18 +56,29 @@ class NodeAgent:
         disks: Callable[[], list[mgmtd_pb2.DiskInfo]],
         on_routing: Callable[[Routing], None],
         on_create: Callable[[list[mgmtd_pb2.CreateTarget]], None],
+        on_drop: Callable[[list[int]], None] = lambda target_ids: None,
+        on_sessions: Callable[[SessionTable], None] = lambda table: None,
+        call: rpc.ControlCall | None = None,
+        now: Callable[[], float] = lease_now_s,
     ) -> None:
         assert addresses, "a daemon needs the address of at least one mgmtd"
         self.node = node
         self.routing = Routing()
+        self.sessions = SessionTable()
+        self.epoch = 0
         self.credentials = credentials
-        self._addresses = tuple(addresses)
+        self._given = tuple(addresses)
+        self._addresses = self._given
         self._local_targets = local_targets
         self._disks = disks
         self._on_routing = on_routing
         self._on_create = on_create
-        self._channels: dict[str, grpc.aio.Channel] = {}
-        self._preferred = 0
+        self._on_drop = on_drop
+        self._on_sessions = on_sessions
+        self._own_calls = rpc.GrpcCalls(_MAKE_STUB) if call is None else None
+        self._call_one: rpc.ControlCall = call or self._own_calls  # type: ignore[assignment]
+        self._now = now
+        self._preferred = self._given[0]
         self._lease_s = _FIRST_LEASE_S
         self._renewed_s = float("-inf")
         self._poked = asyncio.Event()
@@ -127,9 +142,8 @@ class NodeAgent:
                 raise
             raise error from None
         finally:
-            for channel in self._channels.values():
-                await channel.close()
-            self._channels.clear()
+            if self._own_calls is not None:
+                await self._own_calls.close()
             self._ended.set()
 
     async def stop(self) -> None:
@@ -147,12 +161,13 @@ class NodeAgent:
     async def _renew(self) -> None:
         while True:
             self._poked.clear()
-            sent_s = lease_now_s()
+            sent_s = self._now()
             try:
                 reply = await self._call("Heartbeat", self._heartbeat(), timeout_s=max(self._lease_s / 4, 0.5))
+                self._check_epoch(reply.epoch)
             except Unavailable as error:
                 self._unreachable(error)
-                pause_s = min(self._lease_s / _BEATS_PER_LEASE, 0.25)
+                pause_s = min(self._lease_s / _RETRIES_PER_LEASE, 0.25)
             else:
                 self._renewed(sent_s, reply)
                 pause_s = self._lease_s / _BEATS_PER_LEASE
@@ -163,10 +178,18 @@ class NodeAgent:
     async def _follow(self) -> None:
         await self._registered.wait()
         while True:
-            request = mgmtd_pb2.GetRoutingRequest(known_version=self.routing.version, wait_ms=_LONG_POLL_MS)
+            wait_s = _LONG_POLL_S if len(self._addresses) == 1 else min(_LONG_POLL_S, self._lease_s / 2)
+            wait_ms = round(wait_s * 1000)
+            request = mgmtd_pb2.GetRoutingRequest(known_version=self.routing.version, wait_ms=wait_ms)
+            timeout_s = wait_s + min(self._lease_s, 5.0)
             try:
-                reply = await self._call("GetRouting", request, timeout_s=_LONG_POLL_MS / 1000 + 5)
-            except Unavailable:
+                reply = await self._call_one(
+                    self._preferred, "GetRouting", request, timeout_s=timeout_s, credentials=self.credentials
+                )
+                self._check_epoch(reply.epoch)
+            except _FATAL:
+                raise
+            except Fs3Error:
                 await asyncio.sleep(0.25)  # heartbeats log it, and find the mgmtd that answers
                 continue
             if reply.HasField("routing"):
@@ -175,7 +198,11 @@ class NodeAgent:
     def _heartbeat(self) -> mgmtd_pb2.HeartbeatRequest:
         reported = [target for target in self._local_targets() if self._may_speak_for(TargetId(target.target_id))]
         return mgmtd_pb2.HeartbeatRequest(
-            node=node_to_pb(self.node), targets=reported, disks=self._disks(), known_routing=self.routing.version
+            node=node_to_pb(self.node),
+            targets=reported,
+            disks=self._disks(),
+            known_routing=self.routing.version,
+            known_sessions=self.sessions.version,
         )
 
     def _may_speak_for(self, target_id: TargetId) -> bool:
@@ -194,16 +221,22 @@ class NodeAgent:
         self._reachable = True
         self._renewed_s = sent_s
         self._lease_s = reply.lease_ms / 1000
+        if reply.HasField("sessions") and reply.sessions.version > self.sessions.version:
+            self.sessions = sessions_from_pb(reply.sessions)
+            self._on_sessions(self.sessions)
         if reply.HasField("routing"):
             self._adopt(routing_from_pb(reply.routing))
         self._registered.set()
         if reply.create:
             self._on_create(list(reply.create))
+        if reply.drop:
+            self._on_drop(list(reply.drop))
 
     def _adopt(self, routing: Routing) -> None:
         if routing.version <= self.routing.version:
             return
         before, self.routing = self.routing, routing
+        self._addresses = tuple(dict.fromkeys((*self._given, *routing.mgmtds())))
         if routing.cluster_id and not self.credentials.cluster_id:
             self.credentials = dataclasses.replace(self.credentials, cluster_id=routing.cluster_id)
         mine = [target for target in routing.targets.values() if target.node_id == self.node.node_id]
@@ -218,35 +251,64 @@ class NodeAgent:
         if any(before.chains.get(chain) != routing.chains.get(chain) for chain in chains):
             self.poke()  # what is reported is reported for a chain version
 
+    def _check_epoch(self, epoch: int) -> None:
+        """Raises: Unavailable: the answer is of a mgmtd that another has replaced."""
+        if epoch < self.epoch:
+            raise Unavailable(f"a mgmtd of epoch {epoch} answered; epoch {self.epoch} has begun")
+        self.epoch = epoch
+
     def _unreachable(self, error: Unavailable) -> None:
         if self._reachable:
             _log.warning("node %d: no mgmtd answers: %s", self.node.node_id, error)
         self._reachable = False
 
     async def _call(self, method: str, request: Any, *, timeout_s: float) -> Any:
-        """Raises: Unavailable after trying every mgmtd; the next call starts with the one that answered last."""
-        reasons = []
-        count = len(self._addresses)
-        first = self._preferred
-        for attempt in range(count):
-            index = (first + attempt) % count
-            address = self._addresses[index]
-            try:
-                reply = await getattr(self._stub(address), method)(
-                    request, timeout=timeout_s / count, metadata=self.credentials.metadata()
-                )
-            except grpc.RpcError as failed:
-                error = rpc.error_of(failed, address)
-                if isinstance(error, _FATAL):
-                    raise error from None
-                reasons.append(str(error))
-                continue
-            self._preferred = index
-            return reply
-        raise Unavailable("; ".join(reasons))
+        """The reply of the mgmtd that decides. Raises: Unavailable: none does, or answers."""
+        addresses = self._addresses
+        others = [address for address in addresses if address != self._preferred]
+        first: list[str] = []
+        reasons: list[str] = []
+        if self._reachable or not others:
+            first, share_s = [self._preferred], timeout_s / (2 if others else 1)
+            reply = await self._race(first, reasons, method, request, share_s)
+            if reply is not None:
+                return reply
+            timeout_s -= share_s
+        reply = await self._race(others if first else addresses, reasons, method, request, timeout_s)
+        if reply is None:
+            raise Unavailable("; ".join(reasons))
+        return reply
 
-    def _stub(self, address: str) -> Any:
-        channel = self._channels.get(address)
-        if channel is None:
-            channel = self._channels[address] = rpc.aio_channel(address)
-        return _MAKE_STUB(channel)
+    async def _race(
+        self, addresses: Sequence[str], reasons: list[str], method: str, request: Any, timeout_s: float
+    ) -> Any:
+        """The first reply, or None with the reasons of all. Raises: PermissionDenied, Conflict, Invalid."""
+        asked = [
+            (
+                address,
+                asyncio.ensure_future(
+                    self._call_one(address, method, request, timeout_s=timeout_s, credentials=self.credentials)
+                ),
+            )
+            for address in addresses
+        ]
+        try:
+            open_calls = list(asked)
+            while open_calls:
+                await asyncio.wait([task for _, task in open_calls], return_when=asyncio.FIRST_COMPLETED)
+                for address, task in [call for call in open_calls if call[1].done()]:
+                    open_calls.remove((address, task))
+                    try:
+                        reply = task.result()
+                    except _FATAL:
+                        raise
+                    except Fs3Error as error:
+                        reasons.append(str(error))
+                        continue
+                    self._preferred = address
+                    return reply
+            return None
+        finally:
+            for _, task in asked:
+                task.cancel()
+            await asyncio.gather(*(task for _, task in asked), return_exceptions=True)

@@ -26,6 +26,7 @@ from fs3.storage.engine_api import ChunkEngine
 from fs3.storage.target_core import Phase, Place, Stand
 
 _LOG = logging.getLogger("fs3.storage")
+_GONE = Stand(Phase.BROKEN)
 _HOLDS = b"holds"  # engine state: the target was complete at some time since it was made
 
 
@@ -155,6 +156,21 @@ class ChainState:
                 self._update()
         self._poke()
 
+    def has(self, target_id: int) -> bool:
+        return target_id in self._stands
+
+    def let_go(self, target_id: int) -> bool:
+        """Know a target no longer that mgmtd wants deleted; False while this daemon's routing has it in a chain.
+
+        A reader may still look for its engine, under a routing that he took before.
+        """
+        with self._changed:
+            if TargetId(target_id) in self._routing.targets:
+                return False
+            self._stands.pop(target_id, None)
+            self._holds.discard(target_id)
+            return True
+
     def claim(self, target_id: int) -> None:
         """Note durably that a target in no chain has missed nothing. Blocks. Raises: Fs3Error."""
         self.engine(target_id).put_state(target_id, _HOLDS, b"1")
@@ -198,7 +214,8 @@ class ChainState:
         return list(self._roles.values())
 
     def stand(self, target_id: int) -> Stand:
-        return self._stands[target_id]
+        """Where a target stands; one that is gone does nothing, as if its disk had failed."""
+        return self._stands.get(target_id, _GONE)
 
     def engine(self, target_id: int) -> ChunkEngine:
         return self._engine_of[target_id]
@@ -273,7 +290,7 @@ class ChainState:
     def prepared(self, target_id: int, was: Stand) -> None:
         """The work that `was` asked for is done."""
         with self._changed:
-            if self._stands[target_id] is was:
+            if self._stands.get(target_id) is was:
                 self._stands[target_id] = target_core.prepared(was)
                 self._update()
         self._poke()
@@ -297,7 +314,7 @@ class ChainState:
     def broken(self, engine: ChunkEngine, error: Fs3Error) -> None:
         """An engine takes no more changes: its targets do nothing until the daemon is restarted."""
         with self._changed:
-            lost = [target_id for target_id, other in self._engine_of.items() if other is engine]
+            lost = [target_id for target_id in self._stands if self._engine_of[target_id] is engine]
             if all(self._stands[target_id].phase is Phase.BROKEN for target_id in lost):
                 return
             _LOG.error("targets %s go offline: %s", lost, error)
@@ -331,7 +348,12 @@ class ChainState:
     def _step(self, target_id: int, target: Target | None, *, ours: bool) -> None:
         place = None
         if target is not None:
-            place = Place(target.state, self._routing.chain(target.chain_id).version)
+            place = Place(
+                target.state,
+                self._routing.chain(target.chain_id).version,
+                steps_down=target.target_id in self._routing.stepping_down(target.chain_id),
+                accept_loss=target.accept_loss,
+            )
         before = self._stands[target_id]
         stand = target_core.next_stand(before, place, ours=ours, holds=target_id in self._holds)
         if stand is not before:

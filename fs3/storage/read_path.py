@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fs3.checksum import FINE_BYTES
-from fs3.errors import Corrupt, Invalid
+from fs3.errors import Corrupt, Invalid, StaleRouting
 from fs3.storage import read_core
 from fs3.storage.engine_api import BlockView, ChunkEngine, Located
 from fs3.storage.read_core import COARSE, EDGE, FINE, Parts, SumPlan
@@ -117,6 +117,11 @@ class ReadPath:
         listed = engine.list_chunks(
             int(target[0]), int(asked["hi"]), int(asked["lo"]), MAX_LISTED, whole_kind=whole_kind
         )
+        table = self._serving.reads
+        status_now, target_now = read_core.route(asked.reshape(1), table.target, table.version)
+        if status_now[0] or target_now[0] != target[0]:
+            result["status"] = StaleRouting.code  # it may have stopped serving before the listing began
+            return np.zeros(0, dtype=RESULT)
         result["length"] = len(listed)
         return listed
 
@@ -128,6 +133,7 @@ class ReadPath:
         relaxed = bool(header.flags & _RELAXED)
         if len(self._engines) == 1:
             located = self._lookup(self._engines[0], targets, ranges["hi"], ranges["lo"], kept)
+            status = self._still(table, ranges, status, targets)
             file = located.file.astype(np.int64)
             fields = (located.found, located.version, located.pending, located.length)
             return read_core.answer(ranges, status, *fields, relaxed=relaxed), file, located.position
@@ -144,7 +150,19 @@ class ReadPath:
             found[rows], version[rows], pending[rows] = some.found, some.version, some.pending
             length[rows], position[rows] = some.length, some.position
             file[rows] = np.where(some.file >= 0, some.file.astype(np.int64) | number << _FILE_SHIFT, -1)
+        status = self._still(table, ranges, status, targets)
         return read_core.answer(ranges, status, found, version, pending, length, relaxed=relaxed), file, position
+
+    def _still(
+        self, table: ReadTable, ranges: Records, status: NDArray[np.uint16], targets: NDArray[np.uint32]
+    ) -> NDArray[np.uint16]:
+        """`status` [n] of a lookup under `table`, or that of now: a target may have stopped serving before it began."""
+        newest = self._serving.reads
+        if newest is table:
+            return status
+        status_now, targets_now = read_core.route(ranges, newest.target, newest.version)
+        status_now[(targets_now != targets) & (status_now == 0)] = StaleRouting.code
+        return np.where(status != 0, status, status_now)
 
     def _engine_number(self, target_id: int) -> int:
         return -1 if target_id == 0 else self._number[id(self._serving.engine(target_id))]

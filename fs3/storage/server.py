@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import resource
 import signal
 import socket
 import time
@@ -60,7 +61,16 @@ def run(config: StorageConfig) -> int:
         PermissionDenied, Conflict: mgmtd refuses this daemon.
         Corrupt: a disk's metadata is damaged.
     """
+    _raise_descriptor_limit()
     return asyncio.run(_until_signal(config))
+
+
+def _raise_descriptor_limit() -> None:
+    """A shell's usual 1,024 are no more than the connections that a daemon takes, and it has block files besides."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 async def _until_signal(config: StorageConfig) -> int:
@@ -156,6 +166,7 @@ class StorageServer:
                     max_requests=config.max_requests,
                     patience=patience or Patience(),
                     accepted=self._deal,
+                    reply_bytes=config.max_inflight_bytes // config.io_threads,
                 )
                 for number in range(config.io_threads)
             ]

@@ -4,6 +4,7 @@
                is recovered before it serves
     COMPLETE   has every acknowledged write, does not serve (yet): UPTODATE
     SERVING    reads and writes: UPTODATE
+    ASIDE      an operator wants it out and its chain can spare it: does not serve; OFFLINE
     RECALLING  the last that served: commits its pending versions, then COMPLETE; OFFLINE until then
     CLEARING   others went on without it: drops its pending versions and tombstones, then STALE; OFFLINE until then
     STALE      to be synced, or being synced: ONLINE
@@ -14,14 +15,19 @@
     HELD             COMPLETE      -         RECALLING   -           CLEARING
     COMPLETE         -             SERVING   -           - or STALE  CLEARING
     SERVING          COMPLETE      -         RECALLING   CLEARING    CLEARING
+    ASIDE            COMPLETE      -         RECALLING   CLEARING    CLEARING
     RECALLING        COMPLETE      -         -           CLEARING    CLEARING
     CLEARING         -             -         RECALLING   -           -
     STALE            -             REFUSED   RECALLING   -           -
     REFUSED          -             -         -           -           CLEARING
     BROKEN           -             -         -           -           -
 
+Where the routing wants a serving target to step down it is ASIDE instead of SERVING. There is no way back from that
+but through mgmtd, who may have been told OFFLINE by then, and let the others go on.
+
 A target that was made anew on an emptied disk, and was never synced since, `holds` nothing: where the table says
-RECALLING it is REFUSED, for it must not serve as the last that served. Sources: 3FS, design notes ("Failure
+RECALLING it is REFUSED, for it must not serve as the last that served, unless an operator has accepted what it holds;
+then whatever is not COMPLETE becomes RECALLING. Sources: 3FS, design notes ("Failure
 detection"); fs3/mgmtd/chain_core.py has the other half of the table.
 """
 
@@ -39,6 +45,7 @@ class Phase(Enum):
     HELD = "held back until seen off duty"
     COMPLETE = "complete"
     SERVING = "serving"
+    ASIDE = "put out of service by an operator"
     RECALLING = "commits its pending versions"
     CLEARING = "drops its pending versions"
     STALE = "waits for, or is in, recovery"
@@ -48,10 +55,12 @@ class Phase(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """The public state of a target, in this version of its chain."""
+    """The public state of a target, in this version of its chain, and what an operator wants of it."""
 
     state: TargetState
     chain_version: int
+    steps_down: bool = False
+    accept_loss: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +69,9 @@ class Stand:
 
     phase: Phase
     synced_at: int = 0
+
+
+_IN_ORDER = (Phase.HELD, Phase.SERVING, Phase.ASIDE, Phase.RECALLING)
 
 
 def next_stand(stand: Stand, place: Place | None, *, ours: bool, holds: bool) -> Stand:
@@ -71,16 +83,17 @@ def next_stand(stand: Stand, place: Place | None, *, ours: bool, holds: bool) ->
     if phase is Phase.BROKEN or (phase is Phase.HELD and not ours):
         return stand
     if place is None:
-        return Stand(Phase.COMPLETE) if phase in (Phase.HELD, Phase.SERVING, Phase.RECALLING) else stand
-    recall = Phase.RECALLING if holds else Phase.REFUSED
+        return Stand(Phase.COMPLETE) if phase in _IN_ORDER else stand
+    recall = Phase.RECALLING if holds or place.accept_loss else Phase.REFUSED
     match place.state:
         case TargetState.SERVING:
-            after = {Phase.COMPLETE: Phase.SERVING, Phase.STALE: Phase.REFUSED}.get(phase, phase)
+            serves = Phase.ASIDE if place.steps_down else Phase.SERVING
+            after = {Phase.COMPLETE: serves, Phase.SERVING: serves, Phase.STALE: Phase.REFUSED}.get(phase, phase)
         case TargetState.LASTSRV:
-            keeps = phase in (Phase.COMPLETE, Phase.RECALLING, Phase.REFUSED)
+            keeps = phase in (Phase.COMPLETE, Phase.RECALLING) or (phase is Phase.REFUSED and not place.accept_loss)
             after = phase if keeps else recall
         case TargetState.SYNCING:
-            after = {Phase.SERVING: Phase.CLEARING, Phase.RECALLING: Phase.CLEARING}.get(phase, phase)
+            after = Phase.CLEARING if phase in (Phase.SERVING, Phase.ASIDE, Phase.RECALLING) else phase
             if phase is Phase.COMPLETE and stand.synced_at != place.chain_version:
                 after = Phase.STALE
         case _:

@@ -41,6 +41,24 @@ class Upkeep:
             self._wanted.pop(target_id, None)
         return None
 
+    def drop(self, target_id: int) -> float | None:
+        """Delete a target that was taken out of its chain for good."""
+        if not self._state.let_go(target_id):
+            return None  # mgmtd says so again, after the routing that says the same
+        if not self._state.drained(target_id, _NEVER, self._runtime.now_s() + 1.0):
+            return _AGAIN_S
+        self._wanted.pop(target_id, None)
+        engine = self._state.engine(target_id)
+        if target_id in engine.targets():
+            _, chunks = engine.target_usage(target_id)
+            try:
+                engine.drop_target(target_id)
+            except Unavailable as error:
+                self._state.broken(engine, error)
+                return None  # its next opening finishes it, or mgmtd asks again
+            _LOG.info("target %d is deleted, with %d chunks: it is in no chain any more", target_id, chunks)
+        return None
+
     def claim(self, target_id: int) -> float | None:
         """Note that a target in no chain has missed nothing."""
         if self._state.stand(target_id).phase is Phase.COMPLETE:

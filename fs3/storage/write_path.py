@@ -88,6 +88,7 @@ class WritePath:
         self._chores = Chores(
             {
                 "create": lambda target_id: self._upkeep.create(target_id),
+                "drop": lambda target_id: self._upkeep.drop(target_id),
                 "claim": lambda target_id: self._upkeep.claim(target_id),
                 "prepare": lambda target_id: self._upkeep.prepare(target_id),
                 "settle": lambda target_id: self._upkeep.settle(target_id),
@@ -130,6 +131,12 @@ class WritePath:
         for target in wanted:
             self._upkeep.want(target)
             self._chores.ask("create", target.target_id)
+
+    def on_drop(self, target_ids: Iterable[int]) -> None:
+        """Delete targets that were taken out of their chains for good, in the background."""
+        for target_id in target_ids:
+            if self.state.has(target_id):
+                self._chores.ask("drop", target_id)
 
     def local_targets(self) -> list[mgmtd_pb2.LocalTarget]:
         """What the next heartbeat says of this process's targets."""

@@ -47,7 +47,7 @@ def test_the_table_in_the_modules_text() -> None:
                 wanted = {"-": phase, "- or STALE": Phase.STALE}.get(cell) or Phase[cell]
                 assert after is wanted, (phase, state)
                 checked += 1
-    assert checked == 8 * 6
+    assert checked == 9 * 6
 
 
 @pytest.mark.parametrize("phase", list(Phase))
@@ -70,6 +70,21 @@ def test_recovery_counts_for_one_version_of_the_chain() -> None:
     assert next_stand(stand, Place(S.SYNCING, 8), ours=True, holds=True).phase is Phase.STALE
     assert next_stand(stand, Place(S.SERVING, 8), ours=True, holds=True).phase is Phase.SERVING
     assert synced(Stand(Phase.CLEARING), 7).phase is Phase.CLEARING
+
+
+def test_a_target_that_steps_down_comes_back_only_through_mgmtd() -> None:
+    aside = next_stand(Stand(Phase.SERVING), Place(S.SERVING, 5, steps_down=True), ours=True, holds=True)
+    assert aside.phase is Phase.ASIDE and reported(aside) is LocalState.OFFLINE
+    assert next_stand(aside, Place(S.SERVING, 5), ours=True, holds=True) is aside, "mgmtd may have been told already"
+    assert next_stand(aside, Place(S.LASTSRV, 6), ours=True, holds=True).phase is Phase.RECALLING
+    assert next_stand(aside, Place(S.OFFLINE, 6), ours=True, holds=True).phase is Phase.CLEARING
+
+
+@pytest.mark.parametrize("phase", list(Phase))
+def test_a_target_whose_loss_is_accepted_serves_with_what_it_has(phase: Phase) -> None:
+    place = Place(S.LASTSRV, 5, accept_loss=True)
+    stand = next_stand(Stand(phase), place, ours=True, holds=False)
+    assert stand.phase is {Phase.BROKEN: Phase.BROKEN, Phase.COMPLETE: Phase.COMPLETE}.get(phase, Phase.RECALLING)
 
 
 @dataclass
