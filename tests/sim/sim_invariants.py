@@ -1,0 +1,332 @@
+"""What must hold in every cluster at every moment, and what once it is quiet.
+
+At every published routing  its version and every chain's only rise, and a chain that changed has a new one; at most
+                            one SYNCING target a chain; the order SERVING, LASTSRV, SYNCING, WAITING, OFFLINE; somebody
+                            holds the data; who is taken out of SERVING because it was not heard of serves no more
+At every observer           the routing version only rises within one run of a process
+At every commit of a chunk  its version only rises on a target that serves
+Once quiet (`at_rest`)      replicas are the same: content, versions, sums, tombstones, results of clients; nothing is
+                            pending, locked, lent or waiting; every block is in use by exactly one record, or free
+Over the whole history      every chunk's is linearizable (sim_linearize.py)
+
+The first half listens to the simulator's events and to `Published.commit`, and costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from sim_history import Chunk, Operation
+from sim_kernel import Event, Simulation, Violation
+from sim_linearize import Verdict, check
+from sim_workload import Workload
+
+from fs3.ids import chunk_name
+from fs3.routing import Routing, Target, TargetState
+from fs3.storage.allocator_core import Block
+from fs3.storage.published import Published
+from fs3.storage.target_core import Phase
+
+_PAGE = 10_000
+_SAME = ("hi", "lo", "version", "pending", "length", "crc")
+
+
+class NotLinearizable(Violation):
+    """No order of a chunk's operations explains what its clients saw."""
+
+    def __init__(self, chunk: Chunk, chain: int, operations: list[Operation], verdict: Verdict) -> None:
+        what = "no order explains what was seen" if verdict.decided else "the search for an order was given up"
+        super().__init__(f"{chunk_name(*chunk)} on chain {chain}: {what}\n{verdict.why}")
+        self.chunk = chunk
+        self.chain = chain
+        self.operations = operations
+        self.verdict = verdict
+
+
+class WatchedChunk(Violation):
+    """Something about one chunk on one target."""
+
+    def __init__(self, chunk: Chunk, chain: int, text: str) -> None:
+        super().__init__(text)
+        self.chunk = chunk
+        self.chain = chain
+
+
+class Invariants:
+    """Of one run. Enter it while the simulation runs."""
+
+    def __init__(self, sim: Simulation, cluster: Any, workload: Workload | None = None) -> None:
+        self._sim = sim
+        self._cluster = cluster
+        self.workload = workload
+        self._learned: dict[str, int] = {}
+        self._published_version = 0
+        self._commit: Callable[..., None] | None = None
+        self.operator_moves: set[int] = set()  # targets that an operator took out of service: not for want of a lease
+        sim.subscribe(self.hear)
+
+    def __enter__(self) -> Invariants:
+        self._commit = commit = Published.commit
+
+        def watched(published: Published, key: tuple[int, int, int], version: Any, batch: int) -> None:
+            self._committing(published, key, version)
+            commit(published, key, version, batch)
+
+        Published.commit = watched  # type: ignore[method-assign]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._commit is not None
+        Published.commit = self._commit  # type: ignore[method-assign]
+
+    # Events
+
+    def hear(self, event: Event) -> None:
+        """For `Simulation.subscribe`. Raises: Violation."""
+        match event.kind:
+            case "routing":
+                self._routing(event.process, event.fields["before"], event.fields["after"])
+            case "learned":
+                version = event.fields["routing"]
+                if version < self._learned.get(event.process, 0):
+                    raise Violation(f"{event.process} went back to routing version {version}")
+                self._learned[event.process] = version
+            case "start":
+                self._learned.pop(event.process, None)
+            case "power_loss" if self.workload is not None:
+                self.workload.power_lost(self._chains_of(event.process))
+
+    def _chains_of(self, process: str) -> list[int]:
+        """The chains that have a target on a storage daemon."""
+        for storage in self._cluster.storages:
+            if storage.process.name == process:
+                return sorted(
+                    target.chain_id
+                    for target in self._cluster.routing.targets.values()
+                    if target.node_id == storage.node_id
+                )
+        return []
+
+    def _routing(self, process: str, before: Routing, after: Routing) -> None:
+        if after.version <= self._published_version:
+            raise Violation(f"{process} published routing {after.version} after {self._published_version}")
+        self._published_version = after.version
+        for chain in after.chains.values():
+            states = [after.targets[target].state for target in chain.targets]
+            said = f"chain {chain.chain_id} v{chain.version} is {[state.name for state in states]}"
+            if states.count(TargetState.SYNCING) > 1:
+                raise Violation(f"{said}: two are SYNCING")
+            if states != sorted(states):
+                raise Violation(f"{said}: not in order")
+            if not any(state in (TargetState.SERVING, TargetState.LASTSRV) for state in states):
+                raise Violation(f"{said}: nobody holds the data")
+            earlier = before.chains.get(chain.chain_id)
+            if earlier is None:
+                continue
+            was = [before.targets[target].state for target in earlier.targets]
+            if chain.version < earlier.version:
+                raise Violation(f"{said}: it was at v{earlier.version}")
+            if chain.version == earlier.version and (was, earlier.targets) != (states, chain.targets):
+                raise Violation(f"{said}: it has changed and kept its version")
+        for target in after.targets.values():
+            then = before.targets.get(target.target_id)
+            if then is not None and then.state is TargetState.SERVING and target.state is not TargetState.SERVING:
+                self._off_duty(then, target)
+
+    def _off_duty(self, before: Target, after: Target) -> None:
+        """mgmtd counts a target out: its daemon must know by its own clock, unless it said so itself."""
+        storage = self._storage_of(before)
+        if storage is None or before.target_id in self.operator_moves:
+            return
+        daemon = storage.daemon
+        stand = daemon.writes.state.stand(before.target_id)
+        if stand.phase is Phase.SERVING and daemon.may_serve():
+            raise Violation(
+                f"target {before.target_id} goes {before.state.name} -> {after.state.name}, and its daemon still serves"
+            )
+
+    def _storage_of(self, target: Target) -> Any:
+        """The daemon of a target, if it is up."""
+        for storage in self._cluster.storages:
+            if storage.node_id == target.node_id and storage.alive and storage.daemon is not None:
+                return storage
+        return None
+
+    def _committing(self, published: Published, key: tuple[int, int, int], version: Any) -> None:
+        """A chunk's committed version is about to change on a target."""
+        target = self._cluster.routing.targets.get(key[0])
+        old = published.get(key)
+        if target is None or not old.version or (version is not None and version.version > old.version):
+            return
+        storage = self._storage_of(target)
+        if storage is None or all(engine._published is not published for engine in storage.daemon.engines):
+            return
+        if storage.daemon.writes.state.stand(key[0]).phase is not Phase.SERVING:
+            return
+        if version is None and old.file == 0:
+            return  # a tombstone is forgotten
+        new = "nothing" if version is None else f"version {version.version}"
+        raise WatchedChunk(
+            key[1:],
+            target.chain_id,
+            f"target {key[0]}, {chunk_name(*key[1:])}: {new} after version {old.version}, and the target serves",
+        )
+
+    # Over the whole history
+
+    def histories(self) -> None:
+        """Raises: NotLinearizable."""
+        assert self.workload is not None
+        for chunk, operations in self.workload.history.chunks().items():
+            verdict = check(operations)
+            if not verdict.ok:
+                raise NotLinearizable(chunk, operations[0].chain, operations, verdict)
+
+    # Once quiet
+
+    def at_rest(self) -> None:
+        """All chains serve, no client does anything. Raises: Violation."""
+        for storage in self._cluster.storages:
+            if storage.alive:
+                self._daemon_rests(storage)
+        for number, client in enumerate(self._cluster.clients):
+            if client.alive:
+                self._client_rests(number, client)
+        for chain in self._cluster.routing.chains.values():
+            self._replicas_agree(chain.chain_id, [self._cluster.routing.targets[target] for target in chain.targets])
+        for storage in self._cluster.storages:
+            for disk, engine in enumerate(storage.daemon.engines if storage.alive else ()):
+                blocks_add_up(engine, f"node {storage.node_id}, disk {disk}")
+
+    def _daemon_rests(self, storage: Any) -> None:
+        name, daemon = f"storage {storage.node_id}", storage.daemon
+        writes = daemon.writes
+        if locked := writes.stats().locked_chunks:
+            raise Violation(f"{name}: {locked} chunks are locked\n{self._sim.stuck()}")
+        if not writes.idle():
+            raise Violation(f"{name}: its upkeep does not end\n{self._sim.stuck()}")
+        if writes.state._acting:
+            raise Violation(f"{name}: somebody still acts on its targets: {writes.state._acting}")
+        for engine in daemon.engines:
+            stats = engine.stats()
+            left = {"pending": stats.pending, "holds": stats.holds, "pins": stats.pins}
+            if any(left.values()):
+                raise Violation(f"{name}: an engine does not rest: {left}")
+        service = daemon.service
+        pools = [*service._hops, service._slow_reads, service._syncs]
+        if waiting := sum(len(pool._waiting) for pool in pools):
+            raise Violation(f"{name}: {waiting} requests wait for a thread")
+        if busy := sum(len(pool._threads) - pool._idle for pool in pools):
+            raise Violation(f"{name}: {busy} threads are busy with requests\n{self._sim.stuck()}")
+
+    def _client_rests(self, number: int, client: Any) -> None:
+        peers = client.storage._peers
+        if peers.channels._lent:
+            raise Violation(f"client {number}: {peers.channels._lent} update channels are lent")
+        if any(peers._load.values()):
+            raise Violation(f"client {number}: bytes are still owed: {peers._load}")
+
+    def _replicas_agree(self, chain_id: int, targets: list[Target]) -> None:
+        seen: list[tuple[Target, Any, Any, Any, Any]] = []
+        for target in targets:
+            storage = self._storage_of(target)
+            if storage is None or target.state is not TargetState.SERVING:
+                raise Violation(f"chain {chain_id}: target {target.target_id} is {target.state.name} at rest")
+            engine = storage.daemon.engines[target.disk]
+            metas, tombstones = (_all(page, target.target_id) for page in (engine.metas, engine.tombstones))
+            results = {(one.client, one.channel): one.entry for one in engine.dedup_records(target.target_id)}
+            seen.append((target, engine, metas, tombstones, results))
+        first, engine, metas, tombstones, results = seen[0]
+        for other, engine_there, metas_there, tombstones_there, results_there in seen[1:]:
+            where = f"chain {chain_id}: targets {first.target_id} and {other.target_id} differ"
+            _compare(chain_id, where, "chunk", metas, metas_there)
+            _compare(chain_id, where, "tombstone", tombstones, tombstones_there)
+            if results != results_there:
+                odd = sorted(set(results.items()) ^ set(results_there.items()))
+                raise Violation(f"{where} in the results of updates: {odd[:6]}")
+            for hi, lo in zip(metas["hi"].tolist(), metas["lo"].tolist(), strict=True):
+                self._same_bytes(chain_id, (first, engine), (other, engine_there), (hi, lo))
+
+    def _same_bytes(self, chain_id: int, one: tuple[Target, Any], other: tuple[Target, Any], chunk: Chunk) -> None:
+        mine, theirs = (engine.read_chunk(target.target_id, *chunk) for target, engine in (one, other))
+        if bytes(mine.data) != bytes(theirs.data) or (mine.fine != theirs.fine).any():
+            raise WatchedChunk(
+                chunk,
+                chain_id,
+                f"chain {chain_id}: targets {one[0].target_id} and {other[0].target_id} differ in the bytes of"
+                f" {chunk_name(*chunk)}, version {mine.version}",
+            )
+
+
+def _all(page: Callable[[int, bytes, int], Any], target_id: int) -> Any:
+    return page(target_id, b"", _PAGE).copy()
+
+
+def _compare(chain_id: int, where: str, kind: str, mine: Any, theirs: Any) -> None:
+    rows = [
+        {(one["hi"], one["lo"]): tuple(one[name].item() for name in _SAME) for one in side} for side in (mine, theirs)
+    ]
+    if rows[0] == rows[1]:
+        return
+    for key in sorted({**rows[0], **rows[1]}):
+        a, b = (side.get(key) for side in rows)
+        if a != b:
+            chunk = (int(key[0]), int(key[1]))
+            told = [
+                "absent"
+                if one is None
+                else ", ".join(f"{name} {value}" for name, value in zip(_SAME[2:], one[2:], strict=True))
+                for one in (a, b)
+            ]
+            raise WatchedChunk(chunk, chain_id, f"{where} in {kind} {chunk_name(*chunk)}: {told[0]} / {told[1]}")
+
+
+def blocks_add_up(engine: Any, where: str) -> None:
+    """Every slot that the allocator has given out is named by exactly one record, or waits in quarantine to be free.
+
+    Raises: Violation.
+    """
+    named = Counter(_named(engine))
+    space = engine._space
+    quarantine = space._quarantine
+    retired = [physical for _, _, physical in quarantine._retired] + sorted(quarantine._awaiting_unpin)
+    named.update(_block_of(engine, physical) for physical in retired)
+    shared = sorted(block for block, count in named.items() if count > 1)
+    if shared:
+        raise Violation(f"{where}: {shared[0]} belongs to two")
+    given = set(_given_out(space._allocator))
+    if leaked := sorted(given - named.keys()):
+        raise Violation(f"{where}: {len(leaked)} blocks are leaked, {leaked[0]} first")
+    if lost := sorted(named.keys() - given):
+        raise Violation(f"{where}: {len(lost)} blocks are in use and count as free, {lost[0]} first")
+
+
+def _named(engine: Any) -> Iterator[Block]:
+    """The blocks that committed and pending versions name."""
+    files = engine._files
+    for target_id in sorted(engine.targets()):
+        page = _all(engine.metas, target_id)
+        found = engine.lookup(np.full(len(page), target_id, dtype=np.uint32), page["hi"], page["lo"])
+        for file, position in zip(found.file.tolist(), found.position.tolist(), strict=True):
+            if file >= 0:
+                yield Block(file, files[file].slot(position))
+    for version in engine._published.pending.values():
+        if version.file >= 0:
+            yield Block(version.file, version.slot)
+
+
+def _block_of(engine: Any, physical: int) -> Block:
+    file = physical >> 44
+    return Block(file, engine._files[file].slot((physical & (1 << 44) - 1) << 12))
+
+
+def _given_out(allocator: Any) -> Iterator[Block]:
+    for file, space in sorted(allocator._spaces.items()):
+        for group, mask in enumerate(space.free):
+            begin = group * space.group_slots
+            for slot in range(min(space.group_slots, space.slots - begin)):
+                if not mask >> slot & 1:
+                    yield Block(file, begin + slot)

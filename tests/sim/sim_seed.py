@@ -1,0 +1,139 @@
+"""One seed from beginning to end: a cluster, clients, faults; then peace, and everything is checked."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from sim_cluster import Cluster, Shape
+from sim_coverage import Coverage
+from sim_faults import Nemesis
+from sim_history import Chunk, Outcome
+from sim_invariants import Invariants, NotLinearizable, WatchedChunk
+from sim_kernel import Event, Simulation, Violation
+from sim_story import Story
+from sim_workload import Mix, Workload
+
+OPERATIONS = 220
+_WORK_S = 400.0  # virtual: in which all operations must have ended once the faults are over
+_HEAL_S = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of a seed. `violation` is "" if all held; `chunk` and `chain` are what it is about, if known."""
+
+    seed: int
+    violation: str
+    kind: str
+    chunk: Chunk | None
+    chain: int | None
+    trace: int
+    operations: int
+    outcomes: dict[str, int]
+    steps: int
+    virtual_s: float
+    cpu_s: float
+    phases: dict[str, float] = field(default_factory=dict)  # cpu seconds
+
+
+class _Run:
+    def __init__(self, seed: int, operations: int, coverage: Coverage | None) -> None:
+        self.sim = Simulation(seed)
+        self.cluster = Cluster(self.sim, Shape.drawn(self.sim.stream("shape")))
+        self.mix = Mix.drawn(self.sim.stream("mix"), operations=operations)
+        self.workload: Workload | None = None
+        self.invariants = Invariants(self.sim, self.cluster)
+        self.phases: dict[str, float] = {}
+        if coverage is not None:
+            coverage.begin_seed()
+            self.sim.subscribe(coverage.hear)
+        self.sim.subscribe(self._hear)
+
+    def go(self) -> None:
+        """Raises: Violation."""
+        sim, cluster = self.sim, self.cluster
+        with self._phase("start"):
+            cluster.start()
+            cluster.wait_ready()
+        self.workload = workload = Workload(sim, cluster.clients, sorted(cluster.routing.chains), self.mix)
+        self.invariants.workload = workload
+        nemesis = Nemesis(sim, cluster)
+        with self._phase("faults"):
+            workload.start()
+            nemesis.start(for_s=20.0)
+            cluster.run_until(lambda: workload.done and nemesis.done, within_s=_WORK_S)
+        with self._phase("heal"):
+            cluster.settle(within_s=_HEAL_S)
+            last = cluster.clients[0].spawn(lambda: workload.read_all(0), name="last")
+            cluster.run_until(lambda: not last.is_alive(), within_s=_HEAL_S)
+            cluster.settle(within_s=_HEAL_S)
+        with self._phase("check"):
+            self.invariants.histories()
+            self.invariants.at_rest()
+
+    def _hear(self, event: Event) -> None:
+        if event.kind == "start" and self.workload is not None:
+            for number, client in enumerate(self.cluster.clients):
+                if client.process.name == event.process:
+                    self.workload.restarted(number)
+
+    @contextlib.contextmanager
+    def _phase(self, name: str) -> Any:
+        begun = time.process_time()
+        try:
+            yield
+        finally:
+            self.phases[name] = time.process_time() - begun
+
+
+def run_seed(seed: int, *, operations: int = OPERATIONS, coverage: Coverage | None = None) -> Result:
+    """Run one seed. Its coverage is counted if the caller has entered `Spies` of `coverage`."""
+    return _run(seed, operations, coverage, None)[0]
+
+
+def tell_seed(result: Result, *, operations: int = OPERATIONS) -> str:
+    """Run a seed that failed once more, and tell what happened to the chunk and chain that it is about."""
+    again, story = _run(result.seed, operations, None, lambda sim: Story(sim, result.chunk, result.chain))
+    assert story is not None
+    same = "" if again.trace == result.trace else "\nTHE SECOND RUN WAS ANOTHER ONE: the simulator is not deterministic"
+    return story.render() + same
+
+
+def _run(
+    seed: int, operations: int, coverage: Coverage | None, listen: Callable[[Simulation], Story] | None
+) -> tuple[Result, Story | None]:
+    begun = time.process_time()
+    run = _Run(seed, operations, coverage)
+    story = listen(run.sim) if listen is not None else None
+    violation, kind = "", ""
+    chunk: Chunk | None = None
+    chain: int | None = None
+    try:
+        with run.invariants, story or contextlib.nullcontext():
+            run.go()
+    except Violation as error:
+        violation, kind = str(error), type(error).__name__
+        if isinstance(error, NotLinearizable | WatchedChunk):
+            chunk, chain = error.chunk, error.chain
+    finally:
+        run.sim.close()
+    history = run.workload.history.operations if run.workload is not None else []
+    result = Result(
+        seed,
+        violation,
+        kind,
+        chunk,
+        chain,
+        run.sim.trace_hash,
+        len(history),
+        {outcome.value: sum(one.outcome is outcome for one in history) for outcome in Outcome},
+        run.sim.steps,
+        run.sim.now,
+        time.process_time() - begun,
+        run.phases,
+    )
+    return result, story
