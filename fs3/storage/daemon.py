@@ -89,6 +89,7 @@ class StorageDaemon:
             disks=self._disks,
             on_routing=self.writes.on_routing,
             on_create=self.writes.on_create,
+            on_drop=self.writes.on_drop,
             **ports,
         )
         return self.agent
