@@ -3,11 +3,12 @@
 PYTHON ?= python3
 RUN := .venv/bin/python
 
-.PHONY: help demo test lint types house proto bench clean venv
+.PHONY: help demo test sim lint types house proto bench clean venv
 
 help:
 	@echo 'make demo   the whole of fs3 in about five minutes, with a report at the end'
 	@echo 'make test   the tests'
+	@echo 'make sim    whole clusters with faults, simulated: SEEDS=500 of them, or SEED=n alone (tests/sim)'
 	@echo 'make lint   ruff;  make types  mypy;  make house  the import and style rules of the house'
 	@echo 'make bench  throughput beside the limits of this machine (docs/benchmarks.md)'
 	@echo 'make proto  regenerate fs3/pb from proto/'
@@ -21,6 +22,9 @@ demo: venv
 
 test: venv
 	$(RUN) -m pytest -q -n 2 --dist loadfile $(TEST_ARGS)
+
+sim: venv
+	@$(RUN) tests/sim/run.py $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),500)) $(SIM_ARGS)
 
 lint: venv
 	$(RUN) -m ruff check .

@@ -117,7 +117,7 @@ def _tell(console: Console, result: Result, operations: int) -> None:
     console.rule(f"seed {result.seed}")
     print(tell_seed(result, operations=operations))
     print(f"\n{result.kind}: {result.violation}")
-    more = f" OPERATIONS={operations}" if operations != OPERATIONS else ""
+    more = f" SIM_ARGS='--operations {operations}'" if operations != OPERATIONS else ""
     print(f"\nrepeat it with: make sim SEED={result.seed}{more}\n")
 
 
