@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from fs3.errors import Exists, Invalid
@@ -9,7 +10,7 @@ from fs3.ids import ChainId, ChainTableId, NodeId
 from fs3.mgmtd.draft_core import Disks, Draft, Edit, free_slots
 from fs3.mgmtd.named_core import check_chain, check_disk, count_of, find_storage_node, where
 from fs3.mgmtd.placement_core import DiskSlot
-from fs3.routing import NodeKind, Routing
+from fs3.routing import NodeKind, Routing, Target, TargetState
 
 
 def create_replica(routing: Routing, disks: Disks, *, node: int, disk: int, chain: int) -> Edit:
@@ -89,6 +90,59 @@ def grow(routing: Routing, disks: Disks) -> Edit:
         where_to = count_of(len(new), "new disk")
         draft.say(f"chain table {table_id}: {count_of(count, 'chain')} of {table.replicas} replicas on {where_to}")
     return draft.done()
+
+
+def balance(routing: Routing, disks: Disks, *, most: int = 0) -> Edit:
+    """Move targets from the disks that have the most to those that have the fewest, as drains of single targets.
+
+    For nodes that came, or came back empty. At most `most` of them (0: as many as it takes), and none of a chain that
+    lacks a replica or of which one moves already.
+
+    Raises: Invalid: nothing is to be moved.
+    """
+    draft = Draft(routing)
+    load: Counter[DiskSlot] = Counter(dict.fromkeys(_open_slots(routing, disks), 0))
+    there: dict[DiskSlot, list[Target]] = defaultdict(list)
+    for target in sorted(routing.targets.values(), key=lambda one: one.target_id):
+        slot = DiskSlot(target.node_id, target.disk)
+        if slot in load:
+            load[slot] += not routing.is_draining(target)
+        if _may_move(routing, target):
+            there[slot].append(target)
+    moved: set[ChainId] = set()
+    while not most or len(moved) < most:
+        move = _next_move(routing, load, there, moved)
+        if move is None:
+            break
+        target, to = move
+        draft.mark(target.target_id, draining=True)
+        moved.add(target.chain_id)
+        load[DiskSlot(target.node_id, target.disk)] -= 1
+        load[to] += 1
+    if not moved:
+        raise Invalid("every disk has as many targets as the others, as far as they can be moved; nothing was changed")
+    draft.say(f"{count_of(len(moved), 'target')} to be moved to disks that have fewer")
+    return draft.done()
+
+
+def _may_move(routing: Routing, target: Target) -> bool:
+    members = [routing.targets[target_id] for target_id in routing.chain(target.chain_id).targets]
+    return all(member.state == TargetState.SERVING and not routing.is_draining(member) for member in members)
+
+
+def _next_move(
+    routing: Routing, load: Counter[DiskSlot], there: dict[DiskSlot, list[Target]], moved: set[ChainId]
+) -> tuple[Target, DiskSlot] | None:
+    """A target of the fullest disk that some disk with two fewer can take: then both are nearer to the others."""
+    for source in sorted(load, key=lambda slot: (-load[slot], slot)):
+        for to in sorted(load, key=lambda slot: (load[slot], slot)):
+            if load[source] - load[to] < 2:
+                break
+            for target in there[source]:
+                nodes = {routing.targets[one].node_id for one in routing.chain(target.chain_id).targets}
+                if target.chain_id not in moved and to.node_id not in nodes:
+                    return target, to
+    return None
 
 
 def _add_chain(
