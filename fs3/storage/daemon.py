@@ -42,6 +42,7 @@ class StorageDaemon:
     ) -> None:
         self.config = config
         self.credentials = credentials
+        self.generation = generation
         self.engines = tuple(engines)
         self.agent: NodeAgent | None = None
         self._runtime = runtime

@@ -189,7 +189,11 @@ class Simulation:
         """Have `listener` hear of every event that is emitted."""
         self._listeners.append(listener)
 
-    def emit(self, kind: str, process: SimProcess | None = None, **fields: Any) -> None:
+    def listens(self, kind: str) -> bool:
+        """Whether it is worth making an event of this kind."""
+        return bool(self._listeners)
+
+    def emit(self, kind: str, process: SimProcess | None = None, /, **fields: Any) -> None:
         """Tell the listeners."""
         if self._listeners:
             event = Event(self.now, process.name if process is not None else "", kind, fields)
