@@ -4,7 +4,8 @@ Every place in a chain (hop) has a share of its own. A request at hop h holds it
 another node; if both drew on one share, two nodes full of first hops would wait for each other. So hop h depends only
 on hop h + 1, and the last on nobody.
 
-Whoever finds no room is granted memory later, from the thread that gives some back; until then he stops reading.
+Whoever finds no room is granted memory later, from the thread that gives some back; until then he stops reading. One
+who goes away meanwhile says so (`forget`): a full share must not remember everybody who ever asked.
 """
 
 from __future__ import annotations
@@ -50,18 +51,37 @@ class Share:
                 return None
             return self._lend(wanted)
 
+    @property
+    def wanted(self) -> bool:
+        """Whether somebody waits for memory; a glance, without the lock."""
+        return bool(self._waiting)
+
     def give_back(self, body: Body) -> None:
         """End a loan; nothing may use its memory any more."""
-        granted: list[tuple[Grant, Body]] = []
         with self._lock:
-            size = body.memory.nbytes
-            self.lent_bytes -= size
+            self.lent_bytes -= body.memory.nbytes
             self._keep(body.memory)
-            while self._waiting and self._fits(self._waiting[0][0]):
-                wanted, grant = self._waiting.popleft()
-                granted.append((grant, self._lend(wanted)))
+            granted = self._granted()
         for grant, loan in granted:
             grant(loan)
+
+    def forget(self, grant: Grant) -> None:
+        """Whoever waits with this `grant` does not want memory any more; nothing happens if it was granted already."""
+        with self._lock:
+            left = [waiting for waiting in self._waiting if waiting[1] is not grant]
+            if len(left) == len(self._waiting):
+                return
+            self._waiting = deque(left)
+            granted = self._granted()  # a large one at the front may have kept small ones waiting
+        for other, loan in granted:
+            other(loan)
+
+    def _granted(self) -> list[tuple[Grant, Body]]:
+        granted: list[tuple[Grant, Body]] = []
+        while self._waiting and self._fits(self._waiting[0][0]):
+            wanted, grant = self._waiting.popleft()
+            granted.append((grant, self._lend(wanted)))
+        return granted
 
     def _keep(self, memory: memoryview) -> None:
         size = memory.nbytes

@@ -4,7 +4,8 @@
 
 Everything here runs on the thread that owns the connection; what others have to say comes through `IoThread.post`. A
 connection stops reading, and so pushes back on its peer, while its outbox is full or while there is no memory for the
-body that it is about to receive.
+body that it is about to receive. What a peer holds it must also use: who keeps memory that others wait for, and sends
+or takes next to nothing, is closed (`Patience`).
 
     OPEN      reads and answers
     ENDING    an answer is the last one (malformed frame, refused HELLO): sends what is queued
@@ -22,8 +23,8 @@ from enum import Enum
 from typing import Protocol
 
 from fs3.errors import Busy, Fs3Error, Invalid
-from fs3.storage.body_pool import Body, BodyPool
-from fs3.storage.outbox import Outbox
+from fs3.storage.body_pool import Body, BodyPool, Grant, Share
+from fs3.storage.outbox import Held, Outbox
 from fs3.storage.reassembly_core import Frame, FrameAssembler
 from fs3.storage.reply import Reply, error_reply
 from fs3.transport.frame_core import Header, Kind
@@ -34,6 +35,8 @@ _RECEIVES_A_TURN = 4
 _SEND_A_TURN = 8 << 20
 _SETTLE_AFTER_S = 0.5
 _MAX_UNACKED = 256
+_MAX_OWN_BYTES = 32 << 20  # of replies that a peer does not take; their blocks in mapped files do not count
+_SLOWEST_BYTES_S = 1 << 20  # of a body whose memory others wait for
 _READ = select.EPOLLIN
 _WRITE = select.EPOLLOUT
 
@@ -58,6 +61,8 @@ class Patience:
     frame_s: float = 30.0  # without a byte of a frame that has begun
     send_s: float = 60.0  # without taking a byte of what it asked for
     drain_s: float = 2.0
+    ack_s: float = 60.0  # without acknowledging replies whose blocks stay pinned until then
+    scarce_s: float = 2.0  # holding memory that others wait for, at less than `_SLOWEST_BYTES_S`
 
 
 @dataclass(slots=True)
@@ -84,6 +89,7 @@ class Loop(Protocol):
     """The IO thread of a connection."""
 
     figures: Figures
+    held: Held
 
     def post(self, call: Callable[[], None]) -> None:
         """Have `call` run on the IO thread, soon; from any thread."""
@@ -102,7 +108,7 @@ class Peer:
         self.sock = sock
         self.fd = sock.fileno()
         self.loop = loop
-        self.outbox = Outbox()
+        self.outbox = Outbox(loop.held)
         self.role = ""
         self.welcome = False  # HELLO was accepted
         self.turned_away = ""  # why HELLO will not be
@@ -116,7 +122,8 @@ class Peer:
         self._max_requests = max_requests
         self._assembler = FrameAssembler(max_head_bytes=_HELLO_HEAD_BYTES, max_body_bytes=0)
         self._body: Body | None = None
-        self._waits_for_body = False
+        self._body_s = now_s  # when its memory was granted
+        self._waiting: tuple[Share, Grant] | None = None  # for a body's memory
         self._held_up = False  # the outbox was full before all frames were handled
         self._begun_s = now_s
         self._received_s = now_s
@@ -139,6 +146,18 @@ class Peer:
     def busy(self) -> bool:
         """Whether as many requests as a connection may have are being worked on."""
         return self.in_progress >= self._max_requests
+
+    @property
+    def crowded(self) -> bool:
+        """Whether replies that peers do not take fill the memory there is for them; a glance from any thread."""
+        return self.loop.held.full
+
+    @property
+    def idle_for_s(self) -> float:
+        """How long nothing has happened here and nothing is under way, as of the last sweep; 0 if something is."""
+        if self.in_progress or len(self.outbox) or self.outbox.unacked or self._assembler.in_frame:
+            return 0.0
+        return self.now_s - max(self._received_s, self._sent_s)
 
     def answer(self, reply: Reply) -> None:
         """Queue a reply, on the IO thread; it is sent at the end of the turn."""
@@ -170,7 +189,8 @@ class Peer:
     def turn(self, events: int, now_s: float) -> None:
         """Receive, handle and send as much as is this connection's share of a turn."""
         self.now_s = now_s
-        if events & (select.EPOLLERR | select.EPOLLHUP) and not events & _READ:
+        gone = select.EPOLLERR | select.EPOLLHUP | (select.EPOLLRDHUP if self._waiting is not None else 0)
+        if events & gone and not events & _READ:
             raise PeerGone
         if self.state is State.DRAINING:
             self._discard()
@@ -188,11 +208,14 @@ class Peer:
         """Close what takes too long; have old holds pinned. Raises: PeerGone."""
         self.now_s = now_s
         waited_s = self.outbox.sweep(now_s, _SETTLE_AFTER_S)
+        send_s = patience.send_s if self.loop.held.bytes_ * 2 < self.loop.held.limit_bytes else patience.scarce_s
         if not self.welcome and now_s - self._begun_s > patience.hello_s:
             raise PeerGone
         if self._may_receive() and self._assembler.in_frame and now_s - self._received_s > patience.frame_s:
             raise PeerGone
-        if waited_s > patience.send_s and now_s - self._sent_s > patience.send_s:
+        if waited_s > send_s and now_s - self._sent_s > send_s:
+            raise PeerGone
+        if self.outbox.unacked_for_s(now_s) > patience.ack_s or self._hoards_body(now_s, patience):
             raise PeerGone
         if self.state is State.DRAINING and now_s - self._sent_s > patience.drain_s:
             raise PeerGone
@@ -205,10 +228,26 @@ class Peer:
         self.loop.figures.unreadable += self.outbox.unreadable
         self.outbox.close()
         self._drop_body()
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            waiting[0].forget(waiting[1])
         self.sock.close()
 
     def _may_receive(self) -> bool:
-        return self.state is State.OPEN and not self._waits_for_body and len(self.outbox) < self._max_requests
+        outbox = self.outbox
+        return (
+            self.state is State.OPEN
+            and self._waiting is None
+            and len(outbox) < self._max_requests
+            and outbox.own_bytes < _MAX_OWN_BYTES
+        )
+
+    def _hoards_body(self, now_s: float, patience: Patience) -> bool:
+        """Whether it keeps others from memory for a body that hardly arrives."""
+        body, held_s = self._body, now_s - self._body_s
+        if body is None or not body.share.wanted or not self._may_receive() or held_s <= patience.scarce_s:
+            return False
+        return self._assembler.body_received < held_s * _SLOWEST_BYTES_S
 
     def _receive(self) -> None:
         for _ in range(_RECEIVES_A_TURN):
@@ -276,9 +315,13 @@ class Peer:
         if header.hop >= MAX_HOPS:
             raise Invalid(f"hop {header.hop}: chains have at most {MAX_HOPS} replicas")
         share = self._pool.shares[header.hop]
-        body = share.take(header.body_bytes, lambda granted: self.loop.post(lambda: self._granted(granted)))
+
+        def grant(granted: Body) -> None:
+            self.loop.post(lambda: self._granted(granted))
+
+        body = share.take(header.body_bytes, grant)
         if body is None:
-            self._waits_for_body = True
+            self._waiting = share, grant
             return False
         self._use_body(body)
         return True
@@ -287,13 +330,13 @@ class Peer:
         if self.closed:
             body.share.give_back(body)
             return
-        self._waits_for_body = False
+        self._waiting = None
         self._received_s = self.now_s
         self._use_body(body)
         self.loop.again(self)
 
     def _use_body(self, body: Body) -> None:
-        self._body = body
+        self._body, self._body_s = body, self.now_s
         self._assembler.give_body(body.memory)
 
     def _drop_body(self) -> None:
@@ -311,7 +354,10 @@ class Peer:
         if outbox.finished and self.state is State.ENDING:
             self.state = State.DRAINING
             self._sent_s = self.now_s
-            self.sock.shutdown(socket.SHUT_WR)
+            try:
+                self.sock.shutdown(socket.SHUT_WR)
+            except OSError:  # reset by the peer meanwhile
+                raise PeerGone from None
 
     def _watch(self) -> None:
         mask = 0
@@ -319,6 +365,8 @@ class Peer:
             mask = _READ
         if len(self.outbox):
             mask |= _WRITE
+        if self._waiting is not None:
+            mask |= select.EPOLLRDHUP  # nothing is read meanwhile, so nothing else tells that it has gone
         if mask != self.mask:
             self.mask = mask
             self.loop.watch(self, mask)

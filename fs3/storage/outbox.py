@@ -10,7 +10,7 @@ import errno
 import os
 import socket
 from collections import deque
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from fs3.errors import Corrupt
 from fs3.storage.reply import FileRange, Origin, Part, Reply
@@ -23,12 +23,26 @@ _UNREADABLE = (errno.EFAULT, errno.EIO, errno.ENODATA, errno.EUCLEAN)
 Buffer = bytes | bytearray | memoryview
 
 
-class Outbox:
-    """Used by the thread that owns the connection."""
+@dataclass(slots=True)
+class Held:
+    """The memory that unsent replies take, of all connections of an IO thread, and how much that may be."""
 
-    def __init__(self) -> None:
+    limit_bytes: int
+    bytes_: int = 0
+
+    @property
+    def full(self) -> bool:
+        return self.bytes_ >= self.limit_bytes
+
+
+class Outbox:
+    """Used by the thread that owns the connection. What its replies take themselves is counted in `held`, too."""
+
+    def __init__(self, held: Held | None = None) -> None:
+        self._held = held if held is not None else Held(0)
         self._queue: deque[Reply] = deque()
         self._unacked: dict[int, Reply] = {}
+        self.own_bytes = 0  # memory that the queued replies take themselves
         self.unreadable = 0
         self.sent_bytes = 0
         self.finished = False  # the reply after which the connection ends has left
@@ -44,6 +58,8 @@ class Outbox:
     def put(self, reply: Reply, now_s: float) -> None:
         """Queue a reply."""
         reply.queued_s = now_s
+        reply.held_bytes = reply.own_bytes
+        self._count(reply.held_bytes)
         self._queue.append(reply)
 
     def flush(self, sock: socket.socket, budget: int) -> bool:
@@ -94,12 +110,21 @@ class Outbox:
                     reply.kept.settle()
         return now_s - self._queue[0].queued_s if self._queue else 0.0
 
+    def unacked_for_s(self, now_s: float) -> float:
+        """How long ago the oldest reply was queued that is not acknowledged; 0 if there is none."""
+        return max((now_s - reply.queued_s for reply in self._unacked.values()), default=0.0)
+
     def close(self) -> None:
         """Nothing more will be sent or acknowledged."""
         for reply in [*self._queue, *self._unacked.values()]:
             reply.release()
         self._queue.clear()
         self._unacked.clear()
+        self._count(-self.own_bytes)
+
+    def _count(self, bytes_: int) -> None:
+        self.own_bytes += bytes_
+        self._held.bytes_ += bytes_
 
     def _gather(self) -> tuple[list[Buffer], bool]:
         """Buffers from the front on, and whether a `sendfile` of the same reply follows them."""
@@ -138,6 +163,7 @@ class Outbox:
             self._left(front)
 
     def _left(self, reply: Reply) -> None:
+        self._count(-reply.held_bytes)
         if reply.need_ack:
             self._unacked[reply.request_id] = reply
         else:

@@ -54,6 +54,11 @@ class FrameAssembler:
         return self.header is not None or self._end > self._begin
 
     @property
+    def body_received(self) -> int:
+        """How much of the body that is being received is here."""
+        return self._filled if self._body is not None else 0
+
+    @property
     def wanted_body(self) -> int:
         """How many bytes of memory the next step needs, or 0."""
         header = self.header

@@ -101,9 +101,18 @@ class Reply:
     within: int = 0
     left: int = field(default=0)
     queued_s: float = 0.0
+    held_bytes: int = 0  # `own_bytes`, as counted when it was queued
 
     def __post_init__(self) -> None:
         self.left = self.total
+
+    @property
+    def own_bytes(self) -> int:
+        """The memory that it takes itself: what does not come straight from mapped files."""
+        parts = self.on_disk
+        if parts is None:
+            return self.total
+        return self.total - int(parts.length[parts.edge < 0].sum())
 
     def release(self) -> None:
         """Its blocks may go; any number of times."""

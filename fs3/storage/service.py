@@ -38,6 +38,8 @@ _LOG = logging.getLogger("fs3.storage")
 _DEPTH = 256  # requests that wait for a thread of a pool
 _SYNC_THREADS = 4
 _DEFAULT_S = 30.0  # for a request that names no deadline
+_LONGEST_S = 120.0  # no request keeps a thread for longer, whatever it asks for
+_MAX_LISTINGS = 4  # in a QUERY, each of up to 65,536 chunks
 
 Work = Callable[[], Reply]
 M = TypeVar("M", bound=Any)
@@ -124,9 +126,7 @@ class Service:
         if hello.protocol != rpc.PROTOCOL:
             raise Invalid(f"protocol {hello.protocol}; this daemon speaks {rpc.PROTOCOL}: upgrade the older one")
         self._credentials.check({"fs3-cluster": hello.cluster_id, "fs3-secret": hello.secret})
-        peer.role = hello.role or "client"
-        if hello.role == "chain":
-            peer.role = f"node {hello.node_id}"
+        peer.role = f"node {hello.node_id}" if hello.role == "chain" else "client"
         config = self._config
         peer.welcomed(max_head_bytes=self._max_head_bytes, max_body_bytes=config.max_body_bytes)
         said = storage_pb2.HelloReply(
@@ -140,6 +140,7 @@ class Service:
 
     def _read(self, peer: Peer, frame: Frame) -> None:
         header = frame.header
+        _check_room(peer)
         ranges = ranges_of(header, frame.head, self._config.max_ranges)
         by_sendfile = peer.may_owe_acks
         if self._reads.many_edges(ranges):
@@ -159,8 +160,12 @@ class Service:
 
     def _query(self, peer: Peer, frame: Frame) -> None:
         header = frame.header
+        _check_room(peer)
         ranges = ranges_of(header, frame.head, self._config.max_ranges)
-        if (ranges["offset"] >= LIST_KIND).any():
+        listings = int((ranges["offset"] >= LIST_KIND).sum())
+        if listings > _MAX_LISTINGS:
+            raise Invalid(f"{listings} listings in a QUERY; this daemon takes {_MAX_LISTINGS}")
+        if listings:
             self._submit(self._slow_reads, peer, header, lambda: self._reads.query(header, ranges))
         else:
             peer.answer(self._reads.query(header, ranges))
@@ -247,6 +252,8 @@ class Service:
             try:
                 if self._runtime.now_s() > _deadline_s(header, arrived_s):
                     raise Unavailable("the deadline passed before the request's turn came; nothing was done")
+                if pool is self._slow_reads:
+                    _check_room(peer)
                 reply = work()
             except Fs3Error as error:
                 reply = error_reply(header, error)
@@ -264,8 +271,14 @@ class Service:
         peer.in_progress += 1
 
 
+def _check_room(peer: Peer) -> None:
+    """Raises: Busy."""
+    if peer.crowded:
+        raise Busy("replies that their clients do not take fill the memory; try again soon")
+
+
 def _deadline_s(header: Header, arrived_s: float) -> float:
-    return arrived_s + (header.deadline_ms / 1_000 if header.deadline_ms else _DEFAULT_S)
+    return arrived_s + (min(header.deadline_ms / 1_000, _LONGEST_S) if header.deadline_ms else _DEFAULT_S)
 
 
 def _parsed(message: M, frame: Frame) -> M:

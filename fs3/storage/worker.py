@@ -19,11 +19,13 @@ from collections.abc import Callable, Sequence
 from fs3.clock import lease_now_s
 from fs3.storage.body_pool import BodyPool
 from fs3.storage.connections import Figures, Handler, Patience, Peer, PeerGone
+from fs3.storage.outbox import Held
 from fs3.transport.connection import prefer_loopback_congestion
 
 _LOG = logging.getLogger("fs3.storage")
 _SWEEP_S = 0.5
 _ACCEPTS_A_TURN = 64
+_IDLE_S = 5.0  # a connection on which nothing happens for so long makes room for another, if there is none
 
 
 class IoThread:
@@ -38,8 +40,11 @@ class IoThread:
         max_requests: int,
         patience: Patience,
         accepted: Callable[[socket.socket], None],
+        reply_bytes: int = 256 << 20,
     ) -> None:
+        """`reply_bytes`: how much memory replies that peers do not take may fill before requests are answered Busy."""
         self.figures = Figures()
+        self.held = Held(reply_bytes)
         self.peers: dict[int, Peer] = {}
         self._handler = handler
         self._pool = pool
@@ -178,10 +183,19 @@ class IoThread:
             sock.close()
             return
         peer = Peer(sock, self, self._handler, self._pool, max_requests=self._max_requests, now_s=lease_now_s())
-        peer.turned_away = turned_away
+        if turned_away and not self._make_room():
+            peer.turned_away = turned_away
         self.peers[peer.fd] = peer
         peer.mask = select.EPOLLIN
         self._epoll.register(peer.fd, peer.mask)
+
+    def _make_room(self) -> bool:
+        """Close the connection that has been idle the longest; False if none has been for long."""
+        idlest = max(self.peers.values(), key=lambda peer: peer.idle_for_s, default=None)
+        if idlest is None or idlest.idle_for_s < _IDLE_S:
+            return False
+        self._close(idlest)
+        return True
 
     def _close(self, peer: Peer) -> None:
         if self.peers.pop(peer.fd, None) is not None:
