@@ -3,12 +3,13 @@
 PYTHON ?= python3
 RUN := .venv/bin/python
 
-.PHONY: help demo test sim lint types house proto bench clean venv
+.PHONY: help demo test sim mutants lint types house proto bench clean venv
 
 help:
 	@echo 'make demo   the whole of fs3 in about five minutes, with a report at the end'
 	@echo 'make test   the tests'
 	@echo 'make sim    whole clusters with faults, simulated: SEEDS=500 of them, or SEED=n alone (tests/sim)'
+	@echo 'make mutants  known mistakes put into the code one by one: the simulator must find each'
 	@echo 'make lint   ruff;  make types  mypy;  make house  the import and style rules of the house'
 	@echo 'make bench  throughput beside the limits of this machine (docs/benchmarks.md)'
 	@echo 'make proto  regenerate fs3/pb from proto/'
@@ -25,6 +26,9 @@ test: venv
 
 sim: venv
 	@$(RUN) tests/sim/run.py $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),500)) $(SIM_ARGS)
+
+mutants: venv
+	@$(RUN) tests/sim/mutants.py $(if $(MUTANT),--mutant $(MUTANT)) --seeds $(or $(SEEDS),2000) $(MUTANTS_ARGS)
 
 lint: venv
 	$(RUN) -m ruff check .
