@@ -1,0 +1,312 @@
+"""The nemesis: draws from the seed what goes wrong and when, and in the end heals everything.
+
+Each seed has a few kinds of faults of its own and a pace, so that seeds differ in kind: rare pairs meet in some,
+and none drowns in everything at once. A fault has a beginning and an end; several are in effect at a time. Nothing that
+is done here breaks what the cluster promises: power may go everywhere, but a disk that is wiped or corrupted is one of
+which other replicas have everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from sim_cluster import Cluster, SimMachine, SimMgmtd, SimStorage
+from sim_kernel import Simulation
+from sim_store import STORE
+
+T = TypeVar("T")
+End = Callable[[], None]
+
+KINDS = (
+    "storage crash",
+    "storage power loss",
+    "storage stall",
+    "all storages lose power",
+    "mgmtd crash",
+    "mgmtd stall",
+    "client crash",
+    "client stall",
+    "partition",
+    "one-way partition",
+    "no way to the mgmtds",
+    "no way to the store",
+    "connections reset",
+    "messages lost",
+    "requests met twice",
+    "slow network",
+    "disk full",
+    "disk slow",
+    "disk fails",
+    "lease clock jumps",
+    "wall clock jumps",
+)
+# A pair in which both are the same: the second begins while the first is in effect; some have no duration.
+IMPOSSIBLE_PAIRS: dict[str, str] = {}
+
+
+class Nemesis:
+    """`start` it once the cluster is ready; `done` when all is healed."""
+
+    def __init__(self, sim: Simulation, cluster: Cluster) -> None:
+        self.sim = sim
+        self.cluster = cluster
+        self.done = False
+        self.chance = sim.stream("faults")
+        self._lease_s = cluster.shape.lease_s
+        self._ends: dict[int, tuple[str, End]] = {}
+        self._number = 0
+        count = self.chance.choice([2, 3, 4, 6, 9, len(KINDS)])
+        self.kinds = sorted(self.chance.sample(KINDS, count), key=KINDS.index)
+        self.every_s = self._lease_s * self.chance.choice([0.3, 0.6, 1.0, 2.0])
+
+    def start(self, for_s: float) -> None:
+        """Have faults begin for so many virtual seconds from now; afterwards everything is healed."""
+        self.sim.at(self.sim.now + for_s, self.heal)
+        self._until_s = self.sim.now + for_s
+        self._next()
+
+    def heal(self) -> None:
+        """End all that is in effect; from the hub."""
+        for number in list(self._ends):
+            self._end(number)
+        for storage in self.cluster.storages:
+            for disk in storage.disks:
+                disk.full, disk.slow = False, 1.0
+                disk.fail_syncs = disk.fail_writes = disk.fail_reads = 0
+        self.sim.note("the faults are over")
+        self.done = True
+
+    def _next(self) -> None:
+        self.sim.after(self.chance.expovariate(1.0 / self.every_s), self._strike)
+
+    def _strike(self) -> None:
+        if self.sim.now >= self._until_s:
+            return
+        for _ in range(4):
+            kind = self.chance.choice(self.kinds)
+            if getattr(self, "_" + kind.replace(" ", "_").replace("-", "_"))(kind):
+                break
+        self._next()
+
+    # What faults are made of
+
+    def _begin(self, kind: str, machine: SimMachine | None, end: End, lasts_s: float, **about: object) -> bool:
+        """A fault is in effect for so long."""
+        self._number += 1
+        number = self._number
+        self._ends[number] = (kind, end)
+        where = machine.process if machine is not None else None
+        said = "".join(f", {name} {value}" for name, value in about.items())
+        self.sim.note(f"FAULT {kind} for {lasts_s:.3f} s{said}", where)
+        self.sim.emit("fault", where, what=kind, lasts_s=lasts_s, **about)
+        self.sim.after(lasts_s, lambda: self._end(number))
+        return True
+
+    def _end(self, number: int) -> None:
+        if number in self._ends:
+            kind, end = self._ends.pop(number)
+            self.sim.note(f"healed: {kind}")
+            end()
+            self.sim.emit("heal", None, what=kind)
+
+    def _lasts(self) -> float:
+        """From a blink to several leases."""
+        return self._lease_s * self.chance.choice([0.05, 0.2, 0.5, 1.0, 1.5, 3.0]) * self.chance.uniform(0.5, 1.5)
+
+    def _one(self, machines: list[T]) -> T:
+        return self.chance.choice(machines)
+
+    def _crashes(self, kind: str, machine: SimMachine) -> bool:
+        if not machine.alive:
+            return False
+        machine.kill()
+        return self._begin(kind, machine, lambda: _starts(machine), self._lasts())
+
+    def _stalls(self, kind: str, machine: SimMachine) -> bool:
+        if not machine.alive:
+            return False
+        lasts_s = self._lasts()
+        machine.process.pause(lasts_s)
+        process = machine.process
+
+        def end() -> None:
+            process.paused_until = min(process.paused_until, self.sim.now)
+
+        return self._begin(kind, machine, end, lasts_s)
+
+    def _cuts(self, kind: str, machine: SimMachine, others: list[str], *, one_way: bool = False) -> bool:
+        network = self.cluster.network
+        pairs = [(machine.name, other) for other in others]
+        if one_way and self.chance.random() < 0.5:
+            pairs = [(other, name) for name, other in pairs]
+        for pair in pairs:
+            network.cut(*pair, one_way=one_way)
+
+        def end() -> None:
+            for pair in pairs:
+                network.mend(*pair, one_way=one_way)
+
+        return self._begin(kind, machine, end, self._lasts(), between=pairs)
+
+    # The kinds
+
+    def _storage_crash(self, kind: str) -> bool:
+        return self._crashes(kind, self._one(self.cluster.storages))
+
+    def _mgmtd_crash(self, kind: str) -> bool:
+        return self._crashes(kind, self._mgmtd())
+
+    def _client_crash(self, kind: str) -> bool:
+        return self._crashes(kind, self._one(self.cluster.clients))
+
+    def _storage_stall(self, kind: str) -> bool:
+        return self._stalls(kind, self._one(self.cluster.storages))
+
+    def _mgmtd_stall(self, kind: str) -> bool:
+        return self._stalls(kind, self._mgmtd())
+
+    def _client_stall(self, kind: str) -> bool:
+        return self._stalls(kind, self._one(self.cluster.clients))
+
+    def _mgmtd(self) -> SimMgmtd:
+        """Often the one that decides."""
+        mgmtds = self.cluster.mgmtds
+        deciding = [mgmtd for mgmtd in mgmtds if mgmtd.primary is not None]
+        return self._one(deciding if deciding and self.chance.random() < 0.7 else mgmtds)
+
+    def _storage_power_loss(self, kind: str) -> bool:
+        storage = self._one(self.cluster.storages)
+        if not storage.host.up:
+            return False
+        storage.lose_power()
+        return self._begin(kind, storage, lambda: _powers_on(storage), self._lasts())
+
+    def _all_storages_lose_power(self, kind: str) -> bool:
+        lost = [storage for storage in self.cluster.storages if storage.host.up]
+        for storage in lost:
+            storage.lose_power()
+
+        def end() -> None:
+            self.chance.shuffle(lost)
+            for storage in lost:
+                _powers_on(storage)
+
+        return bool(lost) and self._begin(kind, None, end, self._lasts())
+
+    def _partition(self, kind: str) -> bool:
+        storage = self._one(self.cluster.storages)
+        return self._cuts(kind, storage, self._some_others(storage))
+
+    def _one_way_partition(self, kind: str) -> bool:
+        storage = self._one(self.cluster.storages)
+        return self._cuts(kind, storage, self._some_others(storage), one_way=True)
+
+    def _some_others(self, machine: SimMachine) -> list[str]:
+        others = [other.name for other in self.cluster.machines if other is not machine]
+        return others if self.chance.random() < 0.3 else self.chance.sample(others, self.chance.randint(1, len(others)))
+
+    def _no_way_to_the_mgmtds(self, kind: str) -> bool:
+        machine = self._one(self.cluster.storages + self.cluster.clients)  # type: ignore[operator]
+        return self._cuts(kind, machine, [mgmtd.name for mgmtd in self.cluster.mgmtds])
+
+    def _no_way_to_the_store(self, kind: str) -> bool:
+        return self._cuts(kind, self._mgmtd(), [STORE], one_way=self.chance.random() < 0.5)
+
+    def _connections_reset(self, kind: str) -> bool:
+        wires = list(self.cluster.network.wires.values())
+        if not wires:
+            return False
+        share = self.chance.choice([0.1, 0.5, 1.0])
+        for wire in wires:
+            if self.chance.random() < share:
+                wire.reset()
+        return self._begin(kind, None, lambda: None, 0.1, share=share)
+
+    def _messages_lost(self, kind: str) -> bool:
+        network = self.cluster.network
+        before, network.loss = network.loss, self.chance.choice([0.02, 0.1, 0.3])
+        if before:
+            network.loss = before
+            return False
+        return self._begin(kind, None, lambda: setattr(network, "loss", 0.0), self._lasts(), rate=network.loss)
+
+    def _requests_met_twice(self, kind: str) -> bool:
+        network = self.cluster.network
+        if network.twice:
+            return False
+        network.twice = self.chance.choice([0.1, 0.5])
+        return self._begin(kind, None, lambda: setattr(network, "twice", 0.0), self._lasts(), rate=network.twice)
+
+    def _slow_network(self, kind: str) -> bool:
+        machine, extra_s = self._one(self.cluster.machines), self.cluster.network.extra_s
+        if machine.name in extra_s:
+            return False
+        extra_s[machine.name] = self.chance.choice([0.005, 0.05, 0.3])
+        by_s = extra_s[machine.name]
+        return self._begin(kind, machine, lambda: extra_s.pop(machine.name, None), self._lasts(), by_s=by_s)
+
+    def _disk_full(self, kind: str) -> bool:
+        storage = self._one(self.cluster.storages)
+        disk = self._one(storage.disks)
+        if disk.full:
+            return False
+        disk.full = True
+        return self._begin(kind, storage, lambda: setattr(disk, "full", False), self._lasts())
+
+    def _disk_slow(self, kind: str) -> bool:
+        storage = self._one(self.cluster.storages)
+        disk = self._one(storage.disks)
+        if disk.slow > 1:
+            return False
+        disk.slow = self.chance.choice([10.0, 100.0, 500.0])
+        return self._begin(kind, storage, lambda: setattr(disk, "slow", 1.0), self._lasts(), factor=disk.slow)
+
+    def _disk_fails(self, kind: str) -> bool:
+        """An operation or two fail; the daemon may give the disk up, and is started again in the end."""
+        storage = self._one(self.cluster.storages)
+        disk = self._one(storage.disks)
+        if not storage.alive:
+            return False
+        what = self.chance.choice(["fail_syncs", "fail_syncs", "fail_writes", "fail_reads"])
+        setattr(disk, what, self.chance.choice([1, 2]))
+
+        def end() -> None:
+            disk.fail_syncs = disk.fail_writes = disk.fail_reads = 0
+            if storage.alive and not self._stopped(storage):
+                storage.kill("started again for its disk's sake")
+            _starts(storage)
+
+        return self._begin(kind, storage, end, self._lasts(), operation=what)
+
+    @staticmethod
+    def _stopped(storage: SimStorage) -> bool:
+        return storage.process.paused_until > storage.sim.now
+
+    def _lease_clock_jumps(self, kind: str) -> bool:
+        """As after a suspend that only the lease clock counts."""
+        machine = self._one(self.cluster.storages + self.cluster.mgmtds)  # type: ignore[operator]
+        by_s = self._lasts()
+        machine.boot_s += by_s
+        if machine.alive:
+            machine.process.boot_s += by_s
+        return self._begin(kind, machine, lambda: None, 0.1, by_s=round(by_s, 3))
+
+    def _wall_clock_jumps(self, kind: str) -> bool:
+        machine = self._one(self.cluster.machines)
+        by_s = self.chance.choice([-3_600.0, -5.0, -0.5, 0.5, 5.0, 86_400.0])
+        machine.wall_s += by_s
+        if machine.alive:
+            machine.process.wall_s += by_s
+        return self._begin(kind, machine, lambda: None, 0.1, by_s=by_s)
+
+
+def _starts(machine: SimMachine) -> None:
+    if not machine.alive and machine.host.up:
+        machine.start()
+
+
+def _powers_on(storage: SimStorage) -> None:
+    if not storage.host.up:
+        storage.power_on()
+        storage.start()
