@@ -219,13 +219,13 @@ class NodeAgent:
         if not self._reachable:
             _log.info("node %d: mgmtd answers again", self.node.node_id)
         self._reachable = True
-        self._renewed_s = sent_s
-        self._lease_s = reply.lease_ms / 1000
         if reply.HasField("sessions") and reply.sessions.version > self.sessions.version:
             self.sessions = sessions_from_pb(reply.sessions)
             self._on_sessions(self.sessions)
         if reply.HasField("routing"):
             self._adopt(routing_from_pb(reply.routing))
+        self._renewed_s = sent_s  # not before: what the routing takes off duty must not answer on the new lease
+        self._lease_s = reply.lease_ms / 1000
         self._registered.set()
         if reply.create:
             self._on_create(list(reply.create))
