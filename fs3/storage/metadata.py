@@ -14,7 +14,9 @@ Values are fixed-size, little-endian structs; docs/formats.md has them, tests/go
 rocksdict 0.3.29, what to know: `write(batch)` holds the GIL, so it goes unsynced and `flush_wal(True)`, which does not,
 makes it durable. The default recovery silently drops everything after a flipped bit in the log: the mode set here
 refuses, and only a torn tail, which no acknowledged batch can be part of, is cut off. `items()` silently ends at a
-damaged table block (630 of 2,000 records were returned): `scan` asks an iterator's status where it ended.
+damaged table block (630 of 2,000 records were returned): `scan` asks an iterator's status where it ended. An iterator
+reads its upper bound from the ReadOptions that it was made with, and does not keep them: they must outlive it, or it
+ends wherever the memory that was the bound says.
 """
 
 from __future__ import annotations
@@ -275,12 +277,13 @@ class Metadata:
         begin = prefix + start
         if limit <= 0:
             return found
-        pairs = cast(Any, self._db.items(from_key=begin, read_opt=_up_to(prefix)))
+        options = _up_to(prefix)
+        pairs = cast(Any, self._db.items(from_key=begin, read_opt=options))
         found = list(itertools.islice(pairs, limit))
         if len(found) == limit:
             return found
         # The end of the prefix, or of what can be read.
-        iterator = self._db.iter(_up_to(prefix))
+        iterator = self._db.iter(options)
         iterator.seek(found[-1][0] if found else begin)
         if found and iterator.valid():
             iterator.next()
