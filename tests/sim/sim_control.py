@@ -8,6 +8,7 @@ with gRPC, a server stops working on a call whose deadline has passed, wherever 
 from __future__ import annotations
 
 import asyncio
+import functools
 import re
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -22,7 +23,8 @@ Handler = Callable[[str, Any, Any], Awaitable[Any]]  # method in snake case, req
 _Done = Callable[[Any], None]
 
 
-def snake(method: str) -> str:
+@functools.cache
+def _snake(method: str) -> str:
     """The Python name of an rpc."""
     return re.sub(r"(?<!^)(?=[A-Z])", "_", method).lower()
 
@@ -46,15 +48,19 @@ class _Server:
 
     async def _answer(self, call: _Call) -> None:
         request = call.request_type.FromString(call.raw)
+        task = asyncio.current_task()
+        assert task is not None
+        over = self._process.loop.call_later(call.left_s(), task.cancel)
         try:
-            async with asyncio.timeout(call.left_s()):
-                reply = await self._handler(snake(call.method), request, call.credentials)
-        except TimeoutError:
-            return
+            reply = await self._handler(_snake(call.method), request, call.credentials)
+        except asyncio.CancelledError:
+            return  # its deadline has passed
         except Fs3Error as error:
             call.answered(self._machine, (error.code, str(error)))
         else:
             call.answered(self._machine, reply)
+        finally:
+            over.cancel()
 
 
 class _Call:
@@ -168,19 +174,25 @@ class SimCalls:
         loop = self._process.loop
         answer = loop.create_future()
 
+        def settle(result: Any) -> None:
+            if not answer.done():
+                answer.set_result(result)
+
         def done(result: Any) -> None:
-            loop.call_soon(lambda: answer.done() or answer.set_result(result))
+            loop.call_soon(settle, result)
 
         call = _Call(
             self._network, self._process, self._machine, address, method, request, timeout_s, credentials, done
         )
+        over = loop.call_later(timeout_s, settle, None)
         try:
-            async with asyncio.timeout(timeout_s):
-                result = await answer
-        except TimeoutError:
-            raise call.late() from None
+            result = await answer
         finally:
-            call.forget()
+            over.cancel()
+            if not answer.done() or answer.cancelled():
+                call.forget()
+        if result is None:
+            raise call.late()
         if isinstance(result, Fs3Error):
             raise result
         return result

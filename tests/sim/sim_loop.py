@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 from asyncio import base_events, events
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 
 from sim_kernel import SimProcess
@@ -87,7 +88,7 @@ class SimLoop(base_events.BaseEventLoop):
         handle = events.TimerHandle(when, callback, args, self, context)
         if self.process.alive:
             handle._scheduled = True
-            self._sim.after(self.process.virtual(when - self.time()), lambda: self._due(handle), self.process)
+            self._sim.after(self.process.virtual(when - self.time()), partial(self._due, handle), self.process)
         return handle
 
     def _due(self, handle: events.TimerHandle) -> None:

@@ -64,7 +64,7 @@ class _Run:
         nemesis = Nemesis(sim, cluster)
         with self._phase("faults"):
             workload.start()
-            nemesis.start(for_s=20.0)
+            nemesis.start(for_s=8 * cluster.shape.lease_s)
             cluster.run_until(lambda: workload.done and nemesis.done, within_s=_WORK_S)
         with self._phase("heal"):
             cluster.settle(within_s=_HEAL_S)
