@@ -191,6 +191,17 @@ class Routing:
             disabled = disabled[1:]
         return frozenset(target.target_id for target in disabled)
 
+    def mgmtds(self) -> tuple[str, ...]:
+        """The addresses of the known mgmtds, those that are alive first; an address of any interface is none."""
+        known = [node for node in self.nodes.values() if node.kind == NodeKind.MGMTD]
+        known.sort(key=lambda node: (not node.alive, node.node_id))
+        return tuple(
+            endpoint
+            for node in known
+            for endpoint in node.endpoints
+            if not endpoint.startswith(("0.0.0.0:", "[::]:", ":::"))
+        )
+
     def endpoint(self, target: Target) -> str:
         """The "host:port" of the worker process that holds `target`."""
         return self.nodes[target.node_id].endpoints[target.worker]

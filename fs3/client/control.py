@@ -13,14 +13,17 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 
 from fs3.clock import lease_now_s
-from fs3.errors import Unavailable
+from fs3.errors import NotPrimary, Unavailable
+from fs3.runtime import SYSTEM, Runtime
 from fs3.transport import rpc
 
+_FIRST_PAUSE_S = 0.02
+_LONGEST_PAUSE_S = 0.25
 _LEAVE_S = 5.0
 _SETTLE_S = 1.0
 _LOOK_S = 0.002
@@ -118,14 +121,49 @@ class ControlChannel:
             self._condition.notify_all()
 
 
-class ControlService:
-    """Several daemons of one service, any of which may answer: the one that did last is asked first."""
+class Channel(Protocol):
+    """What `ControlService` needs of a connection to one address; `ControlChannel` is the one in production."""
 
-    def __init__(self, addresses: Sequence[str], make_stub: Callable[[grpc.Channel], Any]) -> None:
+    def call(self, method: str, request: Any, *, timeout_s: float, credentials: rpc.Credentials) -> Any: ...
+    def close(self) -> None: ...
+
+
+class ControlService:
+    """Several daemons of one service, any of which may answer: the one that did last is asked first. Thread-safe.
+
+    Where one of them says that it does not decide now (`NotPrimary`), they are asked again until the deadline: another
+    is taking over. `open_channel(address)` and `runtime` are ports.
+    """
+
+    def __init__(
+        self,
+        addresses: Sequence[str],
+        make_stub: Callable[[grpc.Channel], Any] | None = None,
+        *,
+        open_channel: Callable[[str], Channel] | None = None,
+        runtime: Runtime = SYSTEM,
+    ) -> None:
         assert addresses, "at least one address"
-        self.addresses = tuple(addresses)
-        self._channels = [ControlChannel(address, make_stub) for address in addresses]
-        self._preferred = 0
+        assert (make_stub is None) != (open_channel is None), "either gRPC or a port of one's own"
+        self._given = self.addresses = tuple(addresses)
+        self._make_stub = make_stub
+        self._open_channel = open_channel
+        self._runtime = runtime
+        self._channels = {address: self._open(address) for address in self.addresses}
+        self._preferred = self.addresses[0]
+        self._closed = False
+
+    def learn(self, addresses: Sequence[str]) -> None:
+        """Know these daemons too, instead of those that were learned before."""
+        wanted = tuple(dict.fromkeys((*self._given, *addresses)))
+        if wanted == self.addresses or self._closed:
+            return
+        for address in wanted:
+            if address not in self._channels:
+                self._channels[address] = self._open(address)
+        self.addresses = wanted
+        if self._closed:
+            self.close()
 
     def call(self, method: str, request: Any, *, timeout_s: float, credentials: rpc.Credentials) -> Any:
         """The reply of the first daemon that answers, within `timeout_s` in all; must be safe to repeat.
@@ -134,26 +172,40 @@ class ControlService:
             Fs3Error: what the daemon that answered raised.
             Unavailable: none answered; the message names every address.
         """
-        deadline_s = lease_now_s() + timeout_s
-        reasons: list[str] = []
-        count = len(self._channels)
-        first = self._preferred
-        for attempt in range(count):
-            index = (first + attempt) % count
-            share_s = max((deadline_s - lease_now_s()) / (count - attempt), 0.001)
-            try:
-                reply = self._channels[index].call(method, request, timeout_s=share_s, credentials=credentials)
-            except Unavailable as error:
-                reasons.append(str(error))
-                continue
-            self._preferred = index
-            return reply
-        raise Unavailable("; ".join(reasons))
+        now_s = self._runtime.now_s
+        deadline_s = now_s() + timeout_s
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            reasons: list[str] = []
+            told_to_wait = False
+            addresses = sorted(self.addresses, key=lambda address: address != self._preferred)
+            for index, address in enumerate(addresses):
+                share_s = max((deadline_s - now_s()) / (len(addresses) - index), 0.001)
+                try:
+                    reply = self._channels[address].call(method, request, timeout_s=share_s, credentials=credentials)
+                except Unavailable as error:
+                    told_to_wait |= isinstance(error, NotPrimary)
+                    reasons.append(str(error))
+                    continue
+                self._preferred = address
+                return reply
+            left_s = deadline_s - now_s()
+            if not told_to_wait or left_s <= 0 or self._closed:
+                raise Unavailable("; ".join(reasons))
+            self._runtime.sleep(min(pause_s, left_s))
+            pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
 
     def close(self) -> None:
         """Cancel what is under way and refuse later calls."""
-        for channel in self._channels:
+        self._closed = True
+        for channel in list(self._channels.values()):
             channel.close()
+
+    def _open(self, address: str) -> Channel:
+        if self._open_channel is not None:
+            return self._open_channel(address)
+        assert self._make_stub is not None
+        return ControlChannel(address, self._make_stub)
 
 
 _open_channels: weakref.WeakSet[ControlChannel] = weakref.WeakSet()

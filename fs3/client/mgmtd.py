@@ -17,16 +17,18 @@ from collections.abc import Sequence
 
 from fs3.client.control import ControlService
 from fs3.client.node_agent import NodeAgent
-from fs3.clock import lease_now_s
+from fs3.client.session import ClientSession, Service
 from fs3.errors import Fs3Error, Unavailable
 from fs3.pb import common_pb2, mgmtd_pb2, mgmtd_pb2_grpc
 from fs3.routing import Routing, routing_from_pb
+from fs3.runtime import SYSTEM, Runtime
 from fs3.transport.rpc import PROTOCOL, Credentials
 
 __all__ = ["MgmtdClient", "NodeAgent"]
 
 _log = logging.getLogger(__name__)
 _LONG_POLL_S = 20.0
+_RETRY_S = 0.25
 _SUSPECT_EVERY_S = 0.2
 _WORDS = {  # what gRPC says, and what that means to a user
     "Connection refused": "connection refused",
@@ -45,7 +47,13 @@ class MgmtdClient:
     """The newest routing, and mgmtd's ear. Make it with `connect`; close it, or let it go with the process."""
 
     def __init__(
-        self, service: ControlService, credentials: Credentials, info: mgmtd_pb2.ClusterInfo, routing: Routing
+        self,
+        service: Service,
+        credentials: Credentials,
+        info: mgmtd_pb2.ClusterInfo,
+        routing: Routing,
+        *,
+        runtime: Runtime = SYSTEM,
     ) -> None:
         self.cluster_info = info
         self.credentials = credentials
@@ -54,18 +62,32 @@ class MgmtdClient:
         self._failure: Fs3Error | None = None
         self._closed = False
         self._suspected: dict[tuple[int, int], float] = {}
+        self._runtime = runtime
+        self._session = ClientSession(service, credentials, runtime)
+        service.learn(routing.mgmtds())
         self._start_following()
 
     @classmethod
-    def connect(cls, addresses: Sequence[str], secret: str = "", timeout_s: float = 5.0) -> MgmtdClient:
+    def connect(
+        cls,
+        addresses: Sequence[str],
+        secret: str = "",
+        timeout_s: float = 5.0,
+        *,
+        service: Service | None = None,
+        runtime: Runtime = SYSTEM,
+    ) -> MgmtdClient:
         """A client of the cluster behind `addresses` ("host:port" of its mgmtds, any of which may answer).
+
+        `service` and `runtime` are ports: how mgmtd is reached, and threads and clocks.
 
         Raises:
             Unavailable: none answered within `timeout_s`; the message names them.
             PermissionDenied: the secret is missing or wrong.
         """
-        service = ControlService(addresses, mgmtd_pb2_grpc.MgmtdStub)
-        deadline_s = lease_now_s() + timeout_s
+        if service is None:
+            service = ControlService(addresses, mgmtd_pb2_grpc.MgmtdStub, runtime=runtime)
+        deadline_s = runtime.now_s() + timeout_s
         try:
             shown = Credentials(secret=secret)
             info = service.call("GetClusterInfo", common_pb2.Empty(), timeout_s=timeout_s, credentials=shown)
@@ -75,7 +97,7 @@ class MgmtdClient:
                     " install the same version"
                 )
             credentials = Credentials(cluster_id=info.cluster_id, secret=secret)
-            left_s = max(deadline_s - lease_now_s(), 0.1)
+            left_s = max(deadline_s - runtime.now_s(), 0.1)
             reply = service.call("GetRouting", mgmtd_pb2.GetRoutingRequest(), timeout_s=left_s, credentials=credentials)
         except Fs3Error as error:
             service.close()
@@ -85,11 +107,11 @@ class MgmtdClient:
                     "check the URL and that the cluster runs"
                 ) from None
             raise
-        return cls(service, credentials, info, routing_from_pb(reply.routing))
+        return cls(service, credentials, info, routing_from_pb(reply.routing), runtime=runtime)
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        """The mgmtds' addresses, as given."""
+        """The mgmtds' addresses: those that were given, and those learned since."""
         return self._service.addresses
 
     @property
@@ -116,10 +138,10 @@ class MgmtdClient:
 
     def wait_ready(self, timeout_s: float) -> Routing:
         """The routing once the cluster has chain tables. Raises: Unavailable: it still had none after `timeout_s`."""
-        deadline_s = lease_now_s() + timeout_s
+        deadline_s = self._runtime.now_s() + timeout_s
         routing = self.routing
         while not routing.ready:
-            left_s = deadline_s - lease_now_s()
+            left_s = deadline_s - self._runtime.now_s()
             if left_s <= 0:
                 raise Unavailable(f"{', '.join(self.addresses)}: the cluster waits for its storage nodes to register")
             routing = self.refresh(routing.version, left_s)
@@ -139,7 +161,7 @@ class MgmtdClient:
 
         A mgmtd out of reach is no error: the caller already has one to handle.
         """
-        now_s = lease_now_s()
+        now_s = self._runtime.now_s()
         with self._changed:
             if now_s < self._suspected.get((node_id, generation), float("-inf")) + _SUSPECT_EVERY_S:
                 return
@@ -150,13 +172,31 @@ class MgmtdClient:
         with contextlib.suppress(Fs3Error):
             self._service.call("Suspect", request, timeout_s=1.0, credentials=self.credentials)
 
+    def session_id(self) -> int:
+        """This process's session, under which it changes data; the first call opens it. Blocks.
+
+        Raises:
+            Unavailable: no mgmtd that decides answered within 10 s.
+        """
+        return self._session.current()
+
+    def session_lost(self, session_id: int) -> None:
+        """A daemon said that this session has ended: the next `session_id` is another."""
+        self._session.lost(session_id)
+
+    def end_session(self) -> None:
+        """Let the cluster forget what it keeps for this process's updates, none of which may be under way."""
+        self._session.end()
+
     def close(self) -> None:
-        """Stop following; threads that wait in `refresh` get `Unavailable`."""
+        """End the session and stop following; threads that wait in `refresh` get `Unavailable`."""
         with self._changed:
-            self._closed = True
+            closed, self._closed = self._closed, True
             self._changed.notify_all()
+        if not closed:
+            self._session.close()
         self._service.close()
-        if self._pid == os.getpid() and self._thread is not threading.current_thread():
+        if self._pid == os.getpid():
             self._thread.join(2.0)
 
     def _stopped(self) -> bool:
@@ -164,11 +204,9 @@ class MgmtdClient:
 
     def _start_following(self) -> None:
         self._pid = os.getpid()
-        self._changed = threading.Condition()
-        self._thread = threading.Thread(
-            target=_follow, args=(weakref.ref(self), self._service), name="fs3-routing", daemon=True
-        )
-        self._thread.start()
+        self._changed = self._runtime.condition()
+        reference, service, runtime = weakref.ref(self), self._service, self._runtime
+        self._thread = self._runtime.spawn(lambda: _follow(reference, service, runtime), name="fs3-routing")
         _following.add(self)
 
     def _follow_again_after_fork(self) -> None:
@@ -184,6 +222,7 @@ class MgmtdClient:
             if routing.version >= self._routing.version:
                 self._routing = routing
                 self._changed.notify_all()
+        self._service.learn(routing.mgmtds())
 
     def _fail(self, error: Fs3Error) -> None:
         with self._changed:
@@ -210,21 +249,21 @@ def _renew_fork_guard() -> None:
 os.register_at_fork(after_in_child=_renew_fork_guard)
 
 
-def _follow(reference: weakref.ref[MgmtdClient], service: ControlService) -> None:
+def _follow(reference: weakref.ref[MgmtdClient], service: Service, runtime: Runtime) -> None:
     """The background thread; it holds the client only between polls, so that a forgotten client ends it."""
-    pause = threading.Event()
     reachable = True
     while (client := reference()) is not None and not client._stopped():
-        request = mgmtd_pb2.GetRoutingRequest(known_version=client._routing.version, wait_ms=int(_LONG_POLL_S * 1000))
+        wait_s, patience_s = _poll_times(client.cluster_info.lease_ms / 1000, len(service.addresses))
+        request = mgmtd_pb2.GetRoutingRequest(known_version=client._routing.version, wait_ms=int(wait_s * 1000))
         credentials = client.credentials
         del client
         try:
-            reply = service.call("GetRouting", request, timeout_s=_LONG_POLL_S + 5, credentials=credentials)
+            reply = service.call("GetRouting", request, timeout_s=patience_s, credentials=credentials)
         except Unavailable as error:
             if reachable:
                 _log.info("routing is not followed for now: %s", error)
             reachable = False
-            pause.wait(0.25)
+            runtime.sleep(_RETRY_S)
             continue
         except Fs3Error as error:
             if (client := reference()) is not None:
@@ -234,3 +273,14 @@ def _follow(reference: weakref.ref[MgmtdClient], service: ControlService) -> Non
         if reply.HasField("routing") and (client := reference()) is not None:
             client._adopt(routing_from_pb(reply.routing))
     service.close()
+
+
+def _poll_times(lease_s: float, mgmtds: int) -> tuple[float, float]:
+    """How long to let mgmtd wait for news, and how long to wait for its answer in all.
+
+    Each of several mgmtds gets its share of the second: one that hangs must not keep the news of the others away.
+    """
+    if mgmtds == 1:
+        return _LONG_POLL_S, _LONG_POLL_S + 5
+    wait_s = min(_LONG_POLL_S, max(lease_s / 2, 0.25))
+    return wait_s, mgmtds * (wait_s + min(lease_s / 4, 5.0))

@@ -10,14 +10,20 @@ from fs3.errors import Invalid
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MgmtdConfig:
-    """`bootstrap_*` and `chains_per_disk` matter once: when the first chain tables are made."""
+    """`bootstrap_*` and `chains_per_disk` matter once: when the first chain tables are made.
+
+    `kv` is where the mgmtds of a cluster keep what they share: a path, by default the folder's own file. `lease_s` and
+    `client_session_s` must be the same for all of them.
+    """
 
     node_id: int
     data_dir: Path
     listen_host: str = "127.0.0.1"
     listen_port: int = 7300
     metrics_port: int = 0
+    kv: str = ""
     lease_s: float = 10.0
+    client_session_s: float = 60.0
     bootstrap_nodes: int = 1
     bootstrap_replicas: int = 1
     chains_per_disk: int = 2
@@ -31,6 +37,8 @@ class MgmtdConfig:
             raise Invalid(f"listen_port {self.listen_port}: must be between 0 and 65535")
         if not 0.2 <= self.lease_s <= 600:
             raise Invalid(f"lease_s {self.lease_s:g}: must be between 0.2 and 600 seconds")
+        if not 0.2 <= self.client_session_s <= 86_400:
+            raise Invalid(f"client_session_s {self.client_session_s:g}: must be between 0.2 and 86400 seconds")
         if not 1 <= self.bootstrap_replicas <= self.bootstrap_nodes:
             raise Invalid(
                 f"bootstrap_replicas {self.bootstrap_replicas}: must be between 1 and bootstrap_nodes"
@@ -38,3 +46,13 @@ class MgmtdConfig:
             )
         if not 1 <= self.chains_per_disk <= 64:
             raise Invalid(f"chains_per_disk {self.chains_per_disk}: must be between 1 and 64")
+
+    @property
+    def store(self) -> str:
+        """Where the key-value store is."""
+        return self.kv or str(self.data_dir / "mgmtd.sqlite")
+
+    @property
+    def election_s(self) -> float:
+        """E (fs3/mgmtd/election_core.py): a quarter of T, so that a change of the primary costs no daemon its lease."""
+        return self.lease_s / 4

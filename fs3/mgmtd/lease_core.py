@@ -4,6 +4,10 @@ A node is alive until T has passed since its last heartbeat arrived; the daemon 
 one that was answered, so that whoever mgmtd calls offline has been silent for at least T/2. A goodbye ends the lease at
 once and for good; so does a refusal at the daemon's own sockets, until it is heard again. A mgmtd that has just started
 counts every lease from its own start: it cannot know what its predecessor heard last. Source: 3FS, mgmtd design notes.
+
+Of two generations the higher was started later, unless the clock of the node's machine went back. So a lower one that
+is not known to have been replaced waits until the lease of the higher has ended: it may be the late heartbeat of a
+daemon that is gone, which must not end its successor.
 """
 
 from __future__ import annotations
@@ -24,6 +28,7 @@ class Heard(Enum):
     REVIVED = "revived"
     STARTED = "started"
     RETIRED = "retired"
+    EARLY = "early"
 
 
 @dataclass(slots=True)
@@ -33,6 +38,7 @@ class _Lease:
     alive: bool
     heard: bool
     retired: deque[int] = field(default_factory=lambda: deque(maxlen=_RETIRED_KEPT))
+    parted: deque[int] = field(default_factory=lambda: deque(maxlen=_RETIRED_KEPT))
 
 
 class LeaseTable:
@@ -48,13 +54,19 @@ class LeaseTable:
         self._leases[node_id] = _Lease(generation, started_s, alive, heard=False)
 
     def heard(self, node_id: NodeId, generation: int, now_s: float) -> Heard:
-        """Count a heartbeat that arrived at `now_s`. RETIRED changes nothing: a later daemon has taken the id."""
+        """Count a heartbeat that arrived at `now_s`.
+
+        RETIRED changes nothing: this daemon was stopped, or a later one has taken the id. Neither does EARLY: one with
+        a higher generation still has its lease.
+        """
         lease = self._leases.get(node_id)
         if lease is None:
             self._leases[node_id] = _Lease(generation, now_s, True, heard=True)
             return Heard.STARTED
-        if generation in lease.retired:
+        if generation in lease.parted or (generation < lease.generation and generation in lease.retired):
             return Heard.RETIRED
+        if generation < lease.generation and lease.alive:
+            return Heard.EARLY
         if generation != lease.generation:
             lease.retired.append(lease.generation)
             lease.generation, lease.since_s, lease.alive, lease.heard = generation, now_s, True, True
@@ -69,7 +81,7 @@ class LeaseTable:
         if lease is None or lease.generation != generation:
             return False
         lease.alive = False
-        lease.retired.append(generation)
+        lease.parted.append(generation)
         return True
 
     def refused(self, node_id: NodeId, generation: int) -> bool:

@@ -13,11 +13,13 @@ import logging
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Set
 from dataclasses import replace
+from typing import TypeVar
 
 from fs3.clock import lease_now_s
-from fs3.errors import Conflict, Fs3Error, Invalid, MaybeApplied, NotPrimary
+from fs3.errors import Conflict, Fs3Error, Invalid, MaybeApplied, NotPrimary, Unavailable
 from fs3.ids import NodeId, TargetId
 from fs3.mgmtd.chain_core import Report
+from fs3.mgmtd.client_sessions import ClientSessions
 from fs3.mgmtd.config import MgmtdConfig
 from fs3.mgmtd.lease_core import Heard, LeaseTable
 from fs3.mgmtd.placement_core import DiskSlot, Plan, plan_tables
@@ -25,9 +27,12 @@ from fs3.mgmtd.routing_core import check_edit, next_routing, plan_is_created, pu
 from fs3.mgmtd.store import Loaded, MgmtdStore
 from fs3.pb import mgmtd_pb2
 from fs3.routing import Disk, LocalState, Node, NodeKind, Routing, TargetState, disk_from_pb, node_from_pb
+from fs3.sessions import sessions_to_pb
 
 _log = logging.getLogger(__name__)
 _SHORTEST_TICK_S = 0.02
+
+T = TypeVar("T")
 
 
 class Primary:
@@ -62,7 +67,10 @@ class Primary:
         self._undecided = False
         self._unsettled = False
         self._replaced: Conflict | None = None
+        self._ended = False
         started_s = now()
+        self.epoch = loaded.epoch
+        self.sessions = ClientSessions(store, loaded.sessions, config.client_session_s, started_s=started_s)
         for node in loaded.routing.nodes.values():
             self._leases.restore(node.node_id, node.generation, alive=node.alive, started_s=started_s)
         self._announced[self._own] = own_node
@@ -74,6 +82,8 @@ class Primary:
         Raises:
             Invalid: the record makes no sense, or the id belongs to a daemon of another kind.
             Conflict: a daemon with this node id was started later.
+            Unavailable: it was started earlier, as far as the clocks tell, than one that is alive.
+            NotPrimary: another mgmtd has taken over.
         """
         node = self._checked(request.node)
         verdict = self._leases.heard(node.node_id, node.generation, self._now())
@@ -82,13 +92,22 @@ class Primary:
                 f"node {node.node_id}: this daemon was stopped, or another one with the same node_id was started later;"
                 " give every daemon a node_id of its own"
             )
+        if verdict == Heard.EARLY:
+            raise Unavailable(
+                f"node {node.node_id}: one that was started later, by its clock, is still alive; its lease of"
+                f" {self._config.lease_s:g} s must end first"
+            )
         self._announced[node.node_id] = node
+        new_disks = len(self._disks.get(node.node_id, ())) != len(request.disks)  # a drain may wait for room
         self._disks[node.node_id] = tuple(replace(disk_from_pb(disk), node_id=node.node_id) for disk in request.disks)
         news = self._take_reports(node.node_id, list(request.targets), just_started=verdict == Heard.STARTED)
-        if news or verdict != Heard.RENEWED or self._bootstrap_is_due():
+        if news or new_disks or verdict != Heard.RENEWED or self._bootstrap_is_due():
             await self._decide()
-        reply = mgmtd_pb2.HeartbeatReply(lease_ms=round(self._config.lease_s * 1000))
+        reply = mgmtd_pb2.HeartbeatReply(lease_ms=round(self._config.lease_s * 1000), epoch=self.epoch)
+        if self.sessions.table.version > request.known_sessions:
+            reply.sessions.CopyFrom(sessions_to_pb(self.sessions.table))
         reply.create.extend(self._wanted(node.node_id, request.known_routing))
+        reply.drop.extend(self._unwanted(request))
         return reply
 
     async def goodbye(self, node_id: NodeId, generation: int) -> None:
@@ -128,7 +147,7 @@ class Primary:
             check_edit(before, edited)
             gone = before.nodes.keys() - edited.nodes.keys() - {self._own}
             announced = {key: node for key, node in self._announced.items() if key not in gone}
-            decision = next_routing(edited, announced, self._leases, self._reports)
+            decision = next_routing(edited, announced, self._leases, self._reports, self._disks)
             if decision.routing is not before:
                 await self._commit(replace(decision.routing, version=before.version + 1), (*said, *decision.notes))
                 self._forget(gone)
@@ -148,12 +167,18 @@ class Primary:
             del self._figures[target_id]
 
     async def newer_than(self, version: int, wait_s: float) -> Routing | None:
-        """The routing once its version is above `version`; None if that took longer than `wait_s`."""
+        """The routing once its version is above `version`; None if that took longer than `wait_s`, or at `end`."""
         async with self._changed:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
-                    await self._changed.wait_for(lambda: self.routing.version > version)
+                    await self._changed.wait_for(lambda: self.routing.version > version or self._ended)
         return self.routing if self.routing.version > version else None
+
+    async def end(self) -> None:
+        """Let whoever waits for a newer routing go: this mgmtd does not decide any more."""
+        self._ended = True
+        async with self._changed:
+            self._changed.notify_all()
 
     def with_figures(self) -> Routing:
         """The routing with the space, load and heartbeat figures of now, which do not change its version."""
@@ -176,7 +201,7 @@ class Primary:
         return replace(self.routing, nodes=nodes, targets=targets, disks=disks)
 
     async def run(self) -> None:
-        """Let leases run out on time, until cancelled.
+        """Let leases and sessions run out on time, until cancelled.
 
         Raises:
             Conflict: another mgmtd has taken over.
@@ -184,11 +209,8 @@ class Primary:
         await self._decide_or_retry()
         while True:
             self._leases.heard(self._own, self._announced[self._own].generation, self._now())
-            expiry_s = self._leases.next_expiry_s()
-            assert expiry_s is not None
-            pause_s = min(max(expiry_s - self._now(), _SHORTEST_TICK_S), self._config.lease_s / 4)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pause_s):
+                async with asyncio.timeout(self._pause_s()):
                     await self._wake.wait()
             self._wake.clear()
             expired = self._leases.expire(self._now())
@@ -196,8 +218,33 @@ class Primary:
                 _log.warning("not heard for %g s: node %s", self._config.lease_s, ", ".join(map(str, expired)))
             if expired or self._undecided:
                 await self._decide_or_retry()
+            try:
+                await self.guarded(self.sessions.end(self._now()))
+            except Fs3Error as error:
+                _log.error("the end of sessions could not be committed: %s", error)
             if self._replaced is not None:
                 raise self._replaced
+
+    def _pause_s(self) -> float:
+        """Until the next lease or session runs out."""
+        now_s = self._now()
+        expiries = [self._leases.next_expiry_s(), self.sessions.next_expiry_s()]
+        next_s = min((expiry for expiry in expiries if expiry is not None), default=now_s)
+        return min(max(next_s - now_s, _SHORTEST_TICK_S), self._config.lease_s / 4)
+
+    async def guarded(self, storing: Awaitable[T]) -> T:
+        """The result of work on the store; that it was for another mgmtd to do also ends `run`.
+
+        Raises:
+            NotPrimary: another mgmtd has taken over.
+            Fs3Error: what else the work raised.
+        """
+        try:
+            return await storing
+        except Conflict as error:
+            self._replaced = error
+            self._wake.set()
+            raise NotPrimary(f"this mgmtd no longer decides: {error}") from None
 
     async def _decide_or_retry(self) -> None:
         """A decision that cannot be committed is made again at the next tick; nothing was shown meanwhile."""
@@ -250,7 +297,8 @@ class Primary:
     def _wanted(self, node_id: NodeId, known_routing: int) -> list[mgmtd_pb2.CreateTarget]:
         """Targets that the daemon should create: planned ones, and those that a replaced disk has lost.
 
-        The second are OFFLINE though their daemon is up and knows it. A LASTSRV is never made anew: it holds the data.
+        The second are OFFLINE though their daemon is up and knows it. A LASTSRV is never made anew, for it holds the
+        data, unless an operator has accepted that it may hold nothing.
         """
         planned = self._plan.targets if self._plan is not None else ()
         wanted = [target for target in planned if target.node_id == node_id]
@@ -258,12 +306,22 @@ class Primary:
             wanted += [
                 target
                 for target in self.routing.targets.values()
-                if target.node_id == node_id and target.state == TargetState.OFFLINE
+                if target.node_id == node_id and (target.state == TargetState.OFFLINE or target.accept_loss)
             ]
         return [
             mgmtd_pb2.CreateTarget(target_id=target.target_id, chain_id=target.chain_id, disk=target.disk)
             for target in wanted
             if target.target_id not in self._reports
+        ]
+
+    def _unwanted(self, request: mgmtd_pb2.HeartbeatRequest) -> list[int]:
+        """Targets that were taken out of their chains for good. An id that was never given out is left alone."""
+        if not self.routing.ready:
+            return []
+        return [
+            message.target_id
+            for message in request.targets
+            if message.target_id <= self.routing.last_target_id and message.target_id not in self.routing.targets
         ]
 
     def _bootstrap_is_due(self) -> bool:
@@ -279,7 +337,7 @@ class Primary:
         async with self._deciding:
             self._undecided = True
             await self._settle()
-            decision = next_routing(self.routing, self._announced, self._leases, self._reports)
+            decision = next_routing(self.routing, self._announced, self._leases, self._reports, self._disks)
             await self._commit(decision.routing, decision.notes)
             if not self.routing.ready:
                 await self._bootstrap()
@@ -319,11 +377,7 @@ class Primary:
 
     async def _save(self, saving: Awaitable[None]) -> None:
         try:
-            await saving
-        except Conflict as error:
-            self._replaced = error
-            self._wake.set()
-            raise NotPrimary(f"this mgmtd no longer decides: {error}") from None
+            await self.guarded(saving)
         except BaseException as error:
             if not isinstance(error, Fs3Error) or isinstance(error, MaybeApplied):
                 self._unsettled = True  # also where it was cancelled
@@ -333,12 +387,7 @@ class Primary:
         """After a commit whose answer was lost: what is stored is what holds, and is shown."""
         if not self._unsettled:
             return
-        try:
-            loaded = await self._store.load()
-        except Conflict as error:
-            self._replaced = error
-            self._wake.set()
-            raise NotPrimary(f"this mgmtd no longer decides: {error}") from None
+        loaded = await self.guarded(self._store.load())
         self._unsettled = False
         self._plan = loaded.plan
         if loaded.routing.version != self.routing.version:
@@ -354,19 +403,3 @@ class Primary:
                 self.transitions[target.state.name.lower()] += 1
         async with self._changed:
             self._changed.notify_all()
-
-
-async def refuses_connections(endpoints: tuple[str, ...], timeout_s: float) -> bool:
-    """Whether every endpoint refuses; silence or an open listener is no refusal, and the lease decides."""
-    for endpoint in endpoints:
-        host, _, port = endpoint.rpartition(":")
-        try:
-            async with asyncio.timeout(timeout_s):
-                _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
-        except ConnectionRefusedError:
-            continue
-        except (OSError, TimeoutError):
-            return False
-        writer.close()
-        return False
-    return True

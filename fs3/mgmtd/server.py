@@ -18,89 +18,74 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from fs3 import __version__, metrics
-from fs3.clock import lease_now_s, wall_now_ns
+from fs3.clock import wall_now_ns
 from fs3.errors import Fs3Error, Invalid
 from fs3.ids import NodeId
 from fs3.kv.api import KVEngine
 from fs3.kv.sqlite import SqliteKV
+from fs3.mgmtd import admin
 from fs3.mgmtd.config import MgmtdConfig
-from fs3.mgmtd.primary import Primary, refuses_connections
+from fs3.mgmtd.election import Election
+from fs3.mgmtd.primary import Primary
+from fs3.mgmtd.service import MgmtdService
 from fs3.mgmtd.store import MgmtdStore
 from fs3.pb import common_pb2, mgmtd_pb2, mgmtd_pb2_grpc
-from fs3.routing import Node, NodeKind, TargetState, routing_to_pb
+from fs3.routing import Node, NodeKind, TargetState
 from fs3.transport import rpc
 from fs3.transport.exposure import check_exposure
 
 _log = logging.getLogger(__name__)
-_LONGEST_POLL_S = 60.0
-_PROBE_S = 0.5
 _STOP_S = 0.3
 _Servicer: Any = mgmtd_pb2_grpc.MgmtdServicer
+_MAKE_STUB: Any = mgmtd_pb2_grpc.MgmtdStub
 _add_servicer: Any = mgmtd_pb2_grpc.add_MgmtdServicer_to_server
 
 
 class MgmtdServer(_Servicer):  # type: ignore[misc]  # generated code has no types
-    """One running mgmtd; `address` is where it listens. Made by `serve`."""
+    """One running mgmtd, as gRPC sees it; `address` is where it listens. Made by `serve`."""
 
-    def __init__(self, config: MgmtdConfig, primary: Primary, address: str) -> None:
+    def __init__(self, service: MgmtdService, election: Election, credentials: rpc.Credentials, address: str) -> None:
         self.address = address
-        self.primary = primary
-        self.credentials = rpc.Credentials(cluster_id=primary.routing.cluster_id, secret=config.secret)
-        self.heartbeats = 0
-        self._config = config
-        self._wire: mgmtd_pb2.Routing = routing_to_pb(primary.routing)
-        self._probing: set[NodeId] = set()
+        self.service = service
+        self.election = election
+        self.credentials = credentials
+
+    @property
+    def primary(self) -> Primary:
+        """What decides. Raises: NotPrimary: this mgmtd stands by."""
+        return self.election.deciding()
 
     @rpc.handler
     async def GetClusterInfo(self, request: common_pb2.Empty) -> mgmtd_pb2.ClusterInfo:  # noqa: N802
-        return mgmtd_pb2.ClusterInfo(
-            cluster_id=self.primary.routing.cluster_id,
-            protocol=rpc.PROTOCOL,
-            lease_ms=round(self._config.lease_s * 1000),
-            version=__version__,
-            wants_secret=bool(self._config.secret),
-        )
+        return await self.service.get_cluster_info(request)
 
     @rpc.handler
     async def GetRouting(self, request: mgmtd_pb2.GetRoutingRequest) -> mgmtd_pb2.GetRoutingReply:  # noqa: N802
-        if request.known_version == 0:
-            return mgmtd_pb2.GetRoutingReply(routing=routing_to_pb(self.primary.with_figures()))
-        wait_s = min(request.wait_ms / 1000, _LONGEST_POLL_S)
-        if await self.primary.newer_than(request.known_version, wait_s) is None:
-            return mgmtd_pb2.GetRoutingReply()
-        return mgmtd_pb2.GetRoutingReply(routing=self._routing_on_the_wire())
+        return await self.service.get_routing(request)
 
     @rpc.handler
     async def Heartbeat(self, request: mgmtd_pb2.HeartbeatRequest) -> mgmtd_pb2.HeartbeatReply:  # noqa: N802
-        self.heartbeats += 1
-        reply = await self.primary.heartbeat(request)
-        if self.primary.routing.version > request.known_routing:
-            reply.routing.CopyFrom(self._routing_on_the_wire())
-        return reply
+        return await self.service.heartbeat(request)
 
     @rpc.handler
     async def Goodbye(self, request: mgmtd_pb2.GoodbyeRequest) -> common_pb2.Empty:  # noqa: N802
-        await self.primary.goodbye(NodeId(request.node_id), request.generation)
-        return common_pb2.Empty()
+        return await self.service.goodbye(request)
 
     @rpc.handler
     async def Suspect(self, request: mgmtd_pb2.SuspectRequest) -> common_pb2.Empty:  # noqa: N802
-        node_id = NodeId(request.node_id)
-        node = self.primary.suspect(node_id, request.generation)
-        if node is not None and node_id not in self._probing:
-            self._probing.add(node_id)
-            try:
-                if await refuses_connections(node.endpoints, _PROBE_S):
-                    await self.primary.refused(node_id, request.generation)
-            finally:
-                self._probing.discard(node_id)
-        return common_pb2.Empty()
+        return await self.service.suspect(request)
 
-    def _routing_on_the_wire(self) -> mgmtd_pb2.Routing:
-        """One message for all who wait for the same version; its figures are those of when it was made."""
-        if self._wire.version != self.primary.routing.version:
-            self._wire = routing_to_pb(self.primary.with_figures())
-        return self._wire
+    @rpc.handler
+    async def OpenSession(self, request: mgmtd_pb2.OpenSessionRequest) -> mgmtd_pb2.OpenSessionReply:  # noqa: N802
+        return await self.service.open_session(request)
+
+    @rpc.handler
+    async def RenewSession(self, request: mgmtd_pb2.RenewSessionRequest) -> mgmtd_pb2.RenewSessionReply:  # noqa: N802
+        return await self.service.renew_session(request)
+
+    @rpc.handler
+    async def CloseSession(self, request: mgmtd_pb2.CloseSessionRequest) -> common_pb2.Empty:  # noqa: N802
+        return await self.service.close_session(request)
 
 
 class _Figures(Collector):
@@ -110,10 +95,17 @@ class _Figures(Collector):
         self._server = server
 
     def collect(self) -> Iterator[Metric]:
-        routing = self._server.primary.routing
-        version = GaugeMetricFamily("fs3_mgmtd_routing_version", "Version of the published routing")
-        version.add_metric([], routing.version)
-        yield version
+        heartbeats = CounterMetricFamily("fs3_mgmtd_heartbeats", "Heartbeats received")
+        heartbeats.add_metric([], self._server.service.heartbeats)
+        yield heartbeats
+        primary = self._server.election.primary
+        yield GaugeMetricFamily("fs3_mgmtd_primary", "Whether this mgmtd decides", int(primary is not None))
+        if primary is None:
+            return
+        yield GaugeMetricFamily("fs3_mgmtd_epoch", "Primaries so far", primary.epoch)
+        yield GaugeMetricFamily("fs3_mgmtd_sessions", "Client sessions", len(primary.sessions.table.live))
+        routing = primary.routing
+        yield GaugeMetricFamily("fs3_mgmtd_routing_version", "Version of the published routing", routing.version)
         nodes = GaugeMetricFamily("fs3_mgmtd_nodes", "Registered nodes", labels=["kind", "alive"])
         for kind in NodeKind:
             for alive in (True, False):
@@ -124,11 +116,8 @@ class _Figures(Collector):
         for state in TargetState:
             targets.add_metric([state.name.lower()], sum(t.state == state for t in routing.targets.values()))
         yield targets
-        heartbeats = CounterMetricFamily("fs3_mgmtd_heartbeats", "Heartbeats received")
-        heartbeats.add_metric([], self._server.heartbeats)
-        yield heartbeats
         moves = CounterMetricFamily("fs3_mgmtd_transitions", "Target transitions by new state", labels=["state"])
-        for name, count in sorted(self._server.primary.transitions.items()):
+        for name, count in sorted(primary.transitions.items()):
             moves.add_metric([name], count)
         yield moves
 
@@ -137,17 +126,19 @@ class _Figures(Collector):
 async def serve(config: MgmtdConfig, kv: KVEngine) -> AsyncIterator[MgmtdServer]:
     """A running mgmtd on `kv`, which stays open; leaving the context stops it.
 
+    When it is entered, this mgmtd decides, or knows that another one does.
+
     Raises:
         Invalid: an address that is taken or may not be listened on.
-        Conflict: (from inside the context, as part of a group) another mgmtd took over.
+        Conflict, Invalid: (from inside the context, as part of a group) the node id is another daemon's.
     """
     check_exposure(config.listen_host, secret=config.secret, insecure=config.insecure)
     registry = metrics.new_registry("mgmtd")
     grpc_server = rpc.aio_server()
     port = _listen(grpc_server, config)
     metrics_server = metrics.serve(registry, config.listen_host, config.metrics_port)
+    call = rpc.GrpcCalls(_MAKE_STUB)
     try:
-        store = MgmtdStore(kv)
         address = f"{config.listen_host}:{port}"
         own = Node(
             node_id=NodeId(config.node_id),
@@ -157,18 +148,23 @@ async def serve(config: MgmtdConfig, kv: KVEngine) -> AsyncIterator[MgmtdServer]
             version=__version__,
             metrics=metrics_server.address,
         )
-        primary = Primary(config, store, await store.take_over(), own_node=own, now=lease_now_s)
-        server = MgmtdServer(config, primary, address)
+        cluster_id = await MgmtdStore(kv).identify()
+        credentials = rpc.Credentials(cluster_id=cluster_id, secret=config.secret)
+        election = Election(config, kv, own_node=own, credentials=credentials, call=call)
+        server = MgmtdServer(MgmtdService(config, cluster_id, election), election, credentials, address)
         registry.register(_Figures(server))
         _add_servicer(server, grpc_server)
+        admin.add_to_server(admin.AdminDoor(admin.AdminService(election), credentials), grpc_server)
         async with asyncio.TaskGroup() as group:
-            clock = group.create_task(primary.run())
+            taking_part = group.create_task(election.run())
+            await election.wait_settled()
             await grpc_server.start()
-            _log.info("mgmtd of cluster %s listens on %s", primary.routing.cluster_id, address)
+            _log.info("mgmtd of cluster %s listens on %s", cluster_id, address)
             yield server
-            clock.cancel()
+            taking_part.cancel()
     finally:
         await grpc_server.stop(_STOP_S)
+        await call.close()
         metrics_server.close()
 
 
@@ -202,7 +198,7 @@ async def _run(config: MgmtdConfig) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    kv = SqliteKV(config.data_dir / "mgmtd.sqlite")
+    kv = SqliteKV(config.store)
     try:
         async with serve(config, kv):
             await stop.wait()

@@ -1,11 +1,15 @@
 """What mgmtd must not forget, in the key-value store: one key per node, target, chain and table, one version for all.
 
     MGMT/cluster            the cluster's id, made at the first start
+    MGMT/primary            pb PrimaryClaim: who decides; absent when the last one stopped in order
     MGMT/epoch              counts the primaries; a change is written only under the epoch of who writes it
     MGMT/version            the version of the routing, u64
+    MGMT/last-target        the highest target id ever given out, u64
     MGMT/ready              there once the chain tables are published; until then chains and targets are a plan
     MGMT/node/<u32>         pb NodeInfo          MGMT/target/<u32>       pb TargetInfo
     MGMT/chain/<u32>        pb ChainInfo         MGMT/table/<u32><u32>   pb ChainTable (id, version)
+    MGMT/session/<u64>      pb ClientSession     MGMT/last-session       the highest session id ever given out, u64
+    MGMT/ended              counts the times that sessions ended, u64
 
 Numbers are big-endian. Each decision is one transaction that compares the epoch, so that a mgmtd which has been
 replaced cannot write any more, and the version, so that one whose outcome was unknown cannot arrive after its
@@ -16,20 +20,27 @@ from __future__ import annotations
 
 import secrets
 import struct
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from fs3.errors import Conflict, Corrupt, MaybeApplied
 from fs3.kv.api import KVEngine, Transaction, prefix_end, transact
+from fs3.mgmtd.election_core import Claim
 from fs3.mgmtd.placement_core import Plan
 from fs3.pb import mgmtd_pb2
 from fs3.routing import Routing, routing_from_pb, routing_to_pb
+from fs3.sessions import SessionTable
 
 _CLUSTER = b"MGMT/cluster"
 _EPOCH = b"MGMT/epoch"
 _VERSION = b"MGMT/version"
 _READY = b"MGMT/ready"
+_PRIMARY = b"MGMT/primary"
+_LAST_TARGET = b"MGMT/last-target"
+_LAST_SESSION = b"MGMT/last-session"
+_ENDED = b"MGMT/ended"
+_SESSION = b"MGMT/session/"
 _NODE = b"MGMT/node/"
 _TARGET = b"MGMT/target/"
 _CHAIN = b"MGMT/chain/"
@@ -39,6 +50,8 @@ _PAGE = 1_000
 _U32 = struct.Struct(">I")
 _U32X2 = struct.Struct(">II")
 _U64 = struct.Struct(">Q")
+
+ANYONE = Claim(0, 0, "", 0, 0)
 
 V = TypeVar("V")
 
@@ -50,6 +63,7 @@ class Loaded:
     epoch: int
     routing: Routing
     plan: Plan | None
+    sessions: SessionTable
 
 
 class MgmtdStore:
@@ -59,30 +73,74 @@ class MgmtdStore:
         self._kv = kv
         self._epoch = 0
 
-    async def take_over(self) -> Loaded:
-        """Become the one that writes, and read everything; makes the cluster's id if this is its first start."""
+    async def identify(self) -> str:
+        """The cluster's id, made here if this is its first start."""
+        return await transact(self._kv, self._identify)
+
+    async def _identify(self, txn: Transaction) -> str:
+        cluster = await txn.get(_CLUSTER)
+        if cluster is None:
+            cluster = secrets.token_hex(8).encode()
+            txn.put(_CLUSTER, cluster)
+        return cluster.decode()
+
+    async def claim(self) -> Claim | None:
+        """Who decides, or did last."""
+        txn = self._kv.begin()
+        return _claim_from(await txn.get(_PRIMARY, snapshot=True))
+
+    async def take_over(
+        self, node_id: int = 0, generation: int = 0, address: str = "", *, seen: Claim | None = ANYONE
+    ) -> Loaded:
+        """Become the one that decides, and read everything.
+
+        `seen` is the claim that made this mgmtd do it; by default whatever is there is overruled.
+
+        Raises:
+            Conflict: the claim is no longer `seen`.
+            MaybeApplied: it may be this mgmtd's now; `claim` tells.
+        """
 
         async def body(txn: Transaction) -> Loaded:
+            if seen != ANYONE and _claim_from(await txn.get(_PRIMARY)) != seen:
+                raise Conflict("another mgmtd was faster, or the primary is alive after all")
             epoch = await _u64(txn, _EPOCH) + 1
             txn.put(_EPOCH, _U64.pack(epoch))
-            cluster = await txn.get(_CLUSTER)
-            if cluster is None:
-                cluster = secrets.token_hex(8).encode()
-                txn.put(_CLUSTER, cluster)
-            return await self._load(txn, epoch, cluster.decode())
+            _put_claim(txn, Claim(node_id, generation, address, epoch, 0))
+            return await self._load(txn, epoch, await self._identify(txn))
 
         loaded = await transact(self._kv, body)
         self._epoch = loaded.epoch
         return loaded
+
+    async def renew(self) -> None:
+        """Show that this mgmtd goes on deciding. Raises: Conflict: another one does now."""
+
+        async def body(txn: Transaction) -> None:
+            await self._check_epoch(txn)
+            claim = _claim_from(await txn.get(_PRIMARY))
+            if claim is None or claim.epoch != self._epoch:
+                raise Conflict(f"the claim of epoch {self._epoch} is gone: {claim}")
+            _put_claim(txn, replace(claim, beat=claim.beat + 1))
+
+        await transact(self._kv, body)
+
+    async def resign(self) -> None:
+        """Let the next mgmtd take over at once, if this one still decides."""
+
+        async def body(txn: Transaction) -> None:
+            claim = _claim_from(await txn.get(_PRIMARY))
+            if claim is not None and claim.epoch == self._epoch:
+                txn.delete(_PRIMARY)
+
+        await transact(self._kv, body)
 
     async def load(self) -> Loaded:
         """What is stored, for a primary that lost the answer to a commit. Raises: Conflict, as `save`."""
 
         async def body(txn: Transaction) -> Loaded:
             await self._check_epoch(txn)
-            cluster = await txn.get(_CLUSTER)
-            assert cluster is not None, "a primary has made the cluster's id"
-            return await self._load(txn, self._epoch, cluster.decode())
+            return await self._load(txn, self._epoch, await self._identify(txn))
 
         return await transact(self._kv, body)
 
@@ -98,6 +156,8 @@ class MgmtdStore:
             await self._check_epoch(txn)
             await self._check_version(txn, before.version)
             txn.put(_VERSION, _U64.pack(after.version))
+            if after.last_target_id != before.last_target_id:
+                txn.put(_LAST_TARGET, _U64.pack(after.last_target_id))
             if after.ready and not before.ready:
                 txn.put(_READY, b"1")
             for key in _gone(before, after):
@@ -126,6 +186,45 @@ class MgmtdStore:
 
         await transact(self._kv, body)
 
+    async def open_session(self, session: mgmtd_pb2.ClientSession) -> int:
+        """Commit a session under the next id, which it returns. Raises: as `save`."""
+
+        async def body(txn: Transaction) -> int:
+            await self._check_epoch(txn)
+            session.session_id = await _u64(txn, _LAST_SESSION) + 1
+            txn.put(_LAST_SESSION, _U64.pack(session.session_id))
+            txn.put(_SESSION + _U64.pack(session.session_id), session.SerializeToString())
+            return session.session_id
+
+        return await transact(self._kv, body)
+
+    async def end_sessions(self, session_ids: Iterable[int], version: int) -> None:
+        """Commit that sessions are over, as `version` of the table. Raises: as `save`."""
+
+        async def body(txn: Transaction) -> None:
+            await self._check_epoch(txn)
+            if (stored := await _u64(txn, _ENDED) + 1) != version - 1:
+                raise MaybeApplied(f"the session table in the store has version {stored}, not {version - 1}")
+            txn.put(_ENDED, _U64.pack(version - 1))
+            for session_id in session_ids:
+                txn.delete(_SESSION + _U64.pack(session_id))
+
+        await transact(self._kv, body)
+
+    async def sessions(self) -> SessionTable:
+        """What is stored, after a lost answer. Raises: Conflict, as `save`."""
+
+        async def body(txn: Transaction) -> SessionTable:
+            await self._check_epoch(txn)
+            return await _load_sessions(txn)
+
+        return await transact(self._kv, body)
+
+    async def session_records(self) -> list[mgmtd_pb2.ClientSession]:
+        """Every live session, for people."""
+        txn = self._kv.begin()
+        return [mgmtd_pb2.ClientSession.FromString(value) async for value in _values(txn, _SESSION)]
+
     async def _check_epoch(self, txn: Transaction) -> None:
         newest = await _u64(txn, _EPOCH)
         if newest != self._epoch:
@@ -148,18 +247,47 @@ class MgmtdStore:
         ):
             async for value in _values(txn, prefix):
                 repeated.add().ParseFromString(value)
+        message.last_target_id = await _u64(txn, _LAST_TARGET)
+        if message.ready:
+            message.last_target_id = max(message.last_target_id, *(target.target_id for target in message.targets), 0)
         everything = routing_from_pb(message)
+        sessions = await _load_sessions(txn)
         for chain in everything.chains.values():
             if any(target not in everything.targets for target in chain.targets):
                 raise Corrupt(
                     f"chain {chain.chain_id} names a target that the store lacks; restore mgmtd's data folder"
                 )
         if everything.ready or not everything.chains:
-            return Loaded(epoch=epoch, routing=everything, plan=None)
+            return Loaded(epoch=epoch, routing=everything, plan=None, sessions=sessions)
         plan = Plan(
             tuple(everything.targets.values()), tuple(everything.chains.values()), tuple(everything.tables.values())
         )
-        return Loaded(epoch=epoch, routing=replace(everything, targets={}, chains={}, tables={}), plan=plan)
+        bare = replace(everything, targets={}, chains={}, tables={})
+        return Loaded(epoch=epoch, routing=bare, plan=plan, sessions=sessions)
+
+
+def _claim_from(raw: bytes | None) -> Claim | None:
+    if raw is None:
+        return None
+    claim = mgmtd_pb2.PrimaryClaim.FromString(raw)
+    return Claim(claim.node_id, claim.generation, claim.address, claim.epoch, claim.beat)
+
+
+def _put_claim(txn: Transaction, claim: Claim) -> None:
+    message = mgmtd_pb2.PrimaryClaim(
+        node_id=claim.node_id,
+        generation=claim.generation,
+        address=claim.address,
+        epoch=claim.epoch,
+        beat=claim.beat,
+    )
+    txn.put(_PRIMARY, message.SerializeToString())
+
+
+async def _load_sessions(txn: Transaction) -> SessionTable:
+    """Version 1 is that of a cluster in which no session has ended: 0 means none heard of."""
+    live = [mgmtd_pb2.ClientSession.FromString(value).session_id async for value in _values(txn, _SESSION)]
+    return SessionTable(await _u64(txn, _ENDED) + 1, await _u64(txn, _LAST_SESSION), frozenset(live))
 
 
 def _as_routing(plan: Plan) -> Routing:

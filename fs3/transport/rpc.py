@@ -11,7 +11,7 @@ import functools
 import hmac
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import grpc
 import grpc.aio
@@ -65,6 +65,45 @@ def sync_channel(address: str) -> grpc.Channel:
 def aio_channel(address: str) -> grpc.aio.Channel:
     """An asyncio channel to "host:port"; nothing is connected yet."""
     return grpc.aio.insecure_channel(address, options=_OPTIONS)
+
+
+class ControlCall(Protocol):
+    """How asyncio code reaches daemons: one call to one address. A port, so that the simulator carries the messages."""
+
+    async def __call__(
+        self, address: str, method: str, request: Any, *, timeout_s: float, credentials: Credentials
+    ) -> Any:
+        """The reply. Raises: Fs3Error as the daemon raised it, Unavailable if none answered within `timeout_s`."""
+        ...
+
+
+class GrpcCalls:
+    """`ControlCall` over gRPC; channels are opened when first used and stay open until `close`.
+
+    `make_stub` is the generated stub class, e.g. `mgmtd_pb2_grpc.MgmtdStub`.
+    """
+
+    def __init__(self, make_stub: Callable[[grpc.aio.Channel], Any]) -> None:
+        self._make_stub = make_stub
+        self._open: dict[str, tuple[grpc.aio.Channel, Any]] = {}
+
+    async def __call__(
+        self, address: str, method: str, request: Any, *, timeout_s: float, credentials: Credentials
+    ) -> Any:
+        if address not in self._open:
+            channel = aio_channel(address)
+            self._open[address] = channel, self._make_stub(channel)
+        _, stub = self._open[address]
+        try:
+            return await getattr(stub, method)(request, timeout=timeout_s, metadata=credentials.metadata())
+        except grpc.RpcError as error:
+            raise error_of(error, address) from None
+
+    async def close(self) -> None:
+        """Cancel what is under way."""
+        for channel, _ in self._open.values():
+            await channel.close()
+        self._open.clear()
 
 
 def aio_server() -> grpc.aio.Server:

@@ -28,10 +28,25 @@ def test_a_lease_runs_out_at_exactly_t() -> None:
 def test_a_new_generation_retires_the_one_before() -> None:
     table = LeaseTable(10.0)
     table.heard(A, 5, 0.0)
-    assert table.heard(A, 4, 1.0) == Heard.STARTED, "a clock that went back must not keep a daemon out"
+    assert table.heard(A, 6, 1.0) == Heard.STARTED
     assert table.heard(A, 5, 2.0) == Heard.RETIRED
-    assert table.generation(A) == 4
+    assert table.generation(A) == 6
     assert table.expire(11.0) == [A], "the retired one's heartbeat renewed nothing"
+
+
+def test_a_lower_generation_waits_until_the_higher_has_no_lease() -> None:
+    """It is a late heartbeat of a daemon that is gone, or one whose machine's clock went back, which may wait."""
+    table = LeaseTable(10.0)
+    table.restore(A, 5, alive=True, started_s=0.0)
+    assert table.heard(A, 4, 1.0) == Heard.EARLY
+    assert table.heard(A, 5, 2.0) == Heard.RENEWED
+    assert table.expire(12.0) == [A]
+    assert table.heard(A, 4, 13.0) == Heard.STARTED
+    assert table.heard(A, 5, 14.0) == Heard.STARTED, "it was only late, and is not ended by its predecessor's heartbeat"
+    assert table.heard(A, 4, 15.0) == Heard.RETIRED
+    assert table.goodbye(A, 5)
+    assert table.heard(A, 4, 16.0) == Heard.RETIRED
+    assert table.heard(A, 3, 16.0) == Heard.STARTED, "after a goodbye nothing is waited for"
 
 
 def test_goodbye_is_for_good_and_a_refusal_is_not() -> None:
@@ -69,16 +84,17 @@ EVENTS = st.lists(
 @given(EVENTS)
 def test_alive_means_heard_within_t(events: list[tuple[str, int, int]]) -> None:
     table = LeaseTable(10.0)
-    now_s, current, last_s, retired = 0.0, 0, float("-inf"), set[int]()
+    now_s, current, last_s, retired, parted = 0.0, 0, float("-inf"), set[int](), set[int]()
     for kind, generation, later in events:
         now_s += later
-        if kind == "heard" and generation not in retired:
+        newer = generation >= current or (generation not in retired and now_s - later - last_s >= 10.0)
+        if kind == "heard" and generation not in parted and newer:
             if current not in (0, generation):
                 retired.add(current)
             current, last_s = generation, now_s
         if kind in ("goodbye", "refused") and generation == current:
             last_s = float("-inf")
-            retired |= {generation} if kind == "goodbye" else set()
+            parted |= {generation} if kind == "goodbye" else set()
         if kind == "heard":
             table.heard(A, generation, now_s)
         elif kind != "expire":
