@@ -79,7 +79,9 @@ def undrain(routing: Routing, *, node: int = 0, disk: int | None = None, target:
         if draft.view.is_draining(draft.view.targets[member.target_id]):
             raise Invalid(f"node {member.node_id} is drained as a whole: fs3 admin undrain URL --node {member.node_id}")
         for other in draft.members(member.chain_id):
-            if other.replaces == member.target_id:
+            left = [one for one in draft.members(member.chain_id) if not draft.view.is_draining(one)]
+            spare = len(left) > draft.view.chain(member.chain_id).replicas
+            if other.replaces == member.target_id and spare:
                 cancelled += 1
                 if other.state == TargetState.SERVING:
                     draft.mark(other.target_id, draining=True)  # it leaves as any drained target does
@@ -149,11 +151,14 @@ def remove_target(routing: Routing, target: int) -> Edit:
     if member.state == TargetState.SERVING:
         raise Invalid(f"target {target} serves; it leaves by itself after: fs3 admin drain URL --target {target}")
     _check_not_last_away(routing, member)
-    if len(chain.targets) - 1 < chain.replicas:
+    stand_in = member.replaces in chain.targets  # another is made for the one that it was to replace
+    left = [
+        one for one in chain.targets if one != member.target_id and not routing.is_draining(routing.targets[one])
+    ]
+    if not stand_in and len(left) < chain.replicas:
         raise Invalid(
-            f"chain {chain.chain_id} needs target {target}: without it {len(chain.targets) - 1} of"
-            f" {chain.replicas} replicas are left; to have another in its place:"
-            f" fs3 admin replace URL --target {target} --elsewhere"
+            f"chain {chain.chain_id} needs target {target}: without it {len(left)} of {chain.replicas} replicas are"
+            f" left; to have another in its place: fs3 admin replace URL --target {target} --elsewhere"
         )
     draft = Draft(routing)
     draft.drop_member(member.target_id)
