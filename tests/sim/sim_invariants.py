@@ -143,7 +143,7 @@ class Invariants:
             return
         daemon = storage.daemon
         stand = daemon.writes.state.stand(before.target_id)
-        if stand.phase is Phase.SERVING and daemon.may_serve():
+        if stand.phase is Phase.SERVING and daemon._may_serve():
             raise Violation(
                 f"target {before.target_id} goes {before.state.name} -> {after.state.name}, and its daemon still serves"
             )

@@ -20,6 +20,7 @@ from sim_workload import Mix, Workload
 OPERATIONS = 220
 _WORK_S = 400.0  # virtual: in which all operations must have ended once the faults are over
 _HEAL_S = 120.0
+_MOST_STEPS = 400_000  # a usual seed takes ten or thirty thousand
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ class Result:
 
 class _Run:
     def __init__(self, seed: int, operations: int, coverage: Coverage | None) -> None:
-        self.sim = Simulation(seed)
+        self.sim = Simulation(seed, max_steps=_MOST_STEPS)
         self.cluster = Cluster(self.sim, Shape.drawn(self.sim.stream("shape")))
         self.mix = Mix.drawn(self.sim.stream("mix"), operations=operations)
         self.workload: Workload | None = None

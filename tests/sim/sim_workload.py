@@ -206,6 +206,8 @@ class Workload:
 
     def _work(self, worker: Worker) -> None:
         client, draw = self.clients[worker.client], worker.draw
+        while client.storage is None:
+            client.runtime.sleep(0.05)
         while worker.left > 0:
             if self.mix.pause_s:
                 client.runtime.sleep(draw.expovariate(1 / self.mix.pause_s))

@@ -45,7 +45,7 @@ class Nodes:
         self.clients: list[object] = []
         self.phase, self.leased = Phase.SERVING, True
         state = SimpleNamespace(stand=lambda target_id: Stand(self.phase))
-        daemon = SimpleNamespace(writes=SimpleNamespace(state=state), may_serve=lambda: self.leased, engines=[])
+        daemon = SimpleNamespace(writes=SimpleNamespace(state=state), _may_serve=lambda: self.leased, engines=[])
         self.storages = [
             SimpleNamespace(node_id=number + 1, alive=True, daemon=daemon, process=SimpleNamespace(name=f"s{number}"))
             for number in range(len(now.targets))
