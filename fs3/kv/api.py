@@ -17,6 +17,10 @@ from fs3.errors import Conflict
 T = TypeVar("T")
 
 
+class SnapshotExpired(Conflict):
+    """The transaction was open for so long that the engine gave up its snapshot; a new one can succeed."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """What one transaction may hold; `commit` raises `Invalid` beyond it and commits nothing."""
@@ -104,12 +108,18 @@ async def transact(kv: KVEngine, body: Callable[[Transaction], Awaitable[T]], *,
         MaybeApplied: as `Transaction.commit`; bodies that are idempotent by a request id may simply be run again.
     """
     for attempt in range(attempts):
+        last = attempt + 1 == attempts
         txn = kv.begin()
-        result = await body(txn)
+        try:
+            result = await body(txn)
+        except SnapshotExpired:
+            if last:
+                raise
+            continue
         try:
             await txn.commit()
         except Conflict:
-            if attempt + 1 == attempts:
+            if last:
                 raise
             continue
         return result

@@ -9,14 +9,16 @@ of remembered changes is exceeded the oldest are forgotten, and a transaction th
 from __future__ import annotations
 
 import bisect
+import struct
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from fs3.errors import Invalid
+from fs3.errors import Corrupt, Invalid
 from fs3.kv.api import Limits
 
 _COUNTER_BYTES = 8
+_HEAD_BYTES = 8
 _WRAP = 1 << 64
 _MISSING = object()
 
@@ -123,6 +125,50 @@ def check_limits(limits: Limits, writes: WriteSet, reads: ReadSet) -> None:
         raise Invalid(f"transaction of {total} bytes: at most {limits.max_transaction_bytes} are allowed")
 
 
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What a commit touched, without the values: single keys, sorted, and cleared half-open ranges."""
+
+    keys: list[bytes]
+    cleared: list[tuple[bytes, bytes]]
+
+    @classmethod
+    def of(cls, writes: WriteSet) -> Changes:
+        return cls(sorted(writes.writes), writes.cleared)
+
+    def touches(self, begin: bytes, end: bytes) -> bool:
+        """Whether something in [begin, end) was touched."""
+        return self._has_key(begin, end) or any(b < end and begin < e for b, e in self.cleared)
+
+    def _has_key(self, begin: bytes, end: bytes) -> bool:
+        at = bisect.bisect_left(self.keys, begin)
+        return at < len(self.keys) and self.keys[at] < end
+
+    def pack(self) -> bytes:
+        """The frozen form in the log of a store that several processes share (docs/formats.md)."""
+        parts = self.keys + [bound for pair in self.cleared for bound in pair]
+        head = struct.pack(f"<{2 + len(parts)}I", len(self.keys), len(self.cleared), *map(len, parts))
+        return head + b"".join(parts)
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> Changes:
+        """Raises: Corrupt."""
+        try:
+            keys, cleared = struct.unpack_from("<2I", raw)
+            lengths = struct.unpack_from(f"<{keys + 2 * cleared}I", raw, _HEAD_BYTES)
+        except struct.error:
+            raise Corrupt("a record of the store's log cannot be read") from None
+        at = _HEAD_BYTES + 4 * len(lengths)
+        if at + sum(lengths) != len(raw):
+            raise Corrupt("a record of the store's log has the wrong length")
+        parts = []
+        for length in lengths:
+            parts.append(raw[at : at + length])
+            at += length
+        bounds = parts[keys:]
+        return cls(parts[:keys], list(zip(bounds[::2], bounds[1::2], strict=True)))
+
+
 class History:
     """The recent commits, newest last; decides conflicts and hands out versions.
 
@@ -168,16 +214,33 @@ class History:
         return None
 
     def record(self, writes: WriteSet) -> int:
-        """Take note of a commit and return its version."""
-        self.version += 1
-        keys = sorted(writes.writes)
-        self._commits.append((self.version, keys))
-        self._last.update(dict.fromkeys(keys, self.version))
-        self._clears.extend((self.version, begin, end) for begin, end in writes.cleared)
-        self._changes += len(keys) + 1
+        """Take note of a commit and return its version, the next one."""
+        self.learn(self.version + 1, Changes.of(writes))
+        return self.version
+
+    def learn(self, version: int, changes: Changes) -> None:
+        """Take note of a commit that has `version`, which is newer than all before."""
+        assert version > self.version, (version, self.version)
+        self.version = version
+        self._commits.append((version, changes.keys))
+        self._last.update(dict.fromkeys(changes.keys, version))
+        self._clears.extend((version, begin, end) for begin, end in changes.cleared)
+        self._changes += len(changes.keys) + 1
         while self._changes > self._max_changes and len(self._commits) > 1:
             self._forget_oldest()
-        return self.version
+
+    def advance(self, version: int) -> None:
+        """The newest commit's version is `version` from now on; it had a lower one while others were decided."""
+        assert version >= self.version, (version, self.version)
+        self.version = version
+
+    def restart(self, version: int) -> None:
+        """Know nothing of what happened up to `version`: whoever began before it conflicts."""
+        self._commits.clear()
+        self._clears.clear()
+        self._last.clear()
+        self._changes = 0
+        self.version = self.floor = version
 
     def _forget_oldest(self) -> None:
         version, keys = self._commits.popleft()

@@ -1,12 +1,18 @@
-"""Watches on key prefixes within one process: who waits for which part of the store."""
+"""Watches on key prefixes: who in this process waits for which part of the store."""
 
 from __future__ import annotations
 
 import asyncio
 import weakref
+from typing import Protocol
 
 from fs3.kv.api import prefix_end
-from fs3.kv.occ_core import WriteSet
+
+
+class Touching(Protocol):
+    """What a commit did, as far as watches care."""
+
+    def touches(self, begin: bytes, end: bytes) -> bool: ...
 
 
 class Watch:
@@ -32,9 +38,9 @@ class Watch:
             raise StopAsyncIteration
         self._event.clear()
 
-    def notify(self, writes: WriteSet) -> None:
-        """Wake the waiter if a commit with `writes` concerns it."""
-        if not self._event.is_set() and writes.touches(self._begin, self._end):
+    def notify(self, commit: Touching | None) -> None:
+        """Wake the waiter if the commit concerns it; None may be any number of commits to anything."""
+        if not self._event.is_set() and (commit is None or commit.touches(self._begin, self._end)):
             self._event.set()
 
     def close(self) -> None:
@@ -58,9 +64,13 @@ class Watchers:
         self._watches[self._made] = watch
         return watch
 
-    def notify(self, writes: WriteSet) -> None:
+    def __bool__(self) -> bool:
+        return bool(self._watches)
+
+    def notify(self, commit: Touching | None) -> None:
+        """As `Watch.notify`, for every watch."""
         for watch in list(self._watches.values()):
-            watch.notify(writes)
+            watch.notify(commit)
 
     def close(self) -> None:
         for watch in list(self._watches.values()):

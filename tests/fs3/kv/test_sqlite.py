@@ -1,4 +1,7 @@
-"""What only the SQLite engine promises: the file, crashes, exclusive use, group commit, bounded snapshots."""
+"""What only the SQLite engine promises: the file, crashes, exclusive use, group commit, bounded snapshots.
+
+That processes may share it is in tests/conformance/test_kv_processes.py.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from fs3.errors import Conflict, Invalid, NoSpace
-from fs3.kv.api import KVEngine, Transaction
+from fs3.kv import sqlite_log
+from fs3.kv.api import KVEngine, SnapshotExpired, Transaction
 from fs3.kv.sqlite import SqliteKV
 
 _WRITER = """
@@ -73,10 +77,14 @@ def test_reopened_after_sigkill_everything_acknowledged_is_there(tmp_path: Path)
     assert rows == count and rows >= acknowledged
 
 
-def test_a_second_open_of_the_file_is_refused_and_names_the_holder(tmp_path: Path) -> None:
+def test_who_wants_a_store_alone_keeps_others_out_and_is_named(tmp_path: Path) -> None:
     async def run() -> None:
         kv = SqliteKV(tmp_path / "kv.db")
-        with pytest.raises(Invalid, match=f"in use by process {os.getpid()}"):
+        with pytest.raises(Invalid, match=f"in use by process {os.getpid()}; stop it"):
+            SqliteKV(tmp_path / "kv.db", exclusive=True)
+        await kv.close()
+        kv = SqliteKV(tmp_path / "kv.db", exclusive=True)
+        with pytest.raises(Invalid, match=f"in use by process {os.getpid()}, which wants it alone"):
             SqliteKV(tmp_path / "kv.db")
         program = f"from fs3.kv.sqlite import SqliteKV; SqliteKV({str(tmp_path / 'kv.db')!r})"
         other = await asyncio.create_subprocess_exec(sys.executable, "-c", program, stderr=subprocess.PIPE)
@@ -102,7 +110,7 @@ def test_files_that_are_not_ours_are_refused_untouched(tmp_path: Path) -> None:
     with sqlite3.connect(newer) as connection:
         connection.execute("PRAGMA user_version=9")
     connection.close()
-    for path, said in ((text, "not an fs3"), (foreign, "not an fs3"), (newer, "has format 9, this fs3 reads format 1")):
+    for path, said in ((text, "not an fs3"), (foreign, "not an fs3"), (newer, "has format 9, this fs3 reads format 2")):
         before = path.read_bytes()
         with pytest.raises(Invalid, match=said):
             SqliteKV(path)
@@ -120,7 +128,7 @@ def test_concurrent_commits_share_disk_transactions_and_one_conflict_spares_the_
             nonlocal transactions
             transactions += statement == "COMMIT"
 
-        kv._writer.set_trace_callback(count)
+        kv._committer.writer.set_trace_callback(count)
         losers = [kv.begin(), kv.begin()]
         for txn in losers:
             await txn.get(b"hot")
@@ -162,8 +170,8 @@ def test_close_waits_for_what_was_submitted(tmp_path: Path) -> None:
 def test_a_full_disk_refuses_the_transaction_and_the_store_goes_on(tmp_path: Path) -> None:
     async def run() -> None:
         kv = SqliteKV(tmp_path / "kv.db")
-        (pages,) = kv._writer.execute("PRAGMA page_count").fetchone()
-        kv._writer.execute(f"PRAGMA max_page_count={pages + 20}")
+        (pages,) = kv._committer.writer.execute("PRAGMA page_count").fetchone()
+        kv._committer.writer.execute(f"PRAGMA max_page_count={pages + 20}")
         txn = kv.begin()
         for number in range(20):
             txn.put(b"n%08d" % number, b"v" * 90_000)
@@ -212,17 +220,17 @@ def test_transactions_that_are_never_ended_do_not_pile_up(tmp_path: Path) -> Non
     async def run() -> None:
         kv = SqliteKV(tmp_path / "kv.db")
         forgotten = []
-        for number in range(60):
+        for number in range(100):
             txn = kv.begin()
             assert await keys_of(txn) == number
             forgotten.append(txn)
             change = kv.begin()
             change.put(b"n%08d" % number, b"value")
             await change.commit()
-        with pytest.raises(Conflict, match="outlived its snapshot"):
+        with pytest.raises(SnapshotExpired, match="begin a new one"):
             await forgotten[0].get(b"n")
-        assert await keys_of(forgotten[-1]) == 59
-        assert len(kv._pool) + len(kv._snapshots) < 40
+        assert await keys_of(forgotten[-1]) == 99
+        assert len(kv._snapshots._pool) + len(kv._snapshots._open) < 90
         del forgotten, txn, change
         await kv.close()
 
@@ -230,3 +238,83 @@ def test_transactions_that_are_never_ended_do_not_pile_up(tmp_path: Path) -> Non
         return len(await txn.range(b"n", b"o", limit=1_000))
 
     asyncio.run(run())
+
+
+def test_a_store_of_the_format_before_is_upgraded_and_keeps_what_it_holds(tmp_path: Path) -> None:
+    path = tmp_path / "kv.db"
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE kv (k BLOB PRIMARY KEY, v BLOB NOT NULL) WITHOUT ROWID")
+        connection.execute("INSERT INTO kv VALUES (?, ?)", (b"n1", b"old"))
+        connection.execute("PRAGMA application_id=0x66733301")
+        connection.execute("PRAGMA user_version=1")
+    connection.close()
+
+    async def run() -> None:
+        for _ in range(2):
+            kv = SqliteKV(path)
+            txn = kv.begin()
+            assert await txn.get(b"n1") == b"old"
+            txn.put(b"n2", b"new")
+            await txn.commit()
+            assert await keys(kv) == 2
+            await kv.close()
+
+    asyncio.run(run())
+
+
+def test_the_log_is_bounded_and_who_began_before_it_conflicts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite_log, "WINDOW_BYTES", 6_400)
+
+    async def run() -> None:
+        kv, other = SqliteKV(tmp_path / "kv.db"), SqliteKV(tmp_path / "kv.db")
+        old = other.begin()
+        assert await old.get(b"untouched") is None
+        old.put(b"mine", b"1")
+        for number in range(700):
+            change = kv.begin()
+            change.put(b"n%08d" % number, b"value")
+            await change.commit()
+        connection = sqlite3.connect(tmp_path / "kv.db")
+        (rows, size) = connection.execute("SELECT count(*), sum(length(changes)) FROM log").fetchone()
+        connection.close()
+        assert 100 < rows < 400 and size <= 6_400 + 100
+        with pytest.raises(Conflict):
+            await old.commit()
+        young = other.begin()
+        assert await keys(other) == 700
+        young.put(b"mine", b"1")
+        await young.commit()
+        await other.close()
+        await kv.close()
+
+    asyncio.run(run())
+
+
+def test_an_idle_store_holds_no_snapshot_and_lets_the_log_of_sqlite_shrink(tmp_path: Path) -> None:
+    async def run() -> None:
+        kv, idle = SqliteKV(tmp_path / "kv.db"), SqliteKV(tmp_path / "kv.db")
+        assert await keys(idle) == 0
+        assert idle._snapshots._current is not None
+        idle._rest_again(idle._snapshots.asked)  # what its timer does when nobody has asked since
+        txn = kv.begin()
+        for number in range(100):
+            txn.put(b"n%08d" % number, b"v" * 10_000)
+        await txn.commit()
+        kv._snapshots.let_go()
+        writer = kv._committer.writer
+        assert writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0, "no reader was in the way"
+        assert (tmp_path / "kv.db-wal").stat().st_size == 0
+        await idle.close()
+        await kv.close()
+
+    asyncio.run(run())
+
+
+def test_a_network_file_system_is_refused_unless_the_store_is_wanted_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fs3.kv.sqlite_file.network_file_system", lambda path, mounts: "nfs4")
+    with pytest.raises(Invalid, match=r"kv\.db is on a network file system \(nfs4\).*local disk"):
+        SqliteKV(tmp_path / "kv.db")
+    assert not list(tmp_path.iterdir())
+    asyncio.run(SqliteKV(tmp_path / "kv.db", exclusive=True).close())

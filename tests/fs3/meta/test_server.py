@@ -141,10 +141,3 @@ def test_bad_set_ups_are_refused_in_one_line(tmp_path: Path) -> None:
         with pytest.raises(Invalid, match=f"metrics port 127.0.0.1:{port}"):
             asyncio.run(start(metrics_port=port))
     asyncio.run(start())
-
-    async def twice() -> None:
-        async with MetaServer(from_mapping(good, MetaConfig, where="config")):
-            await start()
-
-    with pytest.raises(Invalid, match="is in use by process"):
-        asyncio.run(twice())
