@@ -62,6 +62,7 @@ class Patience:
     send_s: float = 60.0  # without taking a byte of what it asked for
     drain_s: float = 2.0
     ack_s: float = 60.0  # without acknowledging replies whose blocks stay pinned until then
+    idle_s: float = 5.0  # with nothing under way, when the daemon has as many connections as it takes
     scarce_s: float = 2.0  # holding memory that others wait for, at less than `_SLOWEST_BYTES_S`
 
 

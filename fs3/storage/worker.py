@@ -25,7 +25,6 @@ from fs3.transport.connection import prefer_loopback_congestion
 _LOG = logging.getLogger("fs3.storage")
 _SWEEP_S = 0.5
 _ACCEPTS_A_TURN = 64
-_IDLE_S = 5.0  # a connection on which nothing happens for so long makes room for another, if there is none
 
 
 class IoThread:
@@ -192,7 +191,7 @@ class IoThread:
     def _make_room(self) -> bool:
         """Close the connection that has been idle the longest; False if none has been for long."""
         idlest = max(self.peers.values(), key=lambda peer: peer.idle_for_s, default=None)
-        if idlest is None or idlest.idle_for_s < _IDLE_S:
+        if idlest is None or idlest.idle_for_s <= self._patience.idle_s:
             return False
         self._close(idlest)
         return True
