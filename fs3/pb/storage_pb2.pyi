@@ -57,12 +57,14 @@ class SyncListReply(_message.Message):
     def __init__(self, more: _Optional[bool] = ...) -> None: ...
 
 class SyncDoneRequest(_message.Message):
-    __slots__ = ("chain_id", "chain_version")
+    __slots__ = ("chain_id", "chain_version", "sessions")
     CHAIN_ID_FIELD_NUMBER: _ClassVar[int]
     CHAIN_VERSION_FIELD_NUMBER: _ClassVar[int]
+    SESSIONS_FIELD_NUMBER: _ClassVar[int]
     chain_id: int
     chain_version: int
-    def __init__(self, chain_id: _Optional[int] = ..., chain_version: _Optional[int] = ...) -> None: ...
+    sessions: int
+    def __init__(self, chain_id: _Optional[int] = ..., chain_version: _Optional[int] = ..., sessions: _Optional[int] = ...) -> None: ...
 
 class StatsReply(_message.Message):
     __slots__ = ("json",)

@@ -179,7 +179,7 @@ class Changes:
             )
 
     def abort(self, staged: Sequence[Staged]) -> None:
-        """Drop pending versions."""
+        """Drop pending versions, for good: nobody may find one again after its update was said to have failed."""
         with self._locks.holding({(one.target_id, one.hi, one.lo) for one in staged}):
             keys = []
             for one in staged:
@@ -189,7 +189,7 @@ class Changes:
                     keys.append(key)
             if keys:
                 puts = [(md.chunk_key(md.PENDING, *key), None) for key in keys]
-                self._committer.submit(puts, lambda batch: self._publish_abort(keys, batch), sync=False)
+                self._committer.submit(puts, lambda batch: self._publish_abort(keys, batch), sync=True)
 
     def _publish_abort(self, keys: Sequence[Key], batch: int) -> None:
         for key in keys:
@@ -223,19 +223,28 @@ class Changes:
 
     def expire_tombstones(self, target_id: int, chunks: Sequence[tuple[int, int]]) -> None:
         """Forget removals; a chunk that exists again is left alone."""
-        with self._locks.holding({(target_id, hi, lo) for hi, lo in chunks}):
+        self._forget(target_id, {(target_id, hi, lo): 0 for hi, lo in chunks})
+
+    def forget_tombstones(self, target_id: int, removals: Sequence[tuple[int, int, int]]) -> None:
+        """Forget removals (hi, lo, version), each if it is what the chunk's record says."""
+        self._forget(target_id, {(target_id, hi, lo): version for hi, lo, version in removals})
+
+    def _forget(self, target_id: int, removals: dict[Key, int]) -> None:
+        """`removals` by chunk; version 0 stands for any."""
+        with self._locks.holding(set(removals)):
+            self._targets.check(target_id)
             keys = []
-            for hi, lo in chunks:
-                entry = self._published.get((target_id, hi, lo))
-                if entry.version and entry.file == 0 and not entry.pending:
-                    keys.append((target_id, hi, lo))
+            for key, version in removals.items():
+                entry = self._published.get(key)
+                if entry.version and entry.file == 0 and not entry.pending and version in (0, entry.version):
+                    keys.append(key)
 
             def publish(batch: int) -> None:
                 for key in keys:
                     self._published.commit(key, None, batch)
 
             if keys:
-                self._committer.submit([(md.chunk_key(md.COMMITTED, *key), None) for key in keys], publish, sync=False)
+                self._committer.submit([(md.chunk_key(md.COMMITTED, *key), None) for key in keys], publish, sync=True)
 
     # Damage
 

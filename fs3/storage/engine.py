@@ -15,7 +15,7 @@ rule for readers are in engine_api.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 
 import numpy as np
@@ -285,8 +285,11 @@ class Engine:
     def put_dedup(self, target_id: int, records: Sequence[DedupRecord], *, sync: bool = True) -> None:
         self._targets.put_results(target_id, records, sync=sync)
 
-    def forget_client(self, target_id: int, client: int) -> None:
-        self._targets.forget_client(target_id, client)
+    def result_clients(self) -> set[int]:
+        return self._targets.result_clients()
+
+    def forget_clients(self, clients: Set[int], key: bytes, value: bytes) -> None:
+        self._targets.forget_clients(clients, key, value)
 
     # Listing
 
@@ -299,6 +302,9 @@ class Engine:
 
     def expire_tombstones(self, target_id: int, chunks: Sequence[tuple[int, int]]) -> None:
         self._changes.expire_tombstones(target_id, chunks)
+
+    def forget_tombstones(self, target_id: int, removals: Sequence[tuple[int, int, int]]) -> None:
+        self._changes.forget_tombstones(target_id, removals)
 
     def list_chunks(self, target_id: int, hi: int, lo_from: int, limit: int, *, whole_kind: bool = False) -> Records:
         return listing.list_chunks(self._metadata, target_id, hi, lo_from, limit, whole_kind=whole_kind)

@@ -13,7 +13,7 @@ the blocks during a hold and release the hold.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -297,7 +297,7 @@ class ChunkEngine(Protocol):
         """Both in one durable batch; updates of one chunk are applied in order."""
 
     def abort(self, staged: Sequence[Staged]) -> None:
-        """Drop pending versions."""
+        """Drop pending versions; durable. Raises: NoSpace, Unavailable."""
 
     def pending_of(self, target_id: int) -> list[PendingChunk]:
         """In chunk-id order."""
@@ -336,8 +336,12 @@ class ChunkEngine(Protocol):
     def dedup(self, target_id: int, client: int, channel: int) -> DedupEntry | None: ...
     def dedup_records(self, target_id: int) -> list[DedupRecord]: ...
     def put_dedup(self, target_id: int, records: Sequence[DedupRecord], *, sync: bool = True) -> None: ...
-    def forget_client(self, target_id: int, client: int) -> None:
-        """Drop the results of a client whose session has ended."""
+    def result_clients(self) -> set[int]:
+        """Whose results are kept, on any target."""
+
+    def forget_clients(self, clients: Set[int], key: bytes, value: bytes) -> None:
+        """Drop the results of clients from all targets; in the same batch as a target's first results goes its state
+        `key`. Not synced: what comes back with a power loss comes back together. Raises: NoSpace, Unavailable."""
 
     # listing
     def metas(self, target_id: int, after: bytes, limit: int) -> Records:
@@ -347,7 +351,11 @@ class ChunkEngine(Protocol):
         """CHUNK_META records (length 0) of the removals that are remembered."""
 
     def expire_tombstones(self, target_id: int, chunks: Sequence[tuple[int, int]]) -> None:
-        """Forget removals; a chunk that exists again is left alone."""
+        """Forget removals; a chunk that exists again is left alone. Durable."""
+
+    def forget_tombstones(self, target_id: int, removals: Sequence[tuple[int, int, int]]) -> None:
+        """Forget removals (hi, lo, version), each if its chunk is the tombstone of that version with nothing pending.
+        Durable. Raises: NoSpace, Unavailable."""
 
     def list_chunks(self, target_id: int, hi: int, lo_from: int, limit: int, *, whole_kind: bool = False) -> Records:
         """LISTED records of the chunks of `hi` (or of its whole kind) from (hi, lo_from) on, in order of ids."""

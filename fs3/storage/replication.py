@@ -13,39 +13,39 @@ What becomes of it then depends on what the chain has become (chain_state.py):
 The same holds without a crash, when the chain changes under an update that is being forwarded: the update takes the
 role that its target has now. So no acknowledged update is lost, and none is applied twice: the client's (client,
 channel, seq) goes down the chain with the update and into the batch that commits it.
+
+An update from a predecessor that waited for its chunk's lock while the chain changed is refused: what it was sent for
+is over, and others of the new version may have gone before it. One whose outcome is not known when it must be answered
+is answered Unavailable, and its pending version is finished by the settling chore.
+
+Two kinds of update make no version and are not staged (Item.bare); they are forwarded, and done here, durably, once the
+successor has done them. NOTE: an update was answered though it changed nothing. FORGET: see tombstones.py.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
-from fs3.errors import Busy, Conflict, Fs3Error, Unavailable, from_code
+from fs3.errors import Busy, Conflict, Fs3Error, StaleRouting, Unavailable
 from fs3.ids import chunk_name
 from fs3.runtime import SYSTEM, Runtime
 from fs3.storage import craq_core
 from fs3.storage.chain_state import Acting, ChainState, Duty, Role
+from fs3.storage.channel_core import Standing, newer_results
 from fs3.storage.craq_core import After, Say
-from fs3.storage.engine_api import ChunkEngine
-from fs3.storage.forward import ForwardPort, Frame
-from fs3.storage.write_item import Item, grouped, is_whole, outgoing, slices
+from fs3.storage.engine_api import ChunkEngine, DedupEntry, DedupRecord
+from fs3.storage.forward import ForwardPort
+from fs3.storage.sending import Sender
+from fs3.storage.write_item import Item, grouped, is_whole, slices
 from fs3.storage.write_locks import Key, WriteLocks
-from fs3.transport.messages import Records
-
-K = TypeVar("K", bound=Hashable)
+from fs3.transport.messages import Op, UpdateFlag
 
 _LOG = logging.getLogger("fs3.storage")
 _FIRST_PAUSE_S = 0.005
 _LONGEST_PAUSE_S = 0.5
-_WHOLE_BYTES = 64 << 20  # of whole chunks read at once to be forwarded
 _SETTLE_AGAIN_S = 1.0
-_NO_SUMS = np.empty(0, dtype=np.uint32)
 
 
 @dataclass(slots=True)
@@ -53,17 +53,17 @@ class Counts:
     """Counters of the write path; each is only ever added to."""
 
     updates: int = 0
-    forwarded: int = 0
-    forward_failures: int = 0
     settled: int = 0
     recovered_chunks: int = 0
     recovered_bytes: int = 0
     removed_chunks: int = 0
     recoveries: int = 0
+    forgotten: int = 0
+    notes: int = 0
 
 
 class Replication:
-    """The pipeline. Blocking; any number of threads."""
+    """The pipeline. Blocking; any number of threads. `standing` tells what is known of a client on a target."""
 
     def __init__(
         self,
@@ -72,16 +72,22 @@ class Replication:
         *,
         suspect: Callable[[int, int], None],
         settle: Callable[[int, float], None],
+        standing: Callable[[ChunkEngine, int, int], Standing],
         runtime: Runtime = SYSTEM,
     ) -> None:
         self.runtime = runtime
         self._state = state
-        self._port = port
-        self._suspect = suspect
+        self._sender = Sender(port, suspect=suspect, runtime=runtime)
         self._settle = settle
+        self._standing = standing
         self._closing = False
         self.locks = WriteLocks(runtime=runtime)
         self.counts = Counts()
+
+    @property
+    def sent(self) -> tuple[int, int]:
+        """(updates forwarded, frames that got no answer)"""
+        return self._sender.forwarded, self._sender.failures
 
     def close(self) -> None:
         """Try nothing again: what is not finished keeps its pending version, and its client is told to come back."""
@@ -112,6 +118,23 @@ class Replication:
         self.counts.settled += len(items)
         return items
 
+    def forget(
+        self, acting: Acting, role: Role, removals: Sequence[tuple[tuple[int, int], int]], *, deadline_s: float
+    ) -> list[Item]:
+        """At the head: have the chain forget removals (chunk, version) whose chunks nobody is changing now."""
+        engine = self._state.engine(role.target_id)
+        version_of = {(role.target_id, *chunk): version for chunk, version in removals}
+        got = self.locks.acquire(sorted(version_of), self.runtime.now_s())
+        items = [
+            Item(key, acting, role, engine, Op.FORGET, version=version_of[key], locked=True) for key in sorted(got)
+        ]
+        try:
+            self._decide(items, deadline_s)
+            self.finish([item for item in items if not item.done], deadline_s=deadline_s)
+        finally:
+            self._unlock(items)
+        return items
+
     # From the lock to the pending version
 
     def _lock(self, items: Sequence[Item], deadline_s: float) -> None:
@@ -140,6 +163,9 @@ class Replication:
                 self._answer(item, decision.version, decision.length, decision.error)
             elif decision.say is Say.RESUME:
                 self._resume(item)
+            elif decision.say is Say.PASS:
+                item.op = Op.FORGET if item.op is Op.FORGET else Op.NOTE
+                item.version, item.length = decision.version, decision.length
             else:
                 staging.append((item, decision.version))
         if blocked:
@@ -154,24 +180,43 @@ class Replication:
                 if error is None:
                     free.append(item)
                 else:
-                    self._answer(item, error=Unavailable(f"an earlier update is not finished: {error}"))
+                    self._answer(item, error=Busy(f"an earlier update is not finished: {error}"))
             staging += self._decide(free, deadline_s)
         return staging
 
     def _decision(self, item: Item) -> craq_core.Decision:
         target_id, hi, lo = item.key
         info = item.engine.info(target_id, hi, lo)
+        if item.op is Op.FORGET:
+            return self._stale(item) or craq_core.forget_decides(hi, lo, item.version, info)
+        client, channel, _ = item.identity
+        result = item.engine.dedup(target_id, client, channel)
+        pending = None
+        if info.pending:
+            staged = item.engine.pending_staged(target_id, hi, lo)
+            pending = (staged.client, staged.channel, staged.seq)
         if item.from_client:
-            client, channel, _ = item.identity
-            pending = None
-            if info.pending:
-                staged = item.engine.pending_staged(target_id, hi, lo)
-                pending = (staged.client, staged.channel, staged.seq)
-            result = item.engine.dedup(target_id, client, channel)
-            return craq_core.head_decides(item.op, item.identity, info, result, pending)
+            standing = self._standing(item.engine, target_id, client)  # after the result: see session_fence.py
+            retry = bool(item.flags & UpdateFlag.RETRY)
+            return craq_core.head_decides(item.op, item.identity, info, result, pending, standing=standing, retry=retry)
+        if (stale := self._stale(item)) is not None:
+            return stale
+        if item.op is Op.NOTE:
+            return craq_core.note_decides(item.identity, item.version, item.length, result)
         if item.role.duty is Duty.SYNC:
             return craq_core.syncing_decides(hi, lo, item.version, item.role.version, info)
-        return craq_core.replica_decides(hi, lo, item.version, info)
+        fresh = bool(item.flags & UpdateFlag.FRESH)
+        return craq_core.replica_decides(
+            hi, lo, item.version, info, fresh=fresh, identity=item.identity, pending=pending
+        )
+
+    def _stale(self, item: Item) -> craq_core.Decision | None:
+        """A refusal, if the chain has changed since the frame came; to be asked under the chunk's lock."""
+        now = self._state.role(item.role.chain_id)
+        if now is not None and now.version == item.role.version:
+            return None
+        error = StaleRouting(f"chain {item.role.chain_id} has changed since version {item.role.version}")
+        return craq_core.Decision(Say.ANSWER, error=error)
 
     def _resume(self, item: Item) -> None:
         item.staged = item.engine.pending_staged(*item.key)
@@ -220,12 +265,17 @@ class Replication:
             now_s = self.runtime.now_s()
             if left and (now_s >= deadline_s or self._closing):
                 for item in left:
-                    self._answer(item, error=item.error or Unavailable("the chain did not answer in time"))
-                    self._settle(item.key[0], _SETTLE_AGAIN_S)
+                    self._leave_pending(item, str(item.error or "the chain did not answer in time"))
                 return
             if left:
                 self._state.wait_changed(seen, min(pause_s, deadline_s - now_s))
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    def _leave_pending(self, item: Item, why: str) -> None:
+        """Answer what nobody knows the outcome of; what is left pending is seen to later."""
+        self._answer(item, error=Unavailable(why))
+        if not item.bare:
+            self._settle(item.key[0], _SETTLE_AGAIN_S)
 
     def _attempt(self, items: Sequence[Item], deadline_s: float) -> list[Item]:
         """Ask every successor once; the items that must be tried again, with the reason in `error`."""
@@ -238,76 +288,39 @@ class Replication:
             except Fs3Error as error:
                 self._answer(item, error=error)
                 continue
-            (ready if item.role.successor is None else asking).append(item)
-        self._commit(ready, sync=True)
+            if item.role.successor is None:
+                ready.append(item)
+            elif item.op is Op.FORGET and (why := self._sender.must_remember(item)):
+                self._answer(item, error=Busy(why))
+            else:
+                asking.append(item)
+        self._conclude(ready, sync=True)
         for group in slices(asking):
-            outcomes = self._forward(group, deadline_s)
             acked, dropped = [], []
-            for item, refusal in zip(group, outcomes, strict=True):
+            for item, refusal in zip(group, self._sender.forward(group, deadline_s), strict=True):
                 after = craq_core.after_forward(refusal.code if refusal else 0, first=item.first, whole=is_whole(item))
                 if after is After.COMMIT:
                     acked.append(item)
+                elif item.op is Op.FORGET or (item.bare and after is not After.RETRY):
+                    self._answer(item, error=refusal)
                 elif after is After.ABORT:
                     dropped.append(item)
                     item.error = refusal
                 elif after is After.KEEP:
-                    self._answer(item, error=refusal)
-                    self._settle(item.key[0], _SETTLE_AGAIN_S)
+                    self._leave_pending(item, f"kept, since a replica behind may have it: {refusal}")
                 else:
                     item.first = False
                     item.whole = item.whole or after is After.WHOLE
                     item.error = refusal
                     left.append(item)
-            self._commit(acked, sync=False)
+            self._conclude(acked, sync=False)
             self._abort(dropped)
         return left
 
-    def _forward(self, items: Sequence[Item], deadline_s: float) -> list[Fs3Error | None]:
-        """What the successors answered to each item."""
-        outcome: dict[int, Fs3Error | None] = {}
-        by_place: defaultdict[tuple[str, int], list[tuple[Item, Records, memoryview, NDArray[np.uint32]]]]
-        by_place = defaultdict(list)
-        for item in items:
-            assert item.role.successor is not None
-            try:
-                place = (item.role.successor.endpoint, item.role.position + 1)
-                by_place[place].append((item, *outgoing(item)))
-            except Fs3Error as error:  # what is stored here cannot be read
-                outcome[id(item)] = error
-        groups = list(by_place.items())
-        frames = [
-            Frame(
-                endpoint,
-                hop,
-                hop,
-                np.concatenate([record for _, record, _, _ in group]),
-                [sums for _, _, _, sums in group],
-                [data for _, _, data, _ in group],
-            )
-            for (endpoint, hop), group in groups
-        ]
-        # A little less time than this replica has itself, so that its successor's answer still arrives.
-        left_s = deadline_s - self.runtime.now_s()
-        answers = self._port.forward(frames, deadline_s=deadline_s - min(0.25, left_s / 10))
-        self.counts.forwarded += len(items)
-        for (_, group), answer in zip(groups, answers, strict=True):
-            if isinstance(answer, Fs3Error):
-                self.counts.forward_failures += 1
-                successor = group[0][0].role.successor
-                assert successor is not None
-                if isinstance(answer, Unavailable):
-                    self._suspect(successor.node_id, successor.generation)
-                # The frame may have been applied, whatever was said of it.
-                why: Fs3Error = answer if answer.retryable else Unavailable(str(answer))
-                outcome.update((id(item), why) for item, *_ in group)
-                continue
-            for (item, *_), status in zip(group, answer["status"].tolist(), strict=True):
-                name, successor = chunk_name(*item.key[1:]), item.role.successor
-                assert successor is not None
-                outcome[id(item)] = (
-                    from_code(status, f"{name}: target {successor.target_id} refused it") if status else None
-                )
-        return [outcome[id(item)] for item in items]
+    def _conclude(self, items: Sequence[Item], *, sync: bool) -> None:
+        """Everybody behind is done with these."""
+        self._commit([item for item in items if not item.bare], sync=sync)
+        self._perform([item for item in items if item.bare])
 
     def _commit(self, items: Sequence[Item], *, sync: bool) -> None:
         for _, group in grouped(items, lambda item: (id(item.engine), item.durable)):
@@ -318,10 +331,41 @@ class Replication:
             except Fs3Error as error:
                 self._engine_failed(engine, error)
                 for item in group:
-                    self._answer(item, error=Unavailable(f"committed behind, not here: {error}"))
+                    self._leave_pending(item, f"committed behind, not here: {error}")
                 continue
             for item, one in zip(group, staged, strict=True):
                 self._answer(item, one.version, one.length)
+
+    def _perform(self, items: Sequence[Item]) -> None:
+        """Do what makes no version; durable, so that what is in front may go by it."""
+        for (_, target_id, op), group in grouped(items, lambda item: (id(item.engine), item.key[0], item.op)):
+            engine = group[0].engine
+            try:
+                if op is Op.FORGET:
+                    engine.forget_tombstones(target_id, [(*item.key[1:], item.version) for item in group])
+                    self.counts.forgotten += len(group)
+                else:
+                    self._note(engine, target_id, group)
+            except Fs3Error as error:
+                self._engine_failed(engine, error)
+                for item in group:
+                    self._answer(item, error=error)
+                continue
+            for item in group:
+                self._answer(item, item.version, item.length)
+
+    def _note(self, engine: ChunkEngine, target_id: int, items: Sequence[Item]) -> None:
+        records = []
+        for item in items:
+            client, channel, seq = item.identity
+            records.append(DedupRecord(client, channel, DedupEntry(seq, item.version, item.length)))
+        known = {}
+        for record in records:
+            entry = engine.dedup(target_id, record.client, record.channel)
+            if entry is not None:
+                known[record.client, record.channel] = entry
+        engine.put_dedup(target_id, newer_results(known, records))
+        self.counts.notes += len(items)
 
     def _abort(self, items: Sequence[Item]) -> None:
         for _, group in grouped(items, lambda item: id(item.engine)):
@@ -330,6 +374,9 @@ class Replication:
                 engine.abort([item.staged for item in group if item.staged is not None])
             except Fs3Error as error:
                 self._engine_failed(engine, error)
+                for item in group:
+                    self._leave_pending(item, f"refused behind ({item.error}), and not dropped here: {error}")
+                continue
             for item in group:
                 self._answer(item, error=item.error)
 

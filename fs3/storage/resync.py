@@ -26,6 +26,7 @@ from fs3.storage.engine_api import ChunkEngine, ChunkInfo
 from fs3.storage.forward import RECOVERY_LANE, ForwardPort, Frame
 from fs3.storage.replication import Replication
 from fs3.storage.resync_core import Chunk
+from fs3.storage.session_fence import SessionFence
 from fs3.transport.messages import UPDATE, Op, Records, UpdateFlag
 
 _LOG = logging.getLogger("fs3.storage")
@@ -43,8 +44,15 @@ class Recovery:
     """Brings SYNCING successors up to date."""
 
     def __init__(
-        self, state: ChainState, port: ForwardPort, replication: Replication, *, page_chunks: int = _PAGE
+        self,
+        state: ChainState,
+        port: ForwardPort,
+        replication: Replication,
+        *,
+        sessions: SessionFence,
+        page_chunks: int = _PAGE,
     ) -> None:
+        self.sessions = sessions
         self.state = state
         self.port = port
         self.replication = replication
@@ -87,6 +95,7 @@ class _Pass:
         self._state = owner.state
         self._port = owner.port
         self._replication = owner.replication
+        self._sessions = owner.sessions
         self._page = owner.page_chunks
         self._role = role
         self._successor = successor
@@ -101,9 +110,7 @@ class _Pass:
             self._send_chunks(chunks)
         for plan in self._plans():
             self._send_chunks(sorted([*plan.transfer, *plan.remove]))
-        request = storage_pb2.SyncDoneRequest(chain_id=self._role.chain_id, chain_version=self._role.version)
-        self._check()
-        self._port.sync_done(self._successor.endpoint, request, deadline_s=self._after(_CALL_S))
+        self._say_done()
         self._replication.counts.recoveries += 1
         _LOG.info(
             "chain %d v%d: target %d is up to date: %d chunks (%d bytes) copied, %d removed",
@@ -114,6 +121,26 @@ class _Pass:
             self._bytes,
             self._removed,
         )
+
+    def _say_done(self) -> None:
+        """Raises: Fs3Error, _ChainChanged."""
+        give_up_s = self._after(_CALL_S)
+        while True:
+            self._check()
+            request = storage_pb2.SyncDoneRequest(
+                chain_id=self._role.chain_id,
+                chain_version=self._role.version,
+                sessions=self._sessions.version(self._engine, self._role.target_id),
+            )
+            seen = self._state.changes()
+            try:
+                self._port.sync_done(self._successor.endpoint, request, deadline_s=self._after(_CALL_S))
+            except StaleRouting:  # of the chain, or of the sessions that have ended: it will hear of them from mgmtd
+                if self._after(0.0) >= give_up_s:
+                    raise
+            else:
+                return
+            self._state.wait_changed(seen, _AGAIN_S)
 
     def _after(self, seconds: float) -> float:
         return self._replication.runtime.now_s() + seconds

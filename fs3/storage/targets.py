@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 
 from fs3.errors import Exists, NotFound
 from fs3.runtime import SYSTEM, Runtime
@@ -15,6 +15,7 @@ from fs3.storage.metadata import MetadataStore, Put
 from fs3.storage.published import Published
 
 _DROP_BATCH = 4096  # chunks forgotten in one metadata batch
+_FORGET_BATCH = 16_384  # results
 
 
 class Targets:
@@ -111,13 +112,21 @@ class Targets:
         ]
         self._committer.submit(puts, publish, sync=sync)
 
-    def forget_client(self, target_id: int, client: int) -> None:
-        """Drop the results of a client."""
-        owners = [(target_id, client, record.channel) for record in self.results(target_id) if record.client == client]
+    def result_clients(self) -> set[int]:
+        """Whose results are kept, on any target."""
+        return {client for _, client, _ in list(self._published.results)}
 
-        def publish(_batch: int) -> None:
-            for owner in owners:
-                self._published.results.pop(owner, None)
+    def forget_clients(self, clients: Set[int], key: bytes, value: bytes) -> None:
+        """Drop the results of clients from all targets, and put the state `key` of those in the same batches."""
+        owners = [owner for owner in list(self._published.results) if owner[1] in clients]
+        for begin in range(0, len(owners), _FORGET_BATCH):
+            some = owners[begin : begin + _FORGET_BATCH]
+            puts: list[Put] = [
+                (md.target_prefix(md.STATE, target_id) + key, value) for target_id in sorted({one[0] for one in some})
+            ]
+            puts += [(md.result_key(*owner), None) for owner in some]
+            self._committer.submit(puts, functools.partial(self._forgotten, some), sync=False)
 
-        if owners:
-            self._committer.submit([(md.result_key(*owner), None) for owner in owners], publish, sync=False)
+    def _forgotten(self, owners: Sequence[tuple[int, int, int]], _batch: int) -> None:
+        for owner in owners:
+            self._published.results.pop(owner, None)

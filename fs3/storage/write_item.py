@@ -58,6 +58,11 @@ class Item:
     def durable(self) -> bool:
         return not self.flags & UpdateFlag.OS_DURABILITY
 
+    @property
+    def bare(self) -> bool:
+        """Whether it makes no version of its chunk: nothing is staged, the replicas behind do it first."""
+        return self.op in (Op.FORGET, Op.NOTE)
+
     def update(self, version: int) -> Update:
         """What the engine is to make of it."""
         client, channel, seq = self.identity
@@ -76,7 +81,7 @@ class Item:
             client=client,
             channel=channel,
             seq=seq,
-            flags=self.flags & ~UpdateFlag.OS_DURABILITY,
+            flags=self.flags & ~(UpdateFlag.OS_DURABILITY | UpdateFlag.FRESH | UpdateFlag.RETRY),
         )
 
 
@@ -110,9 +115,13 @@ def slices(items: Sequence[Item]) -> Iterator[list[Item]]:
 
 def outgoing(item: Item) -> tuple[Records, memoryview, NDArray[np.uint32]]:
     """The UPDATE record [1], bytes and sums that a successor gets. Raises: Fs3Error (the pending bytes are damaged)."""
+    if item.bare:
+        return _bare_record(item), memoryview(b""), _NO_SUMS
     staged, successor = item.staged, item.role.successor
     assert staged is not None and successor is not None
     flags = UpdateFlag.NONE if staged.durable else UpdateFlag.OS_DURABILITY
+    if not successor.syncing and not item.engine.info(*item.key).found:
+        flags |= UpdateFlag.FRESH
     if not is_whole(item):
         op = Op.REPLACE if item.op is Op.PUT_IF_ABSENT else item.op
         return (
@@ -154,4 +163,16 @@ def _record_of(
     record["client"], record["channel"], record["seq"] = staged.client, staged.channel, staged.seq
     record["version"], record["op"], record["flags"] = staged.version, op, flags
     record["chunk_bytes"] = chunk_bytes
+    return record
+
+
+def _bare_record(item: Item) -> Records:
+    """The UPDATE record [1] of what makes no version."""
+    assert item.role.successor is not None
+    record = np.zeros(1, dtype=UPDATE)
+    record["hi"], record["lo"] = item.key[1:]
+    record["chain"], record["chain_version"] = item.role.chain_id, item.role.version
+    record["client"], record["channel"], record["seq"] = item.identity
+    record["version"], record["op"], record["offset"] = item.version, item.op, item.length
+    record["chunk_bytes"] = LARGEST_BYTES
     return record

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fs3.errors import Conflict, Fs3Error, Invalid, StaleRouting, Unavailable
+from fs3.errors import Busy, Fs3Error, Invalid, StaleRouting, Unavailable
 from fs3.pb import mgmtd_pb2, storage_pb2
 from fs3.routing import Routing
 from fs3.runtime import SYSTEM, Lock, Runtime
+from fs3.sessions import SessionTable
 from fs3.storage import channel_core, craq_core
 from fs3.storage.chain_state import Acting, ChainState, Duty, ReadTable, Role
 from fs3.storage.chores import Chores
@@ -26,6 +27,8 @@ from fs3.storage.engine_api import ChunkEngine, DedupEntry, DedupRecord
 from fs3.storage.forward import ForwardPort
 from fs3.storage.replication import Replication
 from fs3.storage.resync import Recovery
+from fs3.storage.session_fence import SessionFence
+from fs3.storage.tombstones import Tombstones
 from fs3.storage.upkeep import Upkeep
 from fs3.storage.write_item import Item
 from fs3.transport.frame_core import Header
@@ -34,6 +37,8 @@ from fs3.transport.messages import CHUNK_META, RESULT, Op, Records, UpdateFlag
 _LOG = logging.getLogger("fs3.storage")
 _CHORE_THREADS = 4
 _RECOVERY_THREADS = 2
+_FORGET_AFTER_S = 1.0  # one pass over the results for all sessions that end in such a time
+_FLAGS = UpdateFlag(sum(UpdateFlag))  # unknown ones are ignored
 _SUSPECT_EVERY_S = 0.5
 MAX_SYNC_PAGE = 65_536
 
@@ -55,6 +60,8 @@ class WriteStats:
     recovered_bytes: int
     removed_chunks: int
     recoveries: int
+    forgotten: int
+    notes: int
     locked_chunks: int
     serving_targets: int
     syncing_targets: int
@@ -64,7 +71,8 @@ class WritePath:
     """The targets on `engines` (by disk number), in daemon `node_id` of this `generation`. Thread-safe.
 
     `poke` is called from any thread when a heartbeat should go out now, `suspect(node_id, generation)` when a
-    successor's process did not answer, `may_write()` tells whether the daemon's lease still holds.
+    successor's process did not answer, `may_write()` tells whether the daemon's lease still holds. Removals are
+    forgotten between one and two `tombstone_s` after them.
     """
 
     def __init__(
@@ -77,9 +85,12 @@ class WritePath:
         poke: Callable[[], None],
         suspect: Callable[[int, int], None],
         may_write: Callable[[], bool],
+        tombstone_s: float = 600.0,
         runtime: Runtime = SYSTEM,
     ) -> None:
         self._runtime = runtime
+        self._engines = engines
+        self._tombstone_s = tombstone_s
         self._port = port
         self._may_write = may_write
         self._suspect_mgmtd = suspect
@@ -99,6 +110,7 @@ class WritePath:
         self._syncs = Chores(
             {"sync": lambda chain_id: self._recovery.sync(chain_id)}, threads=_RECOVERY_THREADS, runtime=runtime
         )
+        self._sessions = SessionFence(engines, runtime=runtime)
         self.state = ChainState(
             engines, node_id=node_id, generation=generation, poke=poke, ask=self._ask, runtime=runtime
         )
@@ -107,10 +119,15 @@ class WritePath:
             port,
             suspect=self._suspect,
             settle=lambda target_id, in_s: self._chores.ask("settle", target_id, in_s=in_s),
+            standing=self._sessions.standing,
             runtime=runtime,
         )
         self._upkeep = Upkeep(self.state, self._replication)
-        self._recovery = Recovery(self.state, port, self._replication)
+        self._recovery = Recovery(self.state, port, self._replication, sessions=self._sessions)
+        tombstones = Tombstones(self.state, self._replication, tombstone_s=tombstone_s)
+        self._housekeeping = Chores(
+            {"sessions": self._sessions.forget, "tombstones": tombstones.forget}, threads=1, runtime=runtime
+        )
 
     def close(self) -> None:
         """Let what runs end, soon: calls to other processes fail from now on. The engines stay open."""
@@ -118,6 +135,7 @@ class WritePath:
         self._port.close()
         self._chores.close()
         self._syncs.close()
+        self._housekeeping.close()
 
     # mgmtd's side: called from the daemon's event loop, nothing here blocks
 
@@ -125,6 +143,15 @@ class WritePath:
         """Act on a newer routing."""
         for endpoint in self.state.on_routing(routing):
             self._port.cut_off(endpoint)
+        for role in self.state.roles():
+            if role.head:
+                self._housekeeping.ask("tombstones", role.target_id, in_s=self._tombstone_s)
+
+    def on_sessions(self, table: SessionTable) -> None:
+        """Act on a newer table of client sessions: take nothing more of those that have ended, then forget them."""
+        if self._sessions.adopt(table):
+            for disk in self._engines:
+                self._housekeeping.ask("sessions", disk, in_s=_FORGET_AFTER_S)
 
     def on_create(self, wanted: Iterable[mgmtd_pb2.CreateTarget]) -> None:
         """Make the targets that are not there yet, in the background."""
@@ -208,28 +235,38 @@ class WritePath:
 
     def sync_done(self, request: storage_pb2.SyncDoneRequest) -> None:
         """The predecessor says that the SYNCING target here has everything. Raises: StaleRouting, Unavailable."""
+        role, acting = self._enter_syncing(request.chain_id, request.chain_version)
+        try:
+            self._sessions.follow(self.state.engine(role.target_id), role.target_id, request.sessions)
+        finally:
+            self.state.leave(acting)
         self.state.sync_done(request.chain_id, request.chain_version)
+        for disk in self._engines:  # the predecessor may have sent results that are forgotten here
+            self._housekeeping.ask("sessions", disk, in_s=_FORGET_AFTER_S)
 
     def stats(self) -> WriteStats:
         """What this write path has done, and does."""
         counts = self._replication.counts
+        forwarded, failures = self._replication.sent
         duties = [role.duty for role in self.state.roles()]
         return WriteStats(
             updates=counts.updates,
-            forwarded=counts.forwarded,
-            forward_failures=counts.forward_failures,
+            forwarded=forwarded,
+            forward_failures=failures,
             settled=counts.settled,
             recovered_chunks=counts.recovered_chunks,
             recovered_bytes=counts.recovered_bytes,
             removed_chunks=counts.removed_chunks,
             recoveries=counts.recoveries,
+            forgotten=counts.forgotten,
+            notes=counts.notes,
             locked_chunks=self._replication.locks.held(),
             serving_targets=duties.count(Duty.SERVE),
             syncing_targets=duties.count(Duty.SYNC),
         )
 
     def idle(self) -> bool:
-        """Whether no upkeep runs or waits."""
+        """Whether no upkeep runs or waits, but for what is forgotten some day."""
         return self._chores.idle() and self._syncs.idle()
 
     # From a frame to items
@@ -259,7 +296,7 @@ class WritePath:
             chain = (columns["chain"][row], columns["chain_version"][row])
             try:
                 role, acting = self._entered(chain, actings)
-                op, flags = _op_of(columns["op"][row]), UpdateFlag(columns["flags"][row] & 0xF)
+                op, flags = _op_of(columns["op"][row]), UpdateFlag(columns["flags"][row]) & _FLAGS
                 self._check_place(role, op, flags, hop)
             except Fs3Error as error:
                 _LOG.debug("chain %d: %s", chain[0], error)
@@ -286,6 +323,7 @@ class WritePath:
                 columns["version"][row],
                 identity,
                 from_client=hop == 0,
+                length=columns["offset"][row] if op is Op.NOTE else 0,
             )
         for target_id, records in arriving.items():
             self._take_results(target_id, records)
@@ -330,7 +368,7 @@ class WritePath:
                 taken += 1
             if taken < len(held):
                 for item in items:
-                    item.done, item.error = True, Conflict("another update of the SYNCING replica took too long")
+                    item.done, item.error = True, Busy("another update of the SYNCING replica took too long")
                 return
             self._replication.run(items, deadline_s=deadline_s)
         finally:

@@ -13,15 +13,17 @@ from dataclasses import dataclass, field
 import pytest
 
 from fs3 import errors
-from fs3.errors import Conflict, Invalid, NoSpace
+from fs3.errors import Conflict, Invalid, NoSpace, SessionEnded, StaleRouting
 from fs3.storage import channel_core
-from fs3.storage.channel_core import Seen, judge
+from fs3.storage.channel_core import Seen, Standing, judge
 from fs3.storage.craq_core import (
     After,
     Say,
     after_forward,
     check_flags,
+    forget_decides,
     head_decides,
+    note_decides,
     replica_decides,
     syncing_decides,
 )
@@ -36,43 +38,85 @@ INFOS = [
 ]
 
 
-@pytest.mark.parametrize("op", list(Op))
-@pytest.mark.parametrize("info", INFOS)
-@pytest.mark.parametrize("result", [None, DedupEntry(4, 3, 7), DedupEntry(5, 4, 7), DedupEntry(6, 4, 7)])
-@pytest.mark.parametrize("pending", [(1, 2, 5), (1, 2, 4), (9, 2, 5)])
-def test_head(op: Op, info: ChunkInfo, result: DedupEntry | None, pending: tuple[int, int, int]) -> None:
-    decision = head_decides(op, (1, 2, 5), info, result, pending if info.pending else None)
-    if result is not None and result.seq == 5:
-        assert (decision.say, decision.version, decision.length, decision.error) == (Say.ANSWER, 4, 7, None)
-    elif result is not None and result.seq > 5:
-        assert decision.say is Say.ANSWER and isinstance(decision.error, Invalid)
-    elif info.pending:
-        assert decision.say is (Say.RESUME if pending == (1, 2, 5) else Say.SETTLE)
-    elif op is Op.PUT_IF_ABSENT and info.found:
-        assert (decision.say, decision.version, decision.length) == (Say.ANSWER, 0, 10)
-    elif op is Op.REMOVE and not info.found:
-        assert (decision.say, decision.version, decision.error) == (Say.ANSWER, info.version, None)
-    else:
-        assert (decision.say, decision.version) == (Say.STAGE, info.version + 1)
+RESULTS = [None, DedupEntry(4, 3, 7), DedupEntry(5, 4, 7), DedupEntry(6, 4, 7)]
+
+
+@pytest.mark.parametrize("op", [Op.WRITE, Op.REPLACE, Op.REMOVE, Op.PUT_IF_ABSENT, Op.TRUNCATE])
+@pytest.mark.parametrize("standing", list(Standing))
+def test_head(op: Op, standing: Standing) -> None:
+    identities = [(1, 2, 5), (1, 2, 4), (9, 2, 5)]
+    for info, result, pending, retry in itertools.product(INFOS, RESULTS, identities, (False, True)):
+        asked = pending if info.pending else None
+        decision = head_decides(op, (1, 2, 5), info, result, asked, standing=standing, retry=retry)
+        if result is not None and result.seq == 5:
+            assert (decision.say, decision.version, decision.length, decision.error) == (Say.ANSWER, 4, 7, None)
+        elif result is not None and result.seq > 5:
+            assert decision.say is Say.ANSWER and isinstance(decision.error, Invalid)
+        elif info.pending and pending == (1, 2, 5):
+            assert (decision.say, decision.version) == (Say.RESUME, info.pending), "whatever has become of the client"
+        elif standing is not Standing.LIVE:
+            refusal = SessionEnded if standing is Standing.ENDED else StaleRouting
+            assert decision.say is Say.ANSWER and type(decision.error) is refusal
+        elif info.pending:
+            assert decision.say is Say.SETTLE
+        elif op is Op.PUT_IF_ABSENT and info.found:
+            assert (decision.say, decision.version, decision.length) == (Say.PASS if retry else Say.ANSWER, 0, 10)
+        elif op is Op.REMOVE and not info.found:
+            assert (decision.say, decision.version) == (Say.PASS if retry else Say.ANSWER, info.version)
+            assert (decision.length, decision.error) == (0, None)
+        else:
+            assert (decision.say, decision.version) == (Say.STAGE, info.version + 1)
 
 
 def test_a_client_without_an_identity_is_never_taken_for_another() -> None:
     info = ChunkInfo(True, 4, 5, 10, 1)
-    assert head_decides(Op.WRITE, (0, 0, 0), info, DedupEntry(0, 1, 1), (0, 0, 0)).say is Say.SETTLE
+    nobody = (0, 0, 0)
+    assert head_decides(Op.WRITE, nobody, info, DedupEntry(0, 1, 1), nobody).say is Say.SETTLE
+    absent = ChunkInfo(False, 0, 0, 0, 0)
+    assert head_decides(Op.REMOVE, nobody, absent, None, None, retry=True).say is Say.ANSWER, "nothing to be known by"
+    assert head_decides(Op.WRITE, nobody, absent, None, None, standing=Standing.ENDED).say is Say.STAGE
 
 
 @pytest.mark.parametrize("info", INFOS)
-@pytest.mark.parametrize("version", range(8))
-def test_replica(info: ChunkInfo, version: int) -> None:
-    decision = replica_decides(1, 2, version, info)
-    if version == 0:
-        assert isinstance(decision.error, Invalid)
-    elif version <= info.version:
-        assert (decision.say, decision.version, decision.error) == (Say.ANSWER, info.version, None)
-    elif version == info.version + 1:
-        assert decision.say is (Say.RESUME if info.pending else Say.STAGE) and decision.version == version
-    else:
+@pytest.mark.parametrize("fresh", [False, True])
+def test_replica(info: ChunkInfo, fresh: bool) -> None:
+    for version, pending in itertools.product(range(8), [(1, 2, 5), (9, 2, 5)]):
+        asked = pending if info.pending else None
+        decision = replica_decides(1, 2, version, info, fresh=fresh, identity=(1, 2, 5), pending=asked)
+        if version == 0:
+            assert isinstance(decision.error, Invalid)
+        elif version <= info.version:
+            assert (decision.say, decision.version, decision.error) == (Say.ANSWER, info.version, None)
+        elif info.pending:
+            if version == info.pending and pending == (1, 2, 5):
+                assert (decision.say, decision.version) == (Say.RESUME, version)
+            else:
+                assert isinstance(decision.error, Conflict)
+        elif info.found:
+            assert (decision.say is Say.STAGE) == (version == info.version + 1 and not fresh)
+        else:
+            assert (decision.say is Say.STAGE) == fresh, (
+                "any version above a tombstone's, if the sender lacks the chunk too"
+            )
+        if decision.say is Say.STAGE:
+            assert decision.version == version and decision.error is None
+
+
+@pytest.mark.parametrize("info", INFOS)
+@pytest.mark.parametrize("version", range(1, 8))
+def test_forget(info: ChunkInfo, version: int) -> None:
+    decision = forget_decides(1, 2, version, info)
+    if info.pending or info.found or info.version not in (0, version):
         assert isinstance(decision.error, Conflict)
+    else:
+        assert (decision.say, decision.version, decision.error) == (Say.PASS, version, None)
+
+
+def test_note() -> None:
+    assert note_decides((1, 2, 5), 0, 9, None) == note_decides((1, 2, 5), 0, 9, DedupEntry(4, 1, 1))
+    assert note_decides((1, 2, 5), 0, 9, None).say is Say.PASS
+    for known in (DedupEntry(5, 0, 9), DedupEntry(6, 3, 3)):
+        assert note_decides((1, 2, 5), 0, 9, known).say is Say.ANSWER, "never over a newer result"
 
 
 @pytest.mark.parametrize("info", INFOS)
@@ -102,13 +146,17 @@ def test_after_a_forward() -> None:
 
 
 @pytest.mark.parametrize("op", list(Op))
-@pytest.mark.parametrize("flags", [UpdateFlag.NONE, UpdateFlag.SYNC_REPLACE, UpdateFlag.SYNC_REMOVE])
+@pytest.mark.parametrize("flags", [UpdateFlag.NONE, *UpdateFlag, UpdateFlag.SYNC_REPLACE | UpdateFlag.DAMAGED])
 def test_flags(op: Op, flags: UpdateFlag) -> None:
-    assert (check_flags(op, flags, from_client=True, syncing=False) is None) == (flags == 0)
-    fits = flags == 0 and op is not Op.PUT_IF_ABSENT
+    plain = flags & ~(UpdateFlag.OS_DURABILITY | UpdateFlag.SYNC_RESULT)
+    clients = op not in (Op.FORGET, Op.NOTE) and not plain & ~UpdateFlag.RETRY
+    assert (check_flags(op, flags, from_client=True, syncing=False) is None) == clients
+    fits = not plain & ~(UpdateFlag.RETRY | UpdateFlag.FRESH) and op is not Op.PUT_IF_ABSENT
     assert (check_flags(op, flags, from_client=False, syncing=False) is None) == fits
-    whole = flags == UpdateFlag.SYNC_REMOVE or (flags == UpdateFlag.SYNC_REPLACE and op is Op.REPLACE)
-    assert (check_flags(op, flags, from_client=False, syncing=True) is None) == (whole and op is not Op.PUT_IF_ABSENT)
+    whole = flags == UpdateFlag.SYNC_REMOVE or (UpdateFlag.SYNC_REPLACE in flags and op is Op.REPLACE)
+    notes = op is Op.NOTE and not plain & ~(UpdateFlag.RETRY | UpdateFlag.FRESH)
+    syncing = notes or (whole and op is not Op.PUT_IF_ABSENT)
+    assert (check_flags(op, flags, from_client=False, syncing=True) is None) == syncing
 
 
 def test_channels() -> None:
@@ -131,6 +179,9 @@ class Replica:
 
     def info(self) -> ChunkInfo:
         return ChunkInfo(self.committed > 0, self.committed, self.pending[0] if self.pending else 0, 1, 1)
+
+    def pending_by(self) -> tuple[int, int, int] | None:
+        return self.pending[1] if self.pending else None
 
     def commit(self) -> None:
         assert self.pending is not None
@@ -183,7 +234,8 @@ class Chain:
     def _replica(self, place: int, version: int, identity: tuple[int, int, int]) -> None:
         one = self.replicas[place]
         self.step(place)
-        decision = replica_decides(1, 1, version, one.info())
+        fresh = one.committed == 0  # the chunk is never removed here
+        decision = replica_decides(1, 1, version, one.info(), fresh=fresh, identity=identity, pending=one.pending_by())
         assert decision.error is None
         if decision.say is Say.STAGE:
             one.pending = version, identity

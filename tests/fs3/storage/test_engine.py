@@ -280,8 +280,10 @@ def test_results_and_state_survive_and_a_dropped_target_leaves_nothing(engine: E
         DedupRecord(5, 2, DedupEntry(8, 2, 4)),
         DedupRecord(6, 0, DedupEntry(1, 2, 3, 4)),
     ]
-    engine.forget_client(TARGET, 5)
+    assert engine.result_clients() == {5, 6}
+    engine.forget_clients({5, 7}, b"fence", b"\7")
     assert [record.client for record in engine.dedup_records(TARGET)] == [6]
+    assert (engine.get_state(TARGET, b"fence"), engine.get_state(4, b"fence")) == (b"\7", None)
     assert engine.get_state(TARGET, b"sync") == b"\1\2"
     assert {key: record.chain_id for key, record in engine.targets().items()} == {3: 1, 4: 9}
     engine.stage([update(8, Op.WRITE, b"never committed")])

@@ -41,6 +41,8 @@ CHANGES = {
     "put_dedup",
     "put_state",
     "expire_tombstones",
+    "forget_tombstones",
+    "forget_clients",
     "create_target",
 }
 
