@@ -16,7 +16,8 @@ class StorageConfig:
     """`disks` are folders, one per disk; their order is part of what mgmtd knows and must stay.
 
     `max_inflight_bytes` bounds the bodies of requests that are held in memory, for each place in a chain on its own: a
-    request that waits for a successor must never take the room of those that successor waits for.
+    request that waits for a successor must never take the room of those that successor waits for. A removal is
+    remembered for `tombstone_s`, and at most twice as long.
     """
 
     node_id: int
@@ -36,6 +37,7 @@ class StorageConfig:
     max_ranges: int = 4096
     max_body_bytes: int = 64 << 20
     max_inflight_bytes: int = 256 << 20
+    tombstone_s: float = 600.0
     engine: EngineConfig = field(default_factory=EngineConfig)
 
     def __post_init__(self) -> None:
@@ -71,5 +73,6 @@ _LIMITS = (
     ("max_connections", 1, 1 << 20),
     ("max_requests", 1, 4096),
     ("max_ranges", 1, 1 << 16),
+    ("tombstone_s", 0.01, 86_400),
     ("max_body_bytes", 1 << 20, MAX_BODY_BYTES),
 )

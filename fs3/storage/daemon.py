@@ -65,6 +65,7 @@ class StorageDaemon:
             poke=self._poke,
             suspect=self._suspect,
             may_write=self._may_serve,
+            tombstone_s=config.tombstone_s,
             runtime=runtime,
         )
         self.reads = ReadPath(self.engines, self.writes.state, check_lease=self._check_lease)
@@ -91,6 +92,7 @@ class StorageDaemon:
             on_routing=self.writes.on_routing,
             on_create=self.writes.on_create,
             on_drop=self.writes.on_drop,
+            on_sessions=self.writes.on_sessions,
             **ports,
         )
         return self.agent
