@@ -42,8 +42,8 @@ class Sender:
         for item in items:
             assert item.role.successor is not None
             try:
-                place = (item.role.successor.endpoint, item.role.position + 1)
-                by_place[place].append((item, *outgoing(item)))
+                ready = (item, *outgoing(item))
+                by_place[item.role.successor.endpoint, item.role.position + 1].append(ready)
             except Fs3Error as error:  # what is stored here cannot be read
                 outcome[id(item)] = error
         groups = list(by_place.items())

@@ -45,6 +45,7 @@ from fs3.transport.rpc import Credentials
 
 CLUSTER_ID = "5afe5afe5afe5afe"
 _RESTART_S = 1.0  # what a supervisor waits before it starts a daemon again that ended by itself
+_STILL_S = 0.5
 T = TypeVar("T")
 
 
@@ -126,6 +127,7 @@ class Cluster:
     def settle(self, within_s: float = 60.0) -> None:
         """Until every chain serves with all its targets and no daemon has work left. Raises: Violation."""
         end_s = self.sim.now + within_s
+        self.sim.run(self.sim.now + _STILL_S)  # what is on its way arrives
         while not self.well():
             if self.sim.now >= end_s:
                 raise Violation(f"the cluster is not well after {within_s:g} virtual seconds:\n{self.ailing()}")
