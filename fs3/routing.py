@@ -8,10 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import TypeVar
 
-from fs3.errors import NotFound
+from fs3.errors import Invalid, NotFound
 from fs3.ids import ChainId, ChainTableId, NodeId, TargetId
 from fs3.pb import common_pb2, mgmtd_pb2
+
+K = TypeVar("K", bound=IntEnum)
 
 
 class TargetState(IntEnum):
@@ -224,10 +227,22 @@ def node_to_pb(node: Node) -> mgmtd_pb2.NodeInfo:
     )
 
 
+def local_state_from_pb(number: int) -> LocalState:
+    """What a daemon says of its own target; 0 is OFFLINE. Raises: Invalid."""
+    return _known(LocalState, number or LocalState.OFFLINE)
+
+
+def _known(kind: type[K], number: int) -> K:
+    try:
+        return kind(number)
+    except ValueError:
+        raise Invalid(f"{kind.__name__} {number} is unknown here; is its sender newer than this software?") from None
+
+
 def node_from_pb(message: mgmtd_pb2.NodeInfo) -> Node:
     return Node(
         node_id=NodeId(message.node_id),
-        kind=NodeKind(message.kind),
+        kind=_known(NodeKind, message.kind),
         endpoints=tuple(message.endpoints),
         host=message.host,
         generation=message.generation,
@@ -320,8 +335,8 @@ def routing_from_pb(message: mgmtd_pb2.Routing) -> Routing:
                 disk=target.disk,
                 worker=target.worker,
                 chain_id=ChainId(target.chain_id),
-                state=TargetState(target.state),
-                local_state=LocalState(target.local_state),
+                state=_known(TargetState, target.state),
+                local_state=_known(LocalState, target.local_state),
                 used_bytes=target.used_bytes,
                 chunks=target.chunks,
                 draining=target.draining,

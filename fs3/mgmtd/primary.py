@@ -26,7 +26,17 @@ from fs3.mgmtd.placement_core import DiskSlot, Plan, plan_tables
 from fs3.mgmtd.routing_core import check_edit, next_routing, plan_is_created, publish
 from fs3.mgmtd.store import Loaded, MgmtdStore
 from fs3.pb import mgmtd_pb2
-from fs3.routing import Disk, LocalState, Node, NodeKind, Routing, TargetState, disk_from_pb, node_from_pb
+from fs3.routing import (
+    Disk,
+    LocalState,
+    Node,
+    NodeKind,
+    Routing,
+    TargetState,
+    disk_from_pb,
+    local_state_from_pb,
+    node_from_pb,
+)
 from fs3.sessions import sessions_to_pb
 
 _log = logging.getLogger(__name__)
@@ -281,7 +291,7 @@ class Primary:
             published = self.routing.targets.get(target_id)
             if published is not None and (just_started or published.node_id != node_id):
                 continue
-            accepted[target_id] = Report(LocalState(message.state or LocalState.OFFLINE), message.chain_version)
+            accepted[target_id] = Report(local_state_from_pb(message.state), message.chain_version)
             self._figures[target_id] = message
         before = {
             target_id: self._reports[target_id]

@@ -17,6 +17,7 @@ import grpc
 import grpc.aio
 
 from fs3.errors import Fs3Error, PermissionDenied, Unavailable, from_code
+from fs3.transport.malformed import RefuseMalformed
 
 PROTOCOL = 1
 MAX_MESSAGE_BYTES = 64 << 20
@@ -108,7 +109,17 @@ class GrpcCalls:
 
 def aio_server() -> grpc.aio.Server:
     """An asyncio server with fs3's limits; it does not share its port with another process."""
-    return grpc.aio.server(options=[*_OPTIONS, ("grpc.so_reuseport", 0)], maximum_concurrent_rpcs=4_096)
+    return grpc.aio.server(
+        interceptors=[RefuseMalformed(_refuse)],
+        options=[*_OPTIONS, ("grpc.so_reuseport", 0)],
+        maximum_concurrent_rpcs=4_096,
+    )
+
+
+async def _refuse(context: grpc.aio.ServicerContext, error: Fs3Error) -> None:
+    """End a call with an error that `error_of` understands."""
+    context.set_trailing_metadata(((_CODE, str(error.code)),))
+    await context.abort(grpc.StatusCode.FAILED_PRECONDITION, _bounded(str(error)))
 
 
 def error_of(error: grpc.RpcError, address: str) -> Fs3Error:
@@ -143,8 +154,7 @@ def handler(
             self.credentials.check({key: str(value) for key, value in context.invocation_metadata() or ()})
             return await method(self, request)
         except Fs3Error as error:
-            context.set_trailing_metadata(((_CODE, str(error.code)),))
-            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, _bounded(str(error)))
+            await _refuse(context, error)
             raise
 
     return handle
