@@ -3,13 +3,14 @@
 PYTHON ?= python3
 RUN := .venv/bin/python
 
-.PHONY: help demo test sim mutants lint types house proto bench clean venv
+.PHONY: help demo test sim mutants hostile lint types house proto bench clean venv
 
 help:
 	@echo 'make demo   the whole of fs3 in about five minutes, with a report at the end'
 	@echo 'make test   the tests'
 	@echo 'make sim    whole clusters with faults, simulated: SEEDS=500 of them, or SEED=n alone (tests/sim)'
 	@echo 'make mutants  known mistakes put into the code one by one: the simulator must find each'
+	@echo 'make hostile  CASES=1000000 malformed frames and calls against every port of a cluster (tests/process)'
 	@echo 'make lint   ruff;  make types  mypy;  make house  the import and style rules of the house'
 	@echo 'make bench  throughput beside the limits of this machine (docs/benchmarks.md)'
 	@echo 'make proto  regenerate fs3/pb from proto/'
@@ -29,6 +30,9 @@ sim: venv
 
 mutants: venv
 	@$(RUN) tests/sim/mutants.py $(if $(MUTANT),--mutant $(MUTANT)) --seeds $(or $(SEEDS),2000) $(MUTANTS_ARGS)
+
+hostile: venv
+	@$(RUN) tests/process/hostile_run.py --cases $(or $(CASES),1000000) --seed $(or $(SEED),1)
 
 lint: venv
 	$(RUN) -m ruff check .
