@@ -39,6 +39,7 @@ _DEPTH = 256  # requests that wait for a thread of a pool
 _SYNC_THREADS = 4
 _DEFAULT_S = 30.0  # for a request that names no deadline
 _LONGEST_S = 120.0  # no request keeps a thread for longer, whatever it asks for
+_MAX_INSPECTED = 256  # chunks in an INSPECT
 _MAX_LISTINGS = 4  # in a QUERY, each of up to 65,536 chunks
 
 Work = Callable[[], Reply]
@@ -60,6 +61,7 @@ class Writes(Protocol):
     ) -> Records: ...
     def sync_list(self, request: storage_pb2.SyncListRequest) -> tuple[storage_pb2.SyncListReply, Records]: ...
     def sync_done(self, request: storage_pb2.SyncDoneRequest) -> None: ...
+    def inspect(self, ranges: Records) -> Records: ...
 
 
 class Service:
@@ -99,6 +101,7 @@ class Service:
             Kind.SYNC_LIST: self._sync_list,
             Kind.SYNC_DONE: self._sync_done,
             Kind.STATS: self._stats_of,
+            Kind.INSPECT: self._inspect,
         }
 
     def _pool(self, name: str, threads: int) -> Pool:
@@ -238,6 +241,15 @@ class Service:
     def _stats_of(self, peer: Peer, frame: Frame) -> None:
         said = storage_pb2.StatsReply(json=self._stats())
         peer.answer(plain_reply(frame.header, said.SerializeToString()))
+
+    def _inspect(self, peer: Peer, frame: Frame) -> None:
+        ranges = ranges_of(frame.header, frame.head, min(self._config.max_ranges, _MAX_INSPECTED))
+
+        def inspect() -> Reply:
+            metas = self._writes.inspect(ranges)
+            return plain_reply(frame.header, metas.tobytes(), count=len(metas))
+
+        self._submit(self._slow_reads, peer, frame.header, inspect)
 
     def _submit(
         self, pool: Pool, peer: Peer, header: Header, work: Work, done: Callable[[], None] | None = None

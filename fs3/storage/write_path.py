@@ -25,6 +25,7 @@ from fs3.storage.chain_state import Acting, ChainState, Duty, ReadTable, Role
 from fs3.storage.chores import Chores
 from fs3.storage.engine_api import ChunkEngine, DedupEntry, DedupRecord
 from fs3.storage.forward import ForwardPort
+from fs3.storage.inspection import inspect
 from fs3.storage.replication import Replication
 from fs3.storage.resync import Recovery
 from fs3.storage.session_fence import SessionFence
@@ -179,6 +180,10 @@ class WritePath:
     def reads(self) -> ReadTable:
         """`serving` as arrays; replaced as a whole when anything changes."""
         return self.state.reads
+
+    def inspect(self, ranges: Records) -> Records:
+        """CHUNK_META of chunks on this process's targets, for an operator; see inspection.py."""
+        return inspect(self.state, ranges)
 
     # Frames
 

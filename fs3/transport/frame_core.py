@@ -40,6 +40,7 @@ class Kind(IntEnum):
     STATS = 8
     REPORT = 9
     SCRUB = 10
+    INSPECT = 11
 
 
 class Flag(IntFlag):

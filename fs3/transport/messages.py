@@ -59,7 +59,10 @@ CHUNK_META = np.dtype(
         ("flags", "<u4"),
     ]
 )
-META_DAMAGED = 1  # a flag of CHUNK_META
+META_DAMAGED = 1  # flags of CHUNK_META; the others only in the answer to INSPECT
+META_ABSENT = 2
+META_REMOVED = 4
+META_NO_TARGET = 8
 LISTED = np.dtype([("hi", "<u8"), ("lo", "<u8"), ("version", "<u8"), ("chunk_length", "<u4"), ("reserved", "<u4")])
 
 SUM = np.dtype("<u4")
