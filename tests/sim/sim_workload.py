@@ -92,7 +92,7 @@ class Worker:
 
     @property
     def name(self) -> str:
-        return f"client-{self.client}/{self.number}"
+        return f"client-{self.client + 1}/{self.number}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,7 +198,7 @@ class Workload:
         """Read every chunk whole once more, by one client; in a thread of its process. Raises: Violation."""
         client = self.clients[number]
         for place in self.places:
-            error = self._read(client, [(place, 0, place.chunk_bytes)], within_s, f"client-{number}/last")
+            error = self._read(client, [(place, 0, place.chunk_bytes)], within_s, f"client-{number + 1}/last")
             if error is not None and not isinstance(error, errors.Corrupt):
                 raise Violation(f"{place.chunk} cannot be read though all is well again: {error!r}")
 
@@ -272,9 +272,8 @@ class Workload:
             offset, length = _range(draw, place)
         elif kind is not Kind.REMOVE:
             length = _length(draw, place.chunk_bytes)
-        operation = self._begun(worker.name, place, kind, offset=offset)
-        operation.data = content(operation.number, offset, length)
-        operation.length = length
+        data = content(len(self.history.operations) + 1, offset, length)
+        operation = self._begun(worker.name, place, kind, offset=offset, length=length, data=data)
         return operation, ChunkUpdate(
             hi=place.chunk[0],
             lo=place.chunk[1],
@@ -328,7 +327,7 @@ class Workload:
 
     # The record
 
-    def _begun(self, name: str, place: Place, kind: Kind, **what: int) -> Operation:
+    def _begun(self, name: str, place: Place, kind: Kind, **what: Any) -> Operation:
         operation = self.history.begin(
             name, place.chunk, kind, chain=place.chain, durable=place.durable, invoked_s=self.sim.now, **what
         )
