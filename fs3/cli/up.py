@@ -38,7 +38,11 @@ _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 @click.option("--dir", "directory", required=True, type=click.Path(path_type=Path), help="Folder of the cluster.")
 @click.option("--nodes", type=click.IntRange(1, 1000), help="Storage daemons. [default: as before, else 3]")
 @click.option("--replicas", type=click.IntRange(1), help="Copies of each chunk, at most. [default: as before, else 3]")
-@click.option("--port", type=click.IntRange(1, 65535), help="mgmtd's port. [default: as before, else 7300 if free]")
+@click.option("--mgmtds", type=click.IntRange(1, 9), help="Cluster managers. [default: as before, else 1]")
+@click.option("--metas", type=click.IntRange(1, 9), help="Metadata daemons. [default: as before, else 1]")
+@click.option(
+    "--port", type=click.IntRange(1, 65535), help="First mgmtd's port. [default: as before, else 7300 if free]"
+)
 @click.option("--lease", type=click.FloatRange(0.5, 600), help="Lease in seconds. [default: as before, else 3]")
 @click.option("--restart", is_flag=True, help="Start daemons again that die.")
 @click.option("--detach", is_flag=True, help="Return once the cluster is ready; stop it with `fs3 down DIR`.")
@@ -48,6 +52,8 @@ def up(
     directory: Path,
     nodes: int | None,
     replicas: int | None,
+    mgmtds: int | None,
+    metas: int | None,
     port: int | None,
     lease: float | None,
     restart: bool,
@@ -57,9 +63,18 @@ def up(
 ) -> int:
     """Start mgmtd, meta and storage daemons on this machine; Ctrl-C stops them, a second start finds all data."""
     if detach:
-        chosen = {"nodes": nodes, "replicas": replicas, "port": port, "lease": lease}
+        chosen = {
+            "nodes": nodes,
+            "replicas": replicas,
+            "mgmtds": mgmtds,
+            "metas": metas,
+            "port": port,
+            "lease": lease,
+        }
         return _detach(directory, chosen, restart=restart, timeout_s=timeout_s)
-    cluster = LocalCluster(directory, nodes=nodes, replicas=replicas, port=port, lease_s=lease)
+    cluster = LocalCluster(
+        directory, nodes=nodes, replicas=replicas, mgmtds=mgmtds, metas=metas, port=port, lease_s=lease
+    )
     if announce is not None:
         return _run_detached(cluster, announce, restart=restart, timeout_s=timeout_s)
     console = Console(highlight=False)

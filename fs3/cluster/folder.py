@@ -4,6 +4,9 @@ DIR/fs3-cluster.json      marks the folder as fs3's and remembers its shape and 
 DIR/LOCK                  locked by whoever runs the cluster and by each of its daemons, which inherit the lock
 DIR/config/NAME.toml      one per daemon, written anew at every start
 DIR/log/NAME.log          DIR/mgmtd, DIR/meta, DIR/storage-N/disk    data        DIR/run    pids and sockets
+
+The first mgmtd is called mgmtd, the others mgmtd-2 and so on; so with metas. All mgmtds share the store in DIR/mgmtd,
+all metas that in DIR/meta.
 """
 
 from __future__ import annotations
@@ -22,11 +25,13 @@ from typing import Any
 from fs3.errors import Invalid
 
 MARKER = "fs3-cluster.json"
-FORMAT = 1
+FORMAT = 2
 HOST = "127.0.0.1"
 FAVOURITE_PORT = 7300
 _PORTS = range(10_000, 32_000)  # below the kernel's ephemeral ports, so that they are free again at the next start
 _LONGEST_SOCKET_PATH = 80
+_READABLE = (1, FORMAT)  # 1 had one mgmtd and one meta
+_MOST = 9  # mgmtds, or metas, of one machine
 
 META_NODE = 1_001
 MGMTD_NODE = 2_001
@@ -38,6 +43,8 @@ class Shape:
 
     nodes: int
     replicas: int
+    mgmtds: int = 1
+    metas: int = 1
     lease_s: float = 3.0
     format: int = FORMAT
     ports: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
@@ -47,16 +54,37 @@ class Shape:
             raise Invalid(f"--nodes {self.nodes}: must be between 1 and 1000")
         if not 1 <= self.replicas <= self.nodes:
             raise Invalid(f"--replicas {self.replicas}: must be between 1 and the number of nodes ({self.nodes})")
+        for option, count in (("--mgmtds", self.mgmtds), ("--metas", self.metas)):
+            if not 1 <= count <= _MOST:
+                raise Invalid(f"{option} {count}: must be between 1 and {_MOST}")
+
+    @property
+    def mgmtd_names(self) -> tuple[str, ...]:
+        return numbered("mgmtd", self.mgmtds)
+
+    @property
+    def meta_names(self) -> tuple[str, ...]:
+        return numbered("meta", self.metas)
 
     @property
     def names(self) -> tuple[str, ...]:
         """The daemons in the order in which they start."""
-        return ("mgmtd", "meta", *(storage_name(node) for node in range(1, self.nodes + 1)))
+        return (*self.mgmtd_names, *self.meta_names, *(storage_name(node) for node in range(1, self.nodes + 1)))
 
     @property
     def address(self) -> str:
-        """mgmtd's "host:port"."""
-        return f"{HOST}:{self.ports['mgmtd'][0]}"
+        """The first mgmtd's "host:port"."""
+        return self.addresses[0]
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Every mgmtd's "host:port"."""
+        return tuple(f"{HOST}:{self.ports[name][0]}" for name in self.mgmtd_names)
+
+
+def numbered(kind: str, count: int) -> tuple[str, ...]:
+    """The names of the daemons of a kind: the first has no number."""
+    return (kind, *(f"{kind}-{number}" for number in range(2, count + 1)))
 
 
 def storage_name(node: int) -> str:
@@ -154,11 +182,11 @@ class Folder:
             return None
         except (OSError, ValueError) as error:
             raise Invalid(f"{marker}: {error}") from None
-        if not isinstance(saved, dict) or saved.get("format") != FORMAT:
+        if not isinstance(saved, dict) or saved.get("format") not in _READABLE:
             found = saved.get("format") if isinstance(saved, dict) else saved
             raise Invalid(f"{marker}: format {found!r}, this fs3 reads format {FORMAT}; use the fs3 that made it")
         ports = {name: tuple(pair) for name, pair in saved.pop("ports", {}).items()}
-        return Shape(ports=ports, **saved)
+        return Shape(**{**saved, "format": FORMAT, "ports": ports})
 
     def remember(self, shape: Shape) -> None:
         """Save `shape`, whole or not at all."""
@@ -179,19 +207,24 @@ class Folder:
             port, metrics_port = shape.ports[name]
             return {"listen_host": HOST, "listen_port": port, "metrics_port": metrics_port}
 
-        yield (
-            "mgmtd",
-            {
-                "node_id": MGMTD_NODE,
-                "data_dir": self.path / "mgmtd",
-                **listens("mgmtd"),
+        for number, name in enumerate(shape.mgmtd_names):
+            values: dict[str, Any] = {
+                "node_id": MGMTD_NODE + number,
+                "data_dir": self.path / name,
+                **listens(name),
                 "lease_s": shape.lease_s,
                 "bootstrap_nodes": shape.nodes,
                 "bootstrap_replicas": shape.replicas,
-            },
-        )
-        mgmtd = [shape.address]
-        yield "meta", {"node_id": META_NODE, "mgmtd": mgmtd, "data_dir": self.path / "meta", **listens("meta")}
+            }
+            if shape.mgmtds > 1:
+                values["kv"] = self.path / "mgmtd" / "mgmtd.sqlite"
+            yield name, values
+        mgmtd = list(shape.addresses)
+        for number, name in enumerate(shape.meta_names):
+            yield (
+                name,
+                {"node_id": META_NODE + number, "mgmtd": mgmtd, "data_dir": self.path / "meta", **listens(name)},
+            )
         for node in range(1, shape.nodes + 1):
             name = storage_name(node)
             values = {"node_id": node, "mgmtd": mgmtd, "disks": [self.path / name / "disk"], **listens(name)}

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -48,7 +48,8 @@ class Exit:
 class LocalCluster:
     """The cluster in one folder. Storage nodes are numbered from 1. Not thread-safe.
 
-    `nodes` and `replicas` default to what the folder remembers, else to 3; `port` is mgmtd's (0: any free one).
+    What is not given is what the folder remembers, else 3 storage nodes and replicas, one mgmtd and one meta; `port` is
+    the first mgmtd's (0: any free one). Mgmtds and metas may be more or fewer at a later start.
     """
 
     def __init__(
@@ -57,12 +58,16 @@ class LocalCluster:
         *,
         nodes: int | None = None,
         replicas: int | None = None,
+        mgmtds: int | None = None,
+        metas: int | None = None,
         port: int | None = None,
         lease_s: float | None = None,
     ) -> None:
         self.folder = Folder(directory)
         self._nodes = nodes
         self._replicas = replicas
+        self._mgmtds = mgmtds
+        self._metas = metas
         self._port = port
         self._lease_s = lease_s
         self._shape: Shape | None = None
@@ -77,8 +82,8 @@ class LocalCluster:
 
     @property
     def url(self) -> str:
-        """`fs3://HOST:PORT`."""
-        return make_url((self.shape.address,))
+        """`fs3://HOST:PORT[,HOST:PORT...]`, every mgmtd."""
+        return make_url(self.shape.addresses)
 
     @property
     def pids(self) -> dict[str, int]:
@@ -114,11 +119,11 @@ class LocalCluster:
             raise
 
     def stop(self) -> None:
-        """Stop every daemon, mgmtd last so that the others' goodbyes arrive, and release the folder; again is fine."""
+        """Stop every daemon, mgmtds last so that the others' goodbyes arrive, and release the folder; again is fine."""
         if not self.folder.held:
             return
-        for wave in (["meta", *(name for name in self._running if name.startswith("storage-"))], ["mgmtd"]):
-            self._terminate([name for name in wave if name in self._running])
+        for wave in _waves(self._running):
+            self._terminate(wave)
         self._record()
         self.folder.release()
 
@@ -127,12 +132,16 @@ class LocalCluster:
         self.folder.check_is_ours()
         self._shape = self.folder.remembered()
 
-    def kill_node(self, node: int) -> None:
-        """End storage daemon `node` with SIGKILL, as a crash would, and reap it."""
-        process = self._running.pop(storage_name(node))
+    def kill(self, name: str) -> None:
+        """End a daemon, by its name in `pids`, with SIGKILL, as a crash would, and reap it."""
+        process = self._running.pop(name)
         process.kill()
         process.wait()
         self._record()
+
+    def kill_node(self, node: int) -> None:
+        """`kill` storage daemon `node`."""
+        self.kill(storage_name(node))
 
     def restart_node(self, node: int) -> None:
         """Start storage daemon `node` again on its old port and disks; returns at once."""
@@ -163,7 +172,8 @@ class LocalCluster:
         recovered: bool = False,
         on_progress: Callable[[str], None] = lambda line: None,
     ) -> Routing:
-        """Wait until every chain has a serving target (with `recovered`: only serving targets) and meta is there.
+        """Wait until every chain has a serving target (with `recovered`: only serving targets), and all that runs here
+        of mgmtds and metas is registered.
 
         Raises:
             Unavailable: a daemon ended, or it took longer than `timeout_s`; the message says what was missing.
@@ -178,10 +188,10 @@ class LocalCluster:
                     raise Unavailable(f"{ended[0]}; its log is {self.folder.log(ended[0].name)}")
                 try:
                     if client is None:
-                        client = MgmtdClient.connect([self.shape.address], timeout_s=1.0)
+                        client = MgmtdClient.connect(self.shape.addresses, timeout_s=1.0)
                         stack.callback(client.close)
                     routing = client.fetch(1.0)
-                    missing = what_is_missing(routing, self.shape, recovered=recovered)
+                    missing = what_is_missing(routing, self.shape, running=self._running, recovered=recovered)
                 except Unavailable:
                     missing = "mgmtd does not answer yet"
                 if not missing:
@@ -212,14 +222,15 @@ class LocalCluster:
         shape = Shape(
             nodes=nodes,
             replicas=before.replicas if before else self._replicas or min(3, nodes),
+            mgmtds=self._mgmtds or (before.mgmtds if before else 1),
+            metas=self._metas or (before.metas if before else 1),
             lease_s=self._lease_s or (before.lease_s if before else 3.0),
             ports=before.ports if before else {},
         )
         return replace(shape, ports=choose_ports(shape, self._port))
 
     def _spawn(self, name: str) -> None:
-        kind = name.partition("-")[0]
-        command = [sys.executable, "-m", "fs3.cli.main", kind, "--config", str(self.folder.config(name))]
+        command = [sys.executable, "-m", "fs3.cli.main", _kind(name), "--config", str(self.folder.config(name))]
         with self.folder.log(name).open("ab") as log:
             self._running[name] = subprocess.Popen(
                 command,
@@ -250,8 +261,23 @@ class LocalCluster:
             (self.folder.path / "run" / _DAEMONS).write_text(json.dumps(pids), encoding="utf-8")
 
 
-def what_is_missing(routing: Routing, shape: Shape, *, recovered: bool = False) -> str:
-    """What keeps the cluster from being ready, or "" (a daemon counts once this mgmtd has heard it)."""
+def _waves(names: Iterable[str]) -> list[list[str]]:
+    """In which order daemons are stopped: mgmtds last."""
+    waves: list[list[str]] = [[], []]
+    for name in names:
+        waves[_kind(name) == "mgmtd"].append(name)
+    return waves
+
+
+def _kind(name: str) -> str:
+    return name.partition("-")[0]
+
+
+def what_is_missing(routing: Routing, shape: Shape, *, running: Collection[str], recovered: bool = False) -> str:
+    """What keeps the cluster from being ready, or "" (a daemon counts once this mgmtd has heard it).
+
+    `running` are the names of the daemons that were started.
+    """
     if not routing.ready:
         there = sum(node.kind == NodeKind.STORAGE and node.alive for node in routing.nodes.values())
         return f"{there} of {shape.nodes} storage nodes have registered"
@@ -263,8 +289,11 @@ def what_is_missing(routing: Routing, shape: Shape, *, recovered: bool = False) 
     up = sum(target.state == TargetState.SERVING for target in routing.targets.values())
     if recovered and up < len(routing.targets):
         return f"{up} of {len(routing.targets)} targets serve"
-    if not any(node.kind == NodeKind.META and node.alive for node in routing.nodes.values()):
-        return "meta has not registered"
+    for kind, there in (("meta", NodeKind.META), ("mgmtd", NodeKind.MGMTD)):
+        wanted = sum(_kind(name) == kind for name in running)
+        alive = sum(node.kind == there and node.alive for node in routing.nodes.values())
+        if alive < max(wanted, 1):
+            return f"{alive} of {wanted} {kind}s have registered" if wanted > 1 else f"{kind} has not registered"
     return ""
 
 
@@ -313,10 +342,8 @@ def _end_daemons(folder: Folder) -> None:
     except (OSError, ValueError) as error:
         raise Unavailable(f"{folder.path} is in use, but its daemons are not recorded ({error})") from None
     processes = {name: process for name, pid in pids.items() if (process := _daemon(folder, name, pid)) is not None}
-    waves = [[process for name, process in processes.items() if name != "mgmtd"]]
-    waves.append([process for name, process in processes.items() if name == "mgmtd"])
-    for wave in waves:
-        _end(wave)
+    for wave in _waves(processes):
+        _end([processes[name] for name in wave])
 
 
 def _end(processes: list[psutil.Process]) -> None:

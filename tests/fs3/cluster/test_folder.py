@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import socket
@@ -67,9 +68,37 @@ def test_a_shape_is_remembered_and_configs_are_what_the_daemons_read(tmp_path: P
     folder.release()
 
 
+def test_further_mgmtds_and_metas_share_the_stores_of_the_first(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    folder.hold()
+    shape = Shape(nodes=1, replicas=1, mgmtds=2, metas=3)
+    shape = dataclasses.replace(shape, ports=choose_ports(shape, 0))
+    assert shape.names == ("mgmtd", "mgmtd-2", "meta", "meta-2", "meta-3", "storage-1")
+    folder.remember(shape)
+    assert folder.remembered() == shape
+    folder.write_configs(shape)
+    mgmtds = [load_toml(folder.config(name), MgmtdConfig) for name in shape.mgmtd_names]
+    metas = [load_toml(folder.config(name), MetaConfig) for name in shape.meta_names]
+    assert {mgmtd.store for mgmtd in mgmtds} == {str(folder.path / "mgmtd" / "mgmtd.sqlite")}
+    assert [mgmtd.data_dir.name for mgmtd in mgmtds] == ["mgmtd", "mgmtd-2"]
+    assert {meta.data_dir for meta in metas} == {folder.path / "meta"}
+    assert {meta.mgmtd for meta in metas} == {shape.addresses} and len(shape.addresses) == 2
+    assert len({daemon.node_id for daemon in [*mgmtds, *metas]}) == 5
+    folder.release()
+
+
+def test_a_folder_of_the_format_before_has_one_mgmtd_and_one_meta(tmp_path: Path) -> None:
+    ports = {name: [20_000 + at, 20_100 + at] for at, name in enumerate(("mgmtd", "meta", "storage-1"))}
+    marker = {"format": 1, "nodes": 1, "replicas": 1, "lease_s": 3.0, "ports": ports}
+    (tmp_path / MARKER).write_text(json.dumps(marker))
+    shape = Folder(tmp_path).remembered()
+    assert shape is not None and (shape.mgmtds, shape.metas, shape.format) == (1, 1, 2)
+    assert shape.names == tuple(shape.ports) and shape.address == f"{HOST}:20000"
+
+
 @pytest.mark.parametrize(
     ("marker", "message"),
-    [("{", "Expecting"), ('{"format": 9}', "format 9, this fs3 reads format 1"), ("3", "format 3")],
+    [("{", "Expecting"), ('{"format": 9}', "format 9, this fs3 reads format 2"), ("3", "format 3")],
 )
 def test_a_marker_that_cannot_be_read_is_named(tmp_path: Path, marker: str, message: str) -> None:
     (tmp_path / MARKER).write_text(marker)
@@ -101,6 +130,8 @@ def test_other_options_at_a_second_start_are_refused(tmp_path: Path) -> None:
         LocalCluster(tmp_path, replicas=1).start()
     with pytest.raises(Invalid, match="--replicas 4: must be between 1 and the number of nodes"):
         LocalCluster(tmp_path / "new", nodes=3, replicas=4).start()
+    with pytest.raises(Invalid, match="--metas 10: must be between 1 and 9"):
+        LocalCluster(tmp_path / "new", metas=10).start()
 
 
 def test_down_without_a_running_cluster(tmp_path: Path) -> None:
