@@ -23,7 +23,7 @@ from fs3.pb import meta_pb2, meta_pb2_grpc
 from fs3.routing import NodeKind, Routing
 from fs3.transport.rpc import Credentials
 
-__all__ = ["Entry", "Inode", "InodeType", "MetaClient", "Publish", "Usage"]
+__all__ = ["Entry", "Found", "Inode", "InodeType", "MetaClient", "Publish", "Usage"]
 
 STATS_AT_ONCE = 1_024
 FILES_AT_ONCE = 512
@@ -51,6 +51,14 @@ class Usage:
     files: int
     directories: int
     bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An inode that exists, or whether it is `dead`: removed, and its chunks still wait to be."""
+
+    inode: Inode | None
+    dead: bool
 
 
 class MetaClient:
@@ -193,6 +201,15 @@ class MetaClient:
         """What lies under `path`; takes time in proportion, so give it a deadline that fits."""
         reply = self._call("Usage", meta_pb2.UsageRequest, timeout_s, patient=True, path=path)
         return Usage(reply.files, reply.directories, reply.bytes)
+
+    def find(self, inode_ids: Sequence[int], *, timeout_s: float | None = None) -> list[Found]:
+        """What has become of each inode; those found together are from one moment."""
+        found: list[Found] = []
+        for begin in range(0, len(inode_ids), STATS_AT_ONCE):
+            batch = inode_ids[begin : begin + STATS_AT_ONCE]
+            reply = self._call("Find", meta_pb2.FindRequest, timeout_s, inode_ids=batch)
+            found += [Found(inode_from_pb(one.inode) if one.HasField("inode") else None, one.dead) for one in reply.found]
+        return found
 
     def list(self, path: str, *, page: int = PAGE, timeout_s: float | None = None) -> Iterator[Entries]:
         """The entries of a directory, sorted by name, in pages, each from one moment; the deadline is a page's."""

@@ -78,6 +78,10 @@ class MetaService(meta_pb2_grpc.MetaServicer):
         return await self._read("list", stat.list_page, request)
 
     @rpc.handler
+    async def Find(self, request: meta_pb2.FindRequest) -> meta_pb2.FindReply:  # noqa: N802
+        return await self._read("find", stat.find, request)
+
+    @rpc.handler
     async def Usage(self, request: meta_pb2.UsageRequest) -> meta_pb2.UsageReply:  # noqa: N802
         async with self._metrics.measured("usage"):
             await self._ready()

@@ -242,3 +242,23 @@ class UsageReply(_message.Message):
     directories: int
     bytes: int
     def __init__(self, files: _Optional[int] = ..., directories: _Optional[int] = ..., bytes: _Optional[int] = ...) -> None: ...
+
+class FindRequest(_message.Message):
+    __slots__ = ("inode_ids",)
+    INODE_IDS_FIELD_NUMBER: _ClassVar[int]
+    inode_ids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, inode_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class FoundInode(_message.Message):
+    __slots__ = ("inode", "dead")
+    INODE_FIELD_NUMBER: _ClassVar[int]
+    DEAD_FIELD_NUMBER: _ClassVar[int]
+    inode: Inode
+    dead: bool
+    def __init__(self, inode: _Optional[_Union[Inode, _Mapping]] = ..., dead: _Optional[bool] = ...) -> None: ...
+
+class FindReply(_message.Message):
+    __slots__ = ("found",)
+    FOUND_FIELD_NUMBER: _ClassVar[int]
+    found: _containers.RepeatedCompositeFieldContainer[FoundInode]
+    def __init__(self, found: _Optional[_Iterable[_Union[FoundInode, _Mapping]]] = ...) -> None: ...

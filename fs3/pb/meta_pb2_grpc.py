@@ -85,6 +85,11 @@ class MetaStub:
                 request_serializer=fs3_dot_pb_dot_meta__pb2.UsageRequest.SerializeToString,
                 response_deserializer=fs3_dot_pb_dot_meta__pb2.UsageReply.FromString,
                 _registered_method=True)
+        self.Find = channel.unary_unary(
+                '/fs3.pb.Meta/Find',
+                request_serializer=fs3_dot_pb_dot_meta__pb2.FindRequest.SerializeToString,
+                response_deserializer=fs3_dot_pb_dot_meta__pb2.FindReply.FromString,
+                _registered_method=True)
 
 
 class MetaServicer:
@@ -150,6 +155,12 @@ class MetaServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Find(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_MetaServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -202,6 +213,11 @@ def add_MetaServicer_to_server(servicer, server):
                     servicer.Usage,
                     request_deserializer=fs3_dot_pb_dot_meta__pb2.UsageRequest.FromString,
                     response_serializer=fs3_dot_pb_dot_meta__pb2.UsageReply.SerializeToString,
+            ),
+            'Find': grpc.unary_unary_rpc_method_handler(
+                    servicer.Find,
+                    request_deserializer=fs3_dot_pb_dot_meta__pb2.FindRequest.FromString,
+                    response_serializer=fs3_dot_pb_dot_meta__pb2.FindReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -474,6 +490,33 @@ class Meta:
             '/fs3.pb.Meta/Usage',
             fs3_dot_pb_dot_meta__pb2.UsageRequest.SerializeToString,
             fs3_dot_pb_dot_meta__pb2.UsageReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Find(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fs3.pb.Meta/Find',
+            fs3_dot_pb_dot_meta__pb2.FindRequest.SerializeToString,
+            fs3_dot_pb_dot_meta__pb2.FindReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fs3.errors import Fs3Error, Invalid, NotADirectory
 from fs3.ids import InodeId
 from fs3.inode import InodeType, inode_to_pb
+from fs3.kv import keys
 from fs3.kv.api import Transaction
 from fs3.meta import dentry, inode
 from fs3.meta.path import Walker, split
@@ -33,6 +34,20 @@ async def stat(txn: Transaction, request: meta_pb2.StatRequest) -> meta_pb2.Stat
                 raise
             results.append(meta_pb2.StatResult(code=error.code, message=str(error)))
     return meta_pb2.StatReply(results=results)
+
+
+async def find(txn: Transaction, request: meta_pb2.FindRequest) -> meta_pb2.FindReply:
+    """Which inodes exist, with a name or a write session, and which are dead. Raises: Invalid if there are too many."""
+    if len(request.inode_ids) > MAX_STATS:
+        raise Invalid(f"{len(request.inode_ids)} inodes: at most {MAX_STATS} at once")
+    reply = meta_pb2.FindReply()
+    for inode_id in request.inode_ids:
+        value = await txn.get(keys.inode(inode_id), snapshot=True)
+        if value is not None:
+            reply.found.add(inode=inode_to_pb(inode.decode(value)))
+        else:
+            reply.found.add(dead=await txn.get(keys.gc_queue(inode_id), snapshot=True) is not None)
+    return reply
 
 
 async def list_page(txn: Transaction, request: meta_pb2.ListRequest) -> meta_pb2.ListReply:
