@@ -1,4 +1,4 @@
-"""What all calls of a client share: its identity, connections, the routing as arrays, and which endpoints to avoid."""
+"""What all calls of a client share: connections, the routing as arrays, who it is, and which endpoints to avoid."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fs3.client.channels import Channels
+from fs3.client.identity import Identity, identity_of
 from fs3.client.mgmtd import MgmtdClient
 from fs3.client.retry_core import pause_s
 from fs3.client.select_core import ReplicaTable, replica_table
@@ -55,17 +56,16 @@ class Peers:
         self._secret = secret
         self._max_connections = max_connections
         self._closed = runtime.event()
-        self._begin(client_id if client_id is not None else runtime.random_bits(63) | 1)
+        self._begin(client_id)
         _living.add(self)
 
-    def _begin(self, client_id: int) -> None:
-        self.client_id = client_id
-        self.channels = Channels(runtime=self.runtime)
+    def _begin(self, client_id: int | None) -> None:
+        self._given = Identity(client_id, Channels(runtime=self.runtime)) if client_id is not None else None
         hello = storage_pb2.Hello(
             protocol=PROTOCOL,
             cluster_id=self.mgmtd.routing.cluster_id,
             secret=self._secret,
-            client_id=client_id,
+            client_id=client_id or 0,
             role="client",
         )
         self._pool = ConnectionPool(
@@ -74,7 +74,7 @@ class Peers:
             open_connection=self._open_connection,
             runtime=self.runtime,
         )
-        self._random = random.Random(client_id)
+        self._random = random.Random(client_id if client_id is not None else self.runtime.random_bits(63))
         self._lock = self.runtime.lock()
         self._lanes: ThreadPoolExecutor | None = None
         self._table: tuple[Routing, ReplicaTable] | None = None
@@ -87,7 +87,20 @@ class Peers:
         closed, self._closed = self._closed.is_set(), self.runtime.event()
         if closed:
             self._closed.set()
-        self._begin(self.runtime.random_bits(63) | 1)
+        self._begin(None)
+
+    def identity(self) -> Identity:
+        """Under which changes are made now. Blocks if that needs a new session. Raises: Unavailable."""
+        if self._given is not None:
+            return self._given
+        return identity_of(self.mgmtd, runtime=self.runtime)
+
+    def session_ended(self, identity: Identity) -> bool:
+        """A daemon says that this identity's session is over; whether there can be another."""
+        if self._given is not None:
+            return False
+        self.mgmtd.session_lost(identity.client_id)
+        return True
 
     def lanes(self) -> ThreadPoolExecutor:
         """Threads that receive large replies, and send large writes, beside the caller's own."""

@@ -45,8 +45,9 @@ _WRITE = {
     errors.Corrupt.code: Step.PAUSE,
 }
 
-# An update that failed so may yet have been applied, or be applied by a replica that still holds it.
-UNCERTAIN = frozenset({errors.Unavailable.code, errors.MaybeApplied.code})
+# An update that failed so may yet have been applied, or be applied by a replica that still holds it. The plain error is
+# a defect in the daemon, met who knows where.
+UNCERTAIN = frozenset({errors.Unavailable.code, errors.MaybeApplied.code, errors.Fs3Error.code})
 
 
 def after_read(code: int) -> Step:

@@ -48,7 +48,8 @@ class StorageClient:
     ) -> None:
         """`timeout_s` bounds a call that names no deadline; a daemon silent for `stall_s` inside one is given up for
         another; `max_connections` is per endpoint, `max_lanes` how many of them a large read uses at once (None: half
-        as many as there are cores, at most 4)."""
+        as many as there are cores, at most 4). `client_id` stands for a session with mgmtd, which is otherwise opened
+        at the first change."""
         self._timeout_s = timeout_s
         self._runtime = runtime
         self._mgmtd = mgmtd
@@ -65,8 +66,8 @@ class StorageClient:
 
     @property
     def client_id(self) -> int:
-        """By which daemons know this client's update channels; another one in a forked child."""
-        return self._peers.client_id
+        """By which daemons know this client's updates: its session with mgmtd; one is opened if there is none yet."""
+        return self._peers.identity().client_id
 
     def close(self) -> None:
         """Close every connection; later calls raise Unavailable."""
@@ -105,6 +106,7 @@ class StorageClient:
         Raises:
             Fs3Error: what became of the first update that failed; those before and after it may have been applied.
             MaybeApplied: nobody knows whether that update was, or still will be, applied.
+            Every other error says that the update was not, and will not be.
         """
         results, errors = self.try_write(updates, deadline_s=deadline_s)
         for error in errors:

@@ -5,6 +5,10 @@ A write has one way in, the head; it goes down the chain and comes back acknowle
 dies, or the chain changes under the write, the client waits for mgmtd to name the new chain and sends the same update
 again: replicas that have applied it answer from their memory of the channel. What is still unknown at the deadline is
 MaybeApplied, and its channel is never used again.
+
+That memory lasts as long as this process's session with mgmtd. If a head says that the session has ended (the process
+was stopped, or cut off, for long), what certainly was not applied is sent again under a new session; an update one of
+whose attempts got no answer may have been applied and forgotten, and is MaybeApplied.
 """
 
 from __future__ import annotations
@@ -20,11 +24,22 @@ from fs3 import checksum
 from fs3.checksum import Bytes
 from fs3.client import plan_core
 from fs3.client.channels import Channel
+from fs3.client.identity import Identity
 from fs3.client.peers import Peers
 from fs3.client.plan_core import I64
 from fs3.client.retry_core import UNCERTAIN, Step, after_write
 from fs3.client.select_core import NONE, ReplicaTable
-from fs3.errors import Corrupt, Fs3Error, MaybeApplied, NoSpace, StaleRouting, Unavailable, from_code
+from fs3.errors import (
+    Busy,
+    Corrupt,
+    Fs3Error,
+    MaybeApplied,
+    NoSpace,
+    SessionEnded,
+    StaleRouting,
+    Unavailable,
+    from_code,
+)
 from fs3.ids import chunk_name
 from fs3.transport.connection import Connection
 from fs3.transport.frame_core import Kind
@@ -80,30 +95,47 @@ class WriteCall:
         self._code: NDArray[np.uint16] = np.full(count, Unavailable.code, dtype=np.uint16)
         self._tries: I64 = np.zeros(count, dtype=np.int64)
         self._uncertain: NDArray[np.bool_] = np.zeros(count, dtype=np.bool_)
+        self._flags = self._records["flags"].copy()
         self._why: dict[int, str] = {}
 
     def run(self) -> list[Fs3Error | None]:
         """What became of each update: None (its result is in `results`) or the error.
 
-        Raises: Busy: too many updates of this client are in flight.
+        Raises: Busy: too many updates of this client are in flight; none was sent.
         """
-        channels = self._peers.channels.take(len(self._updates), self._deadline_s)
-        self._records["client"] = self._peers.client_id
-        self._records["channel"] = [channel.channel for channel in channels]
-        self._records["seq"] = [channel.seq for channel in channels]
-        try:
-            self._until_settled()
-        finally:
-            self._return(channels)
+        todo: I64 = np.arange(len(self._updates), dtype=np.int64)
+        sessions = 0
+        while len(todo):
+            try:
+                identity = self._peers.identity()
+                channels = identity.channels.take(len(todo), self._deadline_s)
+            except (Busy, Unavailable) as error:
+                if not sessions and isinstance(error, Busy):
+                    raise
+                self._fail(todo, error)
+                break
+            sessions += 1
+            self._in_session(identity, channels, todo)
+            ended = todo[self._code[todo] == SessionEnded.code]
+            if not len(ended) or not self._peers.session_ended(identity):
+                break
+            todo = ended[~self._uncertain[ended]]
+            if self._peers.runtime.now_s() >= self._deadline_s:
+                break
         return [self._outcome(place) for place in range(len(self._updates))]
 
-    def _return(self, channels: list[Channel]) -> None:
-        retired = (self._uncertain & (self._code != 0)).tolist()
-        definite = [channel for channel, gone in zip(channels, retired, strict=True) if not gone]
-        self._peers.channels.give_back(definite, retired=len(channels) - len(definite))
+    def _in_session(self, identity: Identity, channels: list[Channel], todo: I64) -> None:
+        self._records["client"][todo] = identity.client_id
+        self._records["channel"][todo] = [channel.channel for channel in channels]
+        self._records["seq"][todo] = [channel.seq for channel in channels]
+        try:
+            self._until_settled(todo)
+        finally:
+            retired = (self._uncertain[todo] & (self._code[todo] != 0)).tolist()
+            definite = [channel for channel, gone in zip(channels, retired, strict=True) if not gone]
+            identity.channels.give_back(definite, retired=len(channels) - len(definite))
 
-    def _until_settled(self) -> None:
-        todo: I64 = np.arange(len(self._updates), dtype=np.int64)
+    def _until_settled(self, todo: I64) -> None:
         attempt = 0
         while len(todo):
             version = self._attempt(todo)
@@ -124,6 +156,9 @@ class WriteCall:
         """Send `todo` to the heads of their chains once; the version of the routing that named them."""
         table = self._peers.table()
         self._tries[todo] += 1
+        self._records["flags"][todo] = np.where(
+            self._uncertain[todo], self._flags[todo] | np.uint16(UpdateFlag.RETRY), self._flags[todo]
+        )
         try:
             rows = table.rows(self._records["chain"][todo])
         except StaleRouting as error:
@@ -236,6 +271,8 @@ class WriteCall:
 
 
 def _refusal(code: int, endpoint: str) -> str:
+    if code == SessionEnded.code:
+        return f"{endpoint} says that this process's session with the cluster has ended"
     if code == NoSpace.code:
         return f"no space left on {endpoint} or on a replica behind it; remove files or add a disk"
     return f"{endpoint} answered {type(from_code(code, '')).__name__}"

@@ -5,6 +5,7 @@ and faults that a test sets. It shares no code with fs3/storage, so a misreading
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import threading
 from collections import Counter
@@ -16,16 +17,17 @@ import pytest
 
 from fs3 import checksum
 from fs3.client.meta import Publish
-from fs3.errors import Exists, Fs3Error, NotFound, StaleRouting
+from fs3.errors import Exists, Fs3Error, NotFound, SessionEnded, StaleRouting
 from fs3.ids import ChainId, ChainTableId, InodeId, NodeId, TargetId
 from fs3.inode import Inode, InodeType
 from fs3.layout import Layout
 from fs3.pb import storage_pb2
 from fs3.routing import Chain, ChainTable, Node, NodeKind, Routing, Target, TargetState
 from fs3.transport.frame_core import HEADER_BYTES, Flag, Header, Kind, pack_header, pack_trailer, unpack_header
-from fs3.transport.messages import LIST_CHUNKS, LISTED, RANGE, RESULT, UPDATE, Op, records
+from fs3.transport.messages import LIST_CHUNKS, LISTED, RANGE, RESULT, UPDATE, Op, UpdateFlag, records
 
 TABLE = 1
+_TESTS = os.getpid()
 
 
 @dataclass
@@ -41,6 +43,8 @@ class Shared:
     chunks: dict[tuple[int, int, int], ChunkData] = field(default_factory=dict)
     seen: dict[tuple[int, int], tuple[int, bytes]] = field(default_factory=dict)  # (client, channel) -> (seq, result)
     applied: Counter[tuple[int, int]] = field(default_factory=Counter)
+    ended: set[int] = field(default_factory=set)  # clients whose sessions are over
+    retries: list[bool] = field(default_factory=list)  # of every update that came, whether it was marked as one
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -180,6 +184,10 @@ class ChunkServer:
                 result["status"] = status
                 continue
             with self.shared.lock:
+                self.shared.retries.append(bool(update["flags"] & UpdateFlag.RETRY))
+                if int(update["client"]) in self.shared.ended:
+                    result["status"] = SessionEnded.code
+                    continue
                 channel = (int(update["client"]), int(update["channel"]))
                 seq, known = self.shared.seen.get(channel, (0, b""))
                 if seq == int(update["seq"]):
@@ -233,6 +241,14 @@ class Mgmtd:
         self.told = threading.Event()
         self.on_refresh: Callable[[], None] = lambda: None
         self.refreshed = 0
+        self.sessions = 100
+
+    def session_id(self) -> int:
+        return self.sessions + (os.getpid() != _TESTS) * 1_000  # a forked child has another
+
+    def session_lost(self, session_id: int) -> None:
+        if session_id == self.sessions:
+            self.sessions += 1
 
     def refresh(self, newer_than: int, timeout_s: float) -> Routing:
         self.refreshed += 1

@@ -19,6 +19,7 @@ from fs3.errors import (
     MaybeApplied,
     NoSpace,
     NotFound,
+    SessionEnded,
     StaleRouting,
     Unavailable,
 )
@@ -287,6 +288,59 @@ def test_channels_are_reused_one_after_the_other_and_distinct_at_once(cluster, c
         client.write([update(lo, b"z") for lo in range(10)])
     assert len(cluster.shared.seen) == 10
     assert {seq for seq, _ in cluster.shared.seen.values()} == {5}
+
+
+def test_when_a_session_has_ended_the_next_one_takes_what_was_not_sent(cluster) -> None:
+    with StorageClosing(cluster) as client:
+        client.write([update(lo, b"before") for lo in range(4)])
+        assert {owner for owner, _ in cluster.shared.seen} == {100} and client.client_id == 100
+        cluster.shared.ended.add(100)
+        results = client.write([update(lo, b"after") for lo in range(10)])
+        assert not results["status"].any() and client.client_id == 101
+        assert sorted(channel for owner, channel in cluster.shared.seen if owner == 101) == list(range(10))
+        assert {seq for (owner, _), (seq, _) in cluster.shared.seen.items() if owner == 101} == {1}
+        assert cluster.shared.applied == {(HI, lo): 2 if lo < 4 else 1 for lo in range(10)}
+
+
+def test_an_update_that_may_have_been_applied_in_an_ended_session_is_not_sent_in_another(cluster) -> None:
+    """The node of one of two chains applies and loses the answer; then the session ends."""
+    with StorageClosing(cluster) as client:
+        head = int(cluster.mgmtd.routing.serving(chain_of(0))[0].node_id)
+        other = next(lo for lo in range(1, 6) if cluster.mgmtd.routing.serving(chain_of(lo))[0].node_id != head)
+        lost = cluster.servers[head - 1]
+        lost.lose_ack = 1
+        cluster.mgmtd.on_refresh = lambda: cluster.shared.ended.add(100)
+        results, errors = client.try_write([update(0, b"once"), update(other, b"twice")])
+        assert isinstance(errors[0], MaybeApplied) and "session" in str(errors[0]) and errors[1] is None
+        assert cluster.shared.applied == {(HI, 0): 1, (HI, other): 1}
+        client.write([update(other, b"next")])
+        assert results["version"].tolist()[1] == 1 and {owner for owner, _ in cluster.shared.seen} == {100, 101}
+
+
+def test_a_client_with_an_id_of_its_own_has_no_other_session(cluster, client) -> None:
+    cluster.shared.ended.add(77)
+    with pytest.raises(SessionEnded, match="session with the cluster has ended"):
+        client.write([update(0, b"x")])
+
+
+def test_two_clients_of_one_session_are_told_apart(cluster) -> None:
+    with StorageClosing(cluster) as one, StorageClosing(cluster) as two:
+        one.write([update(0, b"one")])
+        two.write([update(1, b"two")])
+        one.write([update(2, b"three")])
+        assert cluster.shared.applied == {(HI, 0): 1, (HI, 1): 1, (HI, 2): 1}
+        assert [seq for seq, _ in cluster.shared.seen.values()] == [3], "one channel, used by turns"
+
+
+def test_only_what_may_be_on_its_way_already_is_marked_as_sent_again(cluster, client) -> None:
+    head = int(cluster.mgmtd.routing.serving(chain_of(0))[0].node_id)
+    cluster.servers[head - 1].frame_status = [Busy.code]
+    client.write([update(0, b"a")])
+    assert cluster.shared.retries == [False], "refused, and sent again"
+    cluster.servers[head - 1].lose_ack = 1
+    client.write([update(0, b"b")])
+    client.write([update(0, b"c")])
+    assert cluster.shared.retries == [False, False, True, False]
 
 
 def test_threads_share_a_client(cluster, client) -> None:
