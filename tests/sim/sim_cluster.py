@@ -31,6 +31,7 @@ from fs3.client.mgmtd import MgmtdClient
 from fs3.client.storage import StorageClient
 from fs3.errors import Fs3Error
 from fs3.ids import NodeId
+from fs3.mgmtd.admin import AdminService
 from fs3.mgmtd.config import MgmtdConfig
 from fs3.mgmtd.election import Election
 from fs3.mgmtd.primary import Primary
@@ -63,6 +64,7 @@ class Shape:
     session_s: float = 10.0
     stall_s: float = 0.6
     drift: float = 0.0005  # clocks go wrong by at most so much
+    wipes: bool = False  # disks may be replaced by empty ones: clients use no chain of one replica
     capacity_bytes: int = 64 << 20
 
     @classmethod
@@ -75,6 +77,7 @@ class Shape:
             replicas=chance.choice([2, 3, 3]),
             clients=chance.choice([2, 3]),
             lease_s=chance.choice([1.0, 2.0]),
+            wipes=chance.random() < 0.3,
         )
 
 
@@ -102,6 +105,12 @@ class Cluster:
     def addresses(self) -> tuple[str, ...]:
         """Of the mgmtds."""
         return tuple(mgmtd.address for mgmtd in self.mgmtds)
+
+    @property
+    def chains(self) -> list[int]:
+        """The chains that clients may use."""
+        least = 2 if self.shape.wipes else 1
+        return sorted(chain.chain_id for chain in self.routing.chains.values() if chain.replicas >= least)
 
     @property
     def machines(self) -> list[SimMachine]:
@@ -191,6 +200,7 @@ class SimMachine:
         self.number = number
         self.name = f"{self.kind}-{number}"
         self.host = cluster.network.machine(self.name)
+        self.held = False  # the operator does not want its process to run
         self.incarnation = 0
         self.process: SimProcess
         self.runtime: SimRuntime
@@ -214,6 +224,11 @@ class SimMachine:
         self.sim.note(f"starts, incarnation {self.incarnation}", self.process)
         self.sim.emit("start", self.process, incarnation=self.incarnation)
         self.boot()
+
+    def start_again(self) -> None:
+        """Start its process if it has none, and may have one."""
+        if not self.alive and self.host.up and not self.held:
+            self.start()
 
     def boot(self) -> None:
         """What its process does."""
@@ -248,8 +263,8 @@ class SimMachine:
         self.sim.note(f"exits: {type(error).__name__}: {error}", process)
 
         def again() -> None:
-            if not self.alive and self.host.up and self.process is process:
-                self.start()
+            if self.process is process:
+                self.start_again()
 
         def ends() -> None:
             if process.alive:
@@ -311,10 +326,11 @@ class SimMgmtd(SimMachine):
         calls = SimCalls(cluster.network, process, self.name)
         election = Election(config, kv, own_node=own, credentials=credentials, call=calls, now=self.runtime.now_s)
         service = MgmtdService(config, CLUSTER_ID, election, refuses=self._refuses, now=self.runtime.now_s)
+        admin = AdminService(election)
 
         async def answer(method: str, request: Any, shown: Credentials) -> Any:
-            credentials.check({key: value for key, value in shown.metadata()})
-            return await getattr(service, method)(request)
+            credentials.check(dict(shown.metadata()))
+            return await getattr(service if hasattr(service, method) else admin, method)(request)
 
         self.election = election
         serve_control(cluster.network, self.host, process, answer)

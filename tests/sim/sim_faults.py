@@ -13,7 +13,10 @@ from typing import TypeVar
 
 from sim_cluster import Cluster, SimMachine, SimMgmtd, SimStorage
 from sim_kernel import Simulation
+from sim_operator import SimOperator
 from sim_store import STORE
+
+from fs3.pb import admin_pb2
 
 T = TypeVar("T")
 End = Callable[[], None]
@@ -40,6 +43,10 @@ KINDS = (
     "disk fails",
     "lease clock jumps",
     "wall clock jumps",
+    "operator drains a node",
+    "operator drains a target",
+    "operator takes a target offline",
+    "operator replaces disks",
 )
 # A pair in which both are the same: the second begins while the first is in effect; some have no duration.
 IMPOSSIBLE_PAIRS: dict[str, str] = {}
@@ -51,7 +58,9 @@ class Nemesis:
     def __init__(self, sim: Simulation, cluster: Cluster) -> None:
         self.sim = sim
         self.cluster = cluster
-        self.done = False
+        self._healed = False
+        self.operator = SimOperator(cluster)
+        self.operator.start()
         self.chance = sim.stream("faults")
         self._lease_s = cluster.shape.lease_s
         self._ends: dict[int, tuple[str, End]] = {}
@@ -60,6 +69,11 @@ class Nemesis:
         self.kinds = sorted(self.chance.sample(KINDS, count), key=KINDS.index)
         self.every_s = self._lease_s * self.chance.choice([0.3, 0.6, 1.0, 2.0])
 
+    @property
+    def done(self) -> bool:
+        """Whether all is healed, and the operator has nothing left to do."""
+        return self._healed and not self.operator.busy
+
     def start(self, for_s: float) -> None:
         """Have faults begin for so many virtual seconds from now; afterwards everything is healed."""
         self.sim.at(self.sim.now + for_s, self.heal)
@@ -67,7 +81,7 @@ class Nemesis:
         self._next()
 
     def heal(self) -> None:
-        """End all that is in effect; from the hub."""
+        """End all that is in effect; from the hub. What the operator has begun he still brings to its end."""
         for number in list(self._ends):
             self._end(number)
         for storage in self.cluster.storages:
@@ -75,7 +89,7 @@ class Nemesis:
                 disk.full, disk.slow = False, 1.0
                 disk.fail_syncs = disk.fail_writes = disk.fail_reads = 0
         self.sim.note("the faults are over")
-        self.done = True
+        self._healed = True
 
     def _next(self) -> None:
         self.sim.after(self.chance.expovariate(1.0 / self.every_s), self._strike)
@@ -121,7 +135,7 @@ class Nemesis:
         if not machine.alive:
             return False
         machine.kill()
-        return self._begin(kind, machine, lambda: _starts(machine), self._lasts())
+        return self._begin(kind, machine, machine.start_again, self._lasts())
 
     def _stalls(self, kind: str, machine: SimMachine) -> bool:
         if not machine.alive:
@@ -275,7 +289,7 @@ class Nemesis:
             disk.fail_syncs = disk.fail_writes = disk.fail_reads = 0
             if storage.alive and not self._stopped(storage):
                 storage.kill("started again for its disk's sake")
-            _starts(storage)
+            storage.start_again()
 
         return self._begin(kind, storage, end, self._lasts(), operation=what)
 
@@ -294,6 +308,36 @@ class Nemesis:
             machine.process.boot_s += by_s
         return self._begin(kind, machine, lambda: None, 0.1, by_s=round(by_s, 3))
 
+    # The operator
+
+    def _operator_drains_a_node(self, kind: str) -> bool:
+        return self._drains(kind, admin_pb2.Place(node_id=self._one(self.cluster.storages).node_id))
+
+    def _operator_drains_a_target(self, kind: str) -> bool:
+        return self._drains(kind, admin_pb2.Place(target_id=self._one(sorted(self.cluster.routing.targets))))
+
+    def _drains(self, kind: str, place: admin_pb2.Place) -> bool:
+        if self.operator.busy:
+            return False
+        self.operator.ask(lambda: self.operator.drain(place))
+        end = lambda: self.operator.ask(lambda: self.operator.undrain(place))  # noqa: E731
+        return self._begin(kind, None, end, 2 * self._lasts(), place=str(place).strip())
+
+    def _operator_takes_a_target_offline(self, kind: str) -> bool:
+        if self.operator.busy:
+            return False
+        target = self._one(sorted(self.cluster.routing.targets))
+        self.operator.ask(lambda: self.operator.offline(target))
+        end = lambda: self.operator.ask(lambda: self.operator.online(target))  # noqa: E731
+        return self._begin(kind, None, end, self._lasts(), target=target)
+
+    def _operator_replaces_disks(self, kind: str) -> bool:
+        storage = self._one(self.cluster.storages)
+        if self.operator.busy or not self.cluster.shape.wipes or storage.held:
+            return False
+        self.operator.ask(lambda: self.operator.replace_disk(storage, 6 * self._lease_s))
+        return self._begin(kind, storage, lambda: None, self._lasts())
+
     def _wall_clock_jumps(self, kind: str) -> bool:
         machine = self._one(self.cluster.machines)
         by_s = self.chance.choice([-3_600.0, -5.0, -0.5, 0.5, 5.0, 86_400.0])
@@ -303,12 +347,7 @@ class Nemesis:
         return self._begin(kind, machine, lambda: None, 0.1, by_s=by_s)
 
 
-def _starts(machine: SimMachine) -> None:
-    if not machine.alive and machine.host.up:
-        machine.start()
-
-
 def _powers_on(storage: SimStorage) -> None:
     if not storage.host.up:
         storage.power_on()
-        storage.start()
+        storage.start_again()

@@ -51,7 +51,7 @@ class Simulation:
     """One run. Make it with a seed, put processes in, `run`, and `close` at the end."""
 
     def __init__(
-        self, seed: int | str, *, max_steps: int = 5_000_000, lines: int = 5_000, preempt: float = 0.0
+        self, seed: int | str, *, max_steps: int = 5_000_000, lines: int = 20_000, preempt: float = 0.0
     ) -> None:
         """`preempt`: how likely a thread is made to wait a little before it takes a lock."""
         self.seed = seed

@@ -60,7 +60,7 @@ class _Run:
         with self._phase("start"):
             cluster.start()
             cluster.wait_ready()
-        self.workload = workload = Workload(sim, cluster.clients, sorted(cluster.routing.chains), self.mix)
+        self.workload = workload = Workload(sim, cluster.clients, cluster.chains, self.mix)
         self.invariants.workload = workload
         nemesis = Nemesis(sim, cluster)
         with self._phase("faults"):

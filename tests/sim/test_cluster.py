@@ -46,7 +46,7 @@ def read(client: SimClient, chain: int, lo: int, length: int) -> bytes:
 def survives(seed: int, kind: str) -> Simulation:
     """Clients write and read while one kind of fault strikes; afterwards all is well and every last write is there."""
     sim = Simulation(seed)
-    cluster = Cluster(sim, Shape(mgmtds=2, storages=4, replicas=3, clients=2, lease_s=1.0))
+    cluster = Cluster(sim, Shape(mgmtds=2, storages=4, replicas=3, clients=2, lease_s=1.0, wipes=True))
     cluster.start()
     cluster.wait_ready()
     chain = chain_of(cluster)

@@ -1,0 +1,159 @@
+"""The operator of a simulated cluster: what `fs3 admin` asks of mgmtd, from a machine of his own, job after job.
+
+He follows docs/operations.md: a disk is only wiped once the cluster has taken its targets out of service and serves
+without them. What only had one replica, there, is given up with `rotate-lastsrv`, and is no chain that clients use.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from sim_cluster import CLUSTER_ID, Cluster, SimMachine, SimStorage
+from sim_control import SimChannel
+
+from fs3.client.control import ControlService
+from fs3.errors import Fs3Error, Unavailable
+from fs3.pb import admin_pb2
+from fs3.routing import TargetState
+from fs3.transport.rpc import Credentials
+
+_ASK_S = 2.0
+_LOOK_S = 0.1
+_ASIDE = (TargetState.OFFLINE, TargetState.WAITING)
+
+
+class SimOperator(SimMachine):
+    """`busy` while a job waits or runs."""
+
+    kind = "operator"
+
+    def __init__(self, cluster: Cluster) -> None:
+        super().__init__(cluster, 1)
+        self._jobs: deque[Callable[[], None]] = deque()
+        self._working = False
+
+    @property
+    def busy(self) -> bool:
+        return self._working or bool(self._jobs)
+
+    def boot(self) -> None:
+        self._service = ControlService(
+            self.cluster.addresses,
+            open_channel=lambda address: SimChannel(self.cluster.network, self.runtime, self.name, address),
+            runtime=self.runtime,
+        )
+
+    def ask(self, job: Callable[[], None]) -> None:
+        """Have a job done, after those that wait."""
+        self._jobs.append(job)
+        if not self._working:
+            self._working = True
+            self.spawn(self._work, name="operator")
+
+    def order(self, method: str, request: Any) -> bool:
+        """Have mgmtd do something, however long it takes; False if it is refused."""
+        while True:
+            try:
+                reply = self._service.call(
+                    method, request, timeout_s=_ASK_S, credentials=Credentials(cluster_id=CLUSTER_ID)
+                )
+            except Unavailable:
+                self.runtime.sleep(_LOOK_S)
+            except Fs3Error as error:
+                self.sim.note(f"{method} is refused: {error}", self.process)
+                self.sim.emit("operator", self.process, method=method, done=False)
+                return False
+            else:
+                self.sim.note(f"{method}: {'; '.join(reply.lines)}", self.process)
+                self.sim.emit("operator", self.process, method=method, done=True)
+                return True
+
+    def drain(self, place: admin_pb2.Place) -> None:
+        self.order("Drain", admin_pb2.PlaceRequest(place=place))
+
+    def undrain(self, place: admin_pb2.Place) -> None:
+        self.order("Undrain", admin_pb2.PlaceRequest(place=place))
+
+    def offline(self, target: int) -> None:
+        self.order("Offline", admin_pb2.PlaceRequest(place=admin_pb2.Place(target_id=target)))
+
+    def online(self, target: int) -> None:
+        self.order("Online", admin_pb2.PlaceRequest(place=admin_pb2.Place(target_id=target)))
+
+    def replace_disk(self, storage: SimStorage, within_s: float) -> None:
+        """Stop the daemon, wait until nobody needs its disks, put in empty ones, start it, have them filled."""
+        self._in_hub(lambda: self._stop(storage))
+        end_s = self.sim.now + within_s
+        while not self._needless(storage) and self.sim.now < end_s:
+            self.runtime.sleep(_LOOK_S)
+        wiped: list[bool] = []
+        self._in_hub(lambda: wiped.append(self._wipe(storage)))
+        if not wiped[0]:
+            return
+        for number in range(len(storage.disks)):
+            place = admin_pb2.Place(node_id=storage.node_id, disk=number)
+            while not self.order("Replace", admin_pb2.ReplaceRequest(place=place)):
+                self.runtime.sleep(_LOOK_S)
+        for chain in list(self.cluster.routing.chains.values()):
+            lost = [
+                target
+                for target in (self.cluster.routing.targets[target_id] for target_id in chain.targets)
+                if target.node_id == storage.node_id and target.state == TargetState.LASTSRV
+            ]
+            if lost and chain.replicas == 1:
+                self.order(
+                    "RotateLastServing",
+                    admin_pb2.RotateLastServingRequest(chain_id=chain.chain_id, target_id=lost[0].target_id),
+                )
+
+    def _stop(self, storage: SimStorage) -> None:
+        storage.held = True
+        if storage.alive:
+            storage.kill("stopped by the operator")
+
+    def _wipe(self, storage: SimStorage) -> bool:
+        """New disks, if they are needless still; the daemon starts in any case. In the hub."""
+        needless = self._needless(storage)
+        if needless:
+            for disk in storage.disks:
+                disk.replace()
+            self.sim.note("its disks are replaced by empty ones", storage.process)
+            self.sim.emit("disk", storage.process, disk=storage.disks[0].name, what="replaced")
+        storage.held = False
+        if storage.host.up and not storage.alive:
+            storage.start()
+        return needless
+
+    def _needless(self, storage: SimStorage) -> bool:
+        """Whether every chain with a target there serves without it, and counts it out."""
+        routing = self.cluster.routing
+        for chain in routing.chains.values():
+            targets = [routing.targets[target_id] for target_id in chain.targets]
+            here = [target for target in targets if target.node_id == storage.node_id]
+            if not here or chain.replicas == 1:
+                continue
+            others = [target for target in targets if target.node_id != storage.node_id]
+            if any(target.state not in _ASIDE for target in here):
+                return False
+            if not any(target.state == TargetState.SERVING for target in others):
+                return False
+        return True
+
+    def _in_hub(self, work: Callable[[], None]) -> None:
+        """Do what only the hub may, such as ending a process, and wait for it."""
+        thread = self.sim.current
+        assert thread is not None
+
+        def does() -> None:
+            work()
+            thread.wake()
+
+        self.sim.soon(does)
+        thread.park()
+
+    def _work(self) -> None:
+        while self._jobs:
+            self._jobs.popleft()()
+        self._working = False
