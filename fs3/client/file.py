@@ -18,6 +18,7 @@ from fs3.client import plan_core
 from fs3.client.meta import MetaClient, Publish
 from fs3.client.mgmtd import MgmtdClient
 from fs3.client.plan_core import I64, ChunkPlan
+from fs3.client.read_path import RangeCorrupt
 from fs3.client.renewal import Renewal
 from fs3.client.storage import ChunkUpdate, StorageClient
 from fs3.client.writer import FileWriter, Sending, chunk_update
@@ -130,7 +131,10 @@ class FileClient:
         starts = plan_core.packed_offsets(lengths) if out_offsets is None else np.asarray(out_offsets, dtype=np.int64)
         plan = plan_core.plan_file_ranges(table, index, offsets, lengths, starts)
         target = memoryview(out).cast("B")
-        results = self.storage.read(plan.ranges, target, plan.out_offsets, deadline_s=deadline_s)
+        try:
+            results = self.storage.read(plan.ranges, target, plan.out_offsets, deadline_s=deadline_s)
+        except RangeCorrupt as error:
+            raise Corrupt(f"{handles[int(index[plan.source[error.place]])].path}: {error}") from None
         if not (results["length"] == plan.ranges["length"]).all():
             self._explain_missing(handles, index, plan, results)
 

@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 from fs3.client.channels import Channels
 from fs3.client.identity import Identity, identity_of
 from fs3.client.mgmtd import MgmtdClient
+from fs3.client.reports import Reports
 from fs3.client.retry_core import pause_s
 from fs3.client.select_core import ReplicaTable, replica_table
 from fs3.errors import Unavailable
+from fs3.ids import TargetId
 from fs3.pb import storage_pb2
 from fs3.routing import NodeKind, Routing
 from fs3.runtime import SYSTEM, Runtime
@@ -81,6 +83,7 @@ class Peers:
         self._load: dict[str, int] = {}
         self._avoid_until_s: dict[str, float] = {}
         self._suspected_s: dict[tuple[int, int], float] = {}
+        self._reports = Reports(self.endpoint_of, lambda: self._pool, runtime=self.runtime)
 
     def begin_again(self) -> None:
         """Become a client of one's own in a forked child: another id, no connections, no locks that others hold."""
@@ -174,6 +177,17 @@ class Peers:
             self._suspected_s[key] = now_s
         self._pool.drop_idle(name)
         self.runtime.spawn(lambda: self.mgmtd.suspect(*key), name="fs3-suspect")
+
+    def report(self, target_id: int, hi: int, lo: int, chain: int) -> None:
+        """Tell the daemon of a target that bytes of a chunk failed their sums; does not wait."""
+        if not self._closed.is_set():
+            self._reports.add(target_id, hi, lo, chain)
+
+    def endpoint_of(self, target_id: int) -> str | None:
+        """Where a target is now."""
+        routing = self.mgmtd.routing
+        target = routing.targets.get(TargetId(target_id))
+        return None if target is None else _endpoints(routing).get((int(target.node_id), target.worker))
 
     def pause(self, attempt: int, deadline_s: float) -> None:
         """Wait before the next try; not once the client is closed."""

@@ -24,6 +24,14 @@ from fs3.transport.frame_core import Kind
 from fs3.transport.messages import RESULT, Records
 
 
+class RangeCorrupt(Corrupt):
+    """No replica has the bytes of range number `place` of a call."""
+
+    def __init__(self, message: str, place: int) -> None:
+        super().__init__(message)
+        self.place = place
+
+
 class ReadCall:
     """One call's ranges [m] and how far they have come. Lives for the call, used by its thread (and its lanes')."""
 
@@ -60,10 +68,18 @@ class ReadCall:
         """The results [m]: status 0 or NotFound.
 
         Raises:
-            Corrupt: no replica has the bytes of a range; names the chunk and the targets.
+            RangeCorrupt: no replica has the bytes of a range; names the chunk and the targets.
             Unavailable: a range was not answered before the deadline.
             Fs3Error: an answer that another try will not change.
         """
+        try:
+            self._run()
+        finally:
+            if self._corrupt:
+                self._report()
+        return self.batch.results
+
+    def _run(self) -> None:
         todo: I64 = np.arange(len(self.batch.ranges), dtype=np.int64)
         attempt = 0
         while len(todo):
@@ -78,7 +94,13 @@ class ReadCall:
             elif step is Step.PAUSE:
                 self._peers.pause(attempt, self.batch.deadline_s)
             attempt += 1
-        return self.batch.results
+
+    def _report(self) -> None:
+        """Tell the daemons which chunks came damaged, or were said to be; they look for themselves."""
+        for place, targets in self._corrupt.items():
+            chunk = self.batch.ranges[["hi", "lo", "chain"]][place]
+            for target in sorted(targets):
+                self._peers.report(target, *chunk.tolist())
 
     def _attempt(self, todo: I64) -> tuple[Step, int]:
         """Ask for `todo` once; what to do before the next attempt, and the version of the routing used."""
@@ -146,7 +168,11 @@ class ReadCall:
             serving = {int(other) for other in table.target[row] if other != NONE}
             if serving <= self._corrupt.get(place, set()):
                 names = ", ".join(str(other) for other in sorted(serving))
-                raise Corrupt(f"{self._name(place)} failed its checksum on every serving target ({names})")
+                raise RangeCorrupt(
+                    f"{self._name(place)} failed its checksum on every serving target ({names}) of chain"
+                    f" {int(self.batch.ranges['chain'][place])}; restore it from its source",
+                    place,
+                )
             if serving <= tried:
                 self._tried[place] = set(self._corrupt.get(place, ()))
                 return Step.REFRESH

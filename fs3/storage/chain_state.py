@@ -213,6 +213,24 @@ class ChainState:
     def roles(self) -> list[Role]:
         return list(self._roles.values())
 
+    def local(self) -> list[int]:
+        """The targets that are here."""
+        return list(self._engine_of)
+
+    def others(self, target_id: int) -> tuple[int, int, list[tuple[int, str]]]:
+        """(chain, its version, [(target, endpoint)] of the other targets that serve it and whose nodes are alive)."""
+        routing, chain_id = self._routing, ChainId(self._chain_of[target_id])
+        chain = routing.chains.get(chain_id)
+        if chain is None:
+            return chain_id, 0, []
+        serving = [
+            (one, node)
+            for one in routing.serving(chain_id)
+            if one.target_id != target_id and (node := routing.nodes.get(one.node_id)) is not None and node.alive
+        ]
+        places = [(int(one.target_id), node.endpoints[one.worker]) for one, node in serving]
+        return chain_id, chain.version, places
+
     def stand(self, target_id: int) -> Stand:
         """Where a target stands; one that is gone does nothing, as if its disk had failed."""
         return self._stands.get(target_id, _GONE)

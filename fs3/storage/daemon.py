@@ -68,7 +68,9 @@ class StorageDaemon:
             tombstone_s=config.tombstone_s,
             runtime=runtime,
         )
-        self.reads = ReadPath(self.engines, self.writes.state, check_lease=self._check_lease)
+        self.reads = ReadPath(
+            self.engines, self.writes.state, check_lease=self._check_lease, suspect=self.writes.repair.suspect
+        )
         self.service = Service(
             config,
             credentials,

@@ -16,15 +16,17 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fs3.errors import Corrupt, Fs3Error, Unavailable
+from fs3 import checksum
+from fs3.errors import Conflict, Corrupt, Fs3Error, Unavailable, from_code
 from fs3.pb import storage_pb2
 from fs3.runtime import SYSTEM, Runtime
 from fs3.transport.connection import Connection, OpenConnection
-from fs3.transport.frame_core import Kind
-from fs3.transport.messages import CHUNK_META, RESULT, Records
+from fs3.transport.frame_core import Flag, Kind
+from fs3.transport.messages import CHUNK_META, RESULT, SUM, Records
 from fs3.transport.pool import ConnectionPool
 
 RECOVERY_LANE = 255  # which no client's update waits for
+REPAIR_LANE = 254
 _CONNECT_S = 1.0
 
 
@@ -56,6 +58,15 @@ class ForwardPort(Protocol):
 
     def sync_done(self, endpoint: str, request: storage_pb2.SyncDoneRequest, *, deadline_s: float) -> None:
         """Raises: Fs3Error."""
+
+    def read_chunk(
+        self, endpoint: str, asked: Records, length: int, *, deadline_s: float
+    ) -> tuple[int, memoryview, NDArray[np.uint32]]:
+        """The committed version of the chunk that RANGE record `asked` [1] names, whole, if it has `length` bytes.
+
+        Returns (version, bytes, 4 KiB sums). Raises: Corrupt (they fail the sums that came with them), Conflict (the
+        chunk there is of another length), Fs3Error.
+        """
 
     def cut_off(self, endpoint: str) -> None:
         """Have calls in progress to a process that mgmtd no longer counts on fail soon."""
@@ -123,6 +134,36 @@ class ChainForwarder:
             connection.receive_head()
         finally:
             self.give_back(connection, RECOVERY_LANE)
+
+    def read_chunk(
+        self, endpoint: str, asked: Records, length: int, *, deadline_s: float
+    ) -> tuple[int, memoryview, NDArray[np.uint32]]:
+        connection = self.borrow(endpoint, REPAIR_LANE, deadline_s)
+        try:
+            flags = Flag.CHECKSUM | Flag.RELAXED
+            connection.send(Kind.READ, [asked.tobytes()], count=1, flags=flags, deadline_s=deadline_s)
+            header, head = connection.receive_head()
+            if header.count != 1 or len(head) < RESULT.itemsize or header.body_bytes > length:
+                connection.close()
+                raise Corrupt(f"{endpoint} answered with {header.count} ranges of {header.body_bytes} bytes")
+            result = np.frombuffer(head, dtype=RESULT, count=1)[0].copy()
+            sums = np.frombuffer(head, dtype=SUM, offset=RESULT.itemsize).copy()
+            data = memoryview(bytearray(header.body_bytes))
+            connection.receive_body([data])
+            trailer_status, _ = connection.receive_trailer()
+        finally:
+            self.give_back(connection, REPAIR_LANE)
+        status = int(result["status"]) or trailer_status
+        if status:
+            raise from_code(status, f"{endpoint} has no good copy of it")
+        if len(data) != length or int(result["chunk_length"]) != length:
+            raise Conflict(f"{endpoint} has a chunk of {int(result['chunk_length'])} bytes, not {length}")
+        cuts = checksum.pieces(0, length, length)
+        if len(sums) != len(cuts) or any(
+            checksum.crc(data[begin:end]) != value for (begin, end), value in zip(cuts, sums.tolist(), strict=True)
+        ):
+            raise Corrupt(f"the bytes that {endpoint} sent failed their checksum")
+        return int(result["version"]), data, checksum.fine_sums(data)
 
     def cut_off(self, endpoint: str) -> None:
         with self._guard:

@@ -35,6 +35,7 @@ _WARM_BYTES = 1 << 20
 _CHECKSUM, _RELAXED, _NEED_ACK = int(Flag.CHECKSUM), int(Flag.RELAXED), int(Flag.NEED_ACK)
 
 I64 = NDArray[np.int64]
+Key = tuple[int, int, int]  # target, hi, lo
 
 
 class ReadTable(Protocol):
@@ -55,13 +56,22 @@ class Serving(Protocol):
 
 
 class ReadPath:
-    """Thread-safe. `check_lease` raises Unavailable once this daemon may not answer any more."""
+    """Thread-safe. `check_lease` raises Unavailable once this daemon may not answer any more; `suspect(key)` hears of
+    chunks whose partial blocks failed their sums, and must not block."""
 
-    def __init__(self, engines: Sequence[ChunkEngine], serving: Serving, *, check_lease: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        engines: Sequence[ChunkEngine],
+        serving: Serving,
+        *,
+        check_lease: Callable[[], None],
+        suspect: Callable[[Key], None] = lambda key: None,
+    ) -> None:
         self._engines = tuple(engines)
         self._number = {id(engine): number for number, engine in enumerate(self._engines)}
         self._serving = serving
         self._check_lease = check_lease
+        self._suspect = suspect
         self._probing = True
 
     def many_edges(self, ranges: Records) -> bool:
@@ -81,6 +91,7 @@ class ReadPath:
         kept = Kept()
         try:
             results, file, position = self._locate(header, ranges, kept)
+            self._refuse_damaged(ranges, results)
             reply = self._reply(header, ranges, results, file, position, kept, by_sendfile=by_sendfile)
             self._check_lease()
         except BaseException:
@@ -180,6 +191,18 @@ class ReadPath:
         kept.names(engine, located.block)
         return located
 
+    def _refuse_damaged(self, ranges: Records, results: Records) -> None:
+        """Chunks known to fail their sums are not even sent: the reader asks another replica at once."""
+        bad = {key for engine in self._engines for key in engine.damaged()}
+        if not bad:
+            return
+        table = self._serving.reads
+        for row in np.flatnonzero(np.isin(ranges["lo"], [lo for _, _, lo in bad]) & (results["status"] == 0)).tolist():
+            chain = int(ranges["chain"][row])
+            target = int(table.target[chain]) if chain < len(table.target) else 0
+            if (target, int(ranges["hi"][row]), int(ranges["lo"][row])) in bad:
+                results["status"][row], results["length"][row] = Corrupt.code, 0
+
     def _reply(
         self,
         header: Header,
@@ -208,6 +231,7 @@ class ReadPath:
             if not bad:
                 break
             rows = list(bad)
+            self._suspect_rows(ranges, rows)
             results["status"][rows] = list(bad.values())
             results["length"][rows] = 0
         head = results.tobytes()
@@ -252,6 +276,13 @@ class ReadPath:
             edges.append(part)
             sums.append(crc)
         return edges, sums, bad
+
+    def _suspect_rows(self, ranges: Records, rows: Sequence[int]) -> None:
+        table = self._serving.reads
+        for hi, lo, chain in ranges[["hi", "lo", "chain"]][list(rows)].tolist():
+            target = int(table.target[chain]) if chain < len(table.target) else 0
+            if target:
+                self._suspect((target, hi, lo))
 
     def _sums(self, plan: SumPlan, file: I64, position: I64, edge_sums: list[int]) -> NDArray[np.uint32]:
         if plan.simple:

@@ -3,6 +3,7 @@
 HELLO, ACK, STATS     at once
 READ, QUERY           at once, unless it would wait: many partial blocks to verify, ranges that are not in the page
                       cache, listings
+REPORT                on the pool of slow reads: the chunks are read whole
 WRITE                 on the pool of its hop: one that waits for a successor holds no thread that the successor's
                       own requests need (body_pool.py has the same for memory)
 SYNC_LIST, SYNC_DONE  on a pool of their own
@@ -32,7 +33,7 @@ from fs3.storage.reassembly_core import Frame
 from fs3.storage.reply import Reply, error_reply, plain_reply
 from fs3.transport import rpc
 from fs3.transport.frame_core import Header, Kind
-from fs3.transport.messages import LIST_KIND, UPDATE, Records, records
+from fs3.transport.messages import LIST_KIND, MAX_REPORTED, UPDATE, Records, records
 
 _LOG = logging.getLogger("fs3.storage")
 _DEPTH = 256  # requests that wait for a thread of a pool
@@ -62,6 +63,7 @@ class Writes(Protocol):
     def sync_list(self, request: storage_pb2.SyncListRequest) -> tuple[storage_pb2.SyncListReply, Records]: ...
     def sync_done(self, request: storage_pb2.SyncDoneRequest) -> None: ...
     def inspect(self, ranges: Records) -> Records: ...
+    def report(self, ranges: Records) -> Records: ...
 
 
 class Service:
@@ -102,6 +104,7 @@ class Service:
             Kind.SYNC_DONE: self._sync_done,
             Kind.STATS: self._stats_of,
             Kind.INSPECT: self._inspect,
+            Kind.REPORT: self._report,
         }
 
     def _pool(self, name: str, threads: int) -> Pool:
@@ -172,6 +175,16 @@ class Service:
             self._submit(self._slow_reads, peer, header, lambda: self._reads.query(header, ranges))
         else:
             peer.answer(self._reads.query(header, ranges))
+
+    def _report(self, peer: Peer, frame: Frame) -> None:
+        header = frame.header
+        ranges = ranges_of(header, frame.head, MAX_REPORTED)
+
+        def looked_at() -> Reply:
+            results = self._writes.report(ranges)
+            return plain_reply(header, results.tobytes(), count=len(results))
+
+        self._submit(self._slow_reads, peer, header, looked_at)
 
     def _write(self, peer: Peer, frame: Frame, body: Body | None) -> None:
         header = frame.header

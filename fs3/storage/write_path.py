@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,12 +25,14 @@ from fs3.storage.chores import Chores
 from fs3.storage.engine_api import ChunkEngine, DedupEntry, DedupRecord
 from fs3.storage.forward import ForwardPort
 from fs3.storage.inspection import inspect
+from fs3.storage.repair import Repair
 from fs3.storage.replication import Replication
 from fs3.storage.resync import Recovery
 from fs3.storage.session_fence import SessionFence
 from fs3.storage.tombstones import Tombstones
 from fs3.storage.upkeep import Upkeep
 from fs3.storage.write_item import Item
+from fs3.storage.write_stats import WriteStats, stats_of
 from fs3.transport.frame_core import Header
 from fs3.transport.messages import CHUNK_META, RESULT, Op, Records, UpdateFlag
 
@@ -41,31 +42,13 @@ _RECOVERY_THREADS = 2
 _FORGET_AFTER_S = 1.0  # one pass over the results for all sessions that end in such a time
 _FLAGS = UpdateFlag(sum(UpdateFlag))  # unknown ones are ignored
 _SUSPECT_EVERY_S = 0.5
+_REPAIR_IN_S = 1.0  # after a change of the chains
 MAX_SYNC_PAGE = 65_536
 
 _COLUMNS = (
     *("hi", "lo", "offset", "length", "chain", "chain_version", "client", "seq", "channel"),
     *("n_sums", "version", "op", "flags", "chunk_bytes"),
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WriteStats:
-    """Counters since the start, and gauges."""
-
-    updates: int
-    forwarded: int
-    forward_failures: int
-    settled: int
-    recovered_chunks: int
-    recovered_bytes: int
-    removed_chunks: int
-    recoveries: int
-    forgotten: int
-    notes: int
-    locked_chunks: int
-    serving_targets: int
-    syncing_targets: int
 
 
 class WritePath:
@@ -123,6 +106,10 @@ class WritePath:
             standing=self._sessions.standing,
             runtime=runtime,
         )
+        self._repairs = Chores({"repair": lambda _: self.repair.round()}, threads=1, runtime=runtime)
+        self.repair = Repair(
+            self.state, port, ask=lambda in_s: self._repairs.ask("repair", 0, in_s=in_s), runtime=runtime
+        )
         self._upkeep = Upkeep(self.state, self._replication)
         self._recovery = Recovery(self.state, port, self._replication, sessions=self._sessions)
         tombstones = Tombstones(self.state, self._replication, tombstone_s=tombstone_s)
@@ -137,6 +124,7 @@ class WritePath:
         self._chores.close()
         self._syncs.close()
         self._housekeeping.close()
+        self._repairs.close()
 
     # mgmtd's side: called from the daemon's event loop, nothing here blocks
 
@@ -144,6 +132,8 @@ class WritePath:
         """Act on a newer routing."""
         for endpoint in self.state.on_routing(routing):
             self._port.cut_off(endpoint)
+        if self.repair.has_work():
+            self._repairs.ask("repair", 0, in_s=_REPAIR_IN_S)
         for role in self.state.roles():
             if role.head:
                 self._housekeeping.ask("tombstones", role.target_id, in_s=self._tombstone_s)
@@ -249,26 +239,13 @@ class WritePath:
         for disk in self._engines:  # the predecessor may have sent results that are forgotten here
             self._housekeeping.ask("sessions", disk, in_s=_FORGET_AFTER_S)
 
+    def report(self, ranges: Records) -> Records:
+        """A client's REPORT of bytes that failed their sums: RANGE [n] -> RESULT [n]. Blocks."""
+        return self.repair.report(ranges)
+
     def stats(self) -> WriteStats:
         """What this write path has done, and does."""
-        counts = self._replication.counts
-        forwarded, failures = self._replication.sent
-        duties = [role.duty for role in self.state.roles()]
-        return WriteStats(
-            updates=counts.updates,
-            forwarded=forwarded,
-            forward_failures=failures,
-            settled=counts.settled,
-            recovered_chunks=counts.recovered_chunks,
-            recovered_bytes=counts.recovered_bytes,
-            removed_chunks=counts.removed_chunks,
-            recoveries=counts.recoveries,
-            forgotten=counts.forgotten,
-            notes=counts.notes,
-            locked_chunks=self._replication.locks.held(),
-            serving_targets=duties.count(Duty.SERVE),
-            syncing_targets=duties.count(Duty.SYNC),
-        )
+        return stats_of(self.state, self._replication, self.repair.counts)
 
     def idle(self) -> bool:
         """Whether no upkeep runs or waits, but for what is forgotten some day."""

@@ -69,6 +69,7 @@ SUM = np.dtype("<u4")
 LIST_CHUNKS = 0xFFFFFFFF  # a QUERY record's offset that asks for every chunk of `hi`
 LIST_KIND = 0xFFFFFFFE  # ... for every chunk of the kind of `hi`, from (hi, lo) on
 MAX_LISTED = 65_536
+MAX_REPORTED = 64  # ranges in a REPORT: each is a chunk to be read whole
 
 assert (RANGE.itemsize, RESULT.itemsize, UPDATE.itemsize, CHUNK_META.itemsize, LISTED.itemsize) == (32, 24, 80, 48, 32)
 

@@ -61,6 +61,7 @@ class ChunkServer:
         self.die_in_reply = 0
         self.lose_ack = 0
         self.asked: list[Header] = []
+        self.reported: list[tuple[int, int, int]] = []  # (chain, hi, lo) of REPORT frames
         self.limits = (4_096, 64 << 20)
         self._sockets: list[socket.socket] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -101,6 +102,11 @@ class ChunkServer:
         if header.kind == Kind.HELLO:
             reply = storage_pb2.HelloReply(protocol=1, max_ranges=self.limits[0], max_body_bytes=self.limits[1])
             sock.sendall(_frame(header, reply.SerializeToString(), b""))
+            return True
+        if header.kind == Kind.REPORT:
+            said = records(head, RANGE, header.count)
+            self.reported += [(int(one["chain"]), int(one["hi"]), int(one["lo"])) for one in said]
+            sock.sendall(_frame(header, np.zeros(header.count, dtype=RESULT).tobytes(), b""))
             return True
         self.asked.append(header)
         if self.frame_status:

@@ -170,9 +170,22 @@ def test_a_node_that_dies_inside_a_reply_fails_no_read(cluster, client) -> None:
 def test_corruption_on_one_replica_is_read_from_another(cluster, client) -> None:
     datas = fill(cluster, 18)
     cluster.servers[1].corrupt = True
-    for _ in range(3):
+    for _ in range(100):
         _, got = read(client, *[(lo, 0, 10_000) for lo in range(18)])
         assert got == datas
+        if any(header.kind == Kind.READ for header in cluster.servers[1].asked):
+            break
+    # The replica is told, once for each chunk, and nobody else is.
+    patience = threading.Event()
+    for _ in range(1_000):
+        if cluster.servers[1].reported and not client._peers._reports._sending:
+            break
+        patience.wait(0.01)
+    reported = cluster.servers[1].reported
+    assert reported and len(set(reported)) == len(reported)
+    assert not cluster.servers[0].reported and not cluster.servers[2].reported
+    for chain, hi, lo in reported:
+        assert (chain, hi, lo) in cluster.shared.chunks
 
 
 def test_corruption_everywhere_names_the_chunk_and_the_targets(cluster, client) -> None:

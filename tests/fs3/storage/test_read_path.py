@@ -15,7 +15,7 @@ from fs3 import checksum
 from fs3.clock import deadline_after
 from fs3.errors import Corrupt, Fs3Error, Invalid, NotFound, StaleRouting
 from fs3.transport.frame_core import HEADER_BYTES, Flag, Kind, unpack_header
-from fs3.transport.messages import LIST_CHUNKS, LISTED, RESULT, Op
+from fs3.transport.messages import LIST_CHUNKS, LISTED, MAX_REPORTED, RESULT, Op
 
 _LENGTHS = [1, 100, 4096, 4097, 65_536, 70_000, 262_144, 300_000, 1 << 20]
 
@@ -124,7 +124,36 @@ def test_a_damaged_edge_is_not_handed_out(daemon: Any, connection: Any) -> None:
     # The second's first block is the damaged one; the third ends before it, the fourth is far from it.
     assert answer.results["status"].tolist() == [0, Corrupt.code, 0, 0, 0]
     assert answer.bodies == [data[5:25], b"", data[10:49_010], data[10:110], data[4000:94_000]]
-    assert sum(engine.stats().corrupt for engine in daemon.server.engines) == 1
+    assert sum(engine.stats().corrupt for engine in daemon.server.engines) >= 1
+    # The daemon looks at the chunk that it stumbled over; from then on no part of it is read from here.
+    engine, _ = daemon.located(100)
+    daemon.until(lambda: any(key[2] == 100 for key in engine.damaged()), "the chunk is marked")
+    answer = daemon.read(connection, asked)
+    assert answer.results["status"].tolist() == [0, Corrupt.code, Corrupt.code, Corrupt.code, 0]
+    assert answer.bodies == [data[5:25], b"", b"", b"", data[4000:94_000]]
+
+
+def test_a_report_is_checked_and_not_believed(daemon: Any, connection: Any) -> None:
+    data = random.Random(3).randbytes(300_000)
+    daemon.put(connection, {144: data, 145: data})
+    _flip(daemon, 144, 200_000)
+    ranges = daemon.ranges([(144, 0, 0), (145, 0, 0), (987_654, 0, 0), (144, 0, 0)])
+    ranges["chain"][3] = 1 << 20
+    for _ in range(2):
+        connection.send(Kind.REPORT, [ranges.tobytes()], count=4, deadline_s=deadline_after(10))
+        _, head = connection.receive_head()
+        status = np.frombuffer(head, dtype=RESULT, count=4)["status"].tolist()
+        assert status == [Corrupt.code, 0, NotFound.code, NotFound.code]
+    answer = daemon.read(connection, [(144, 0, 4096), (145, 0, 300_000)])
+    assert answer.results["status"].tolist() == [Corrupt.code, 0]
+    assert answer.bodies == [b"", data]
+    # Other bytes end it: nobody needs the old ones any more.
+    daemon.put(connection, {144: data})
+    assert daemon.read(connection, [(144, 0, 300_000)]).bodies == [data]
+    too_many = daemon.ranges([(145, 0, 0)] * (MAX_REPORTED + 1))
+    connection.send(Kind.REPORT, [too_many.tobytes()], count=len(too_many), deadline_s=deadline_after(10))
+    with pytest.raises(Invalid, match="65 ranges"):
+        connection.receive_head()
 
 
 def test_a_damaged_whole_block_shows_in_its_sum(daemon: Any, connection: Any) -> None:

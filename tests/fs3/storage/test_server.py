@@ -300,7 +300,7 @@ def test_stats_and_metrics(daemon: Any) -> None:
 def test_without_a_lease_nothing_is_answered(daemon: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     connection = daemon.connect()
     daemon.put(connection, {21: b"t"})
-    agent = daemon.server._agent
+    agent = daemon.server.daemon.agent
     with monkeypatch.context() as patched:
         patched.setattr(type(agent), "serve_until_s", property(lambda self: lease_now_s() - 0.001))
         with pytest.raises(Unavailable, match="lost touch"):

@@ -18,7 +18,7 @@ import numpy as np
 
 from fs3 import checksum
 from fs3.clock import deadline_after, lease_now_s
-from fs3.errors import BY_CODE, Fs3Error, Unavailable
+from fs3.errors import BY_CODE, Corrupt, Fs3Error, Unavailable
 from fs3.ids import ChainId, NodeId, TargetId
 from fs3.mgmtd.chain_core import Report
 from fs3.mgmtd.lease_core import LeaseTable
@@ -44,6 +44,8 @@ CHANGES = {
     "forget_tombstones",
     "forget_clients",
     "create_target",
+    "mark_damaged",
+    "repair",
 }
 
 
@@ -177,6 +179,21 @@ class MemoryPort:
 
     def sync_done(self, endpoint: str, request: storage_pb2.SyncDoneRequest, *, deadline_s: float) -> None:
         self._call(endpoint, lambda there: there.write_path.sync_done(request))
+
+    def read_chunk(
+        self, endpoint: str, asked: Records, length: int, *, deadline_s: float
+    ) -> tuple[int, memoryview, Any]:
+        hi, lo, chain, version = asked[["hi", "lo", "chain", "chain_version"]][0].tolist()
+
+        def read(there: StorageNode) -> tuple[int, memoryview, Any]:
+            target_id = there.write_path.serving(chain, version)
+            if (target_id, hi, lo) in there.raw.damaged():
+                raise Corrupt(f"target {target_id} knows that it is damaged")
+            found = there.raw.read_chunk(target_id, hi, lo)
+            return found.version, found.data, found.fine
+
+        answer: tuple[int, memoryview, Any] = self._call(endpoint, read)
+        return answer
 
     def cut_off(self, endpoint: str) -> None:
         pass

@@ -1,0 +1,147 @@
+"""Damaged chunks in a chain: looked at, marked, given their bytes back by another replica; never by a wrong one, and
+never so that a chunk is blocked. Damage is done to a replica's files behind its back."""
+
+from __future__ import annotations
+
+import importlib.util
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fs3.errors import Corrupt, NotFound
+from fs3.storage.blocks import HEADER_BYTES
+from fs3.transport.messages import RANGE, Op
+
+DATA = random.Random(5).randbytes(600_000)
+CHUNK = (1 << 56 | 1, 0)
+
+
+def _load() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("write_cluster", Path(__file__).with_name("write_cluster.py"))
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+wc = _load()
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    made: list[Any] = []
+
+    def cluster(**options: int) -> Any:
+        made.append(wc.Cluster(tmp_path / str(len(made)), **options))
+        return made[-1]
+
+    yield cluster
+    for one in made:
+        one.close()
+
+
+def flip(node: Any, target_id: int, chunk: tuple[int, int], at: int, what: str = "data") -> None:
+    """Turn one bit of a chunk's data or of its fine sums."""
+    where = node.raw.lookup(
+        np.array([target_id], np.uint32), np.array([chunk[0]], np.uint64), np.array([chunk[1]], np.uint64)
+    )
+    file, position = node.raw.file(int(where.file[0])), int(where.position[0])
+    begin = position if what == "data" else HEADER_BYTES + 4 * file.fine_at(position)
+    with Path(file.path).open("r+b") as handle:
+        handle.seek(begin + at)
+        byte = handle.read(1)[0]
+        handle.seek(begin + at)
+        handle.write(bytes([byte ^ 1]))
+
+
+def report(node: Any, chunk: tuple[int, int]) -> int:
+    """What a daemon answers to a client's report of one chunk of chain 1."""
+    ranges = np.zeros(1, dtype=RANGE)
+    ranges["hi"], ranges["lo"], ranges["chain"] = *chunk, 1
+    return int(node.write_path.report(ranges)["status"][0])
+
+
+def mended(cluster: Any, node_id: int) -> None:
+    cluster.wait(lambda: not cluster.nodes[node_id].raw.damaged(), f"repair on node {node_id}")
+
+
+@pytest.mark.parametrize("node_id", [1, 2, 3])
+@pytest.mark.parametrize("what", ["data", "sums"])
+def test_a_reported_chunk_is_repaired_in_place(make: Callable[..., Any], node_id: int, what: str) -> None:
+    cluster = make()
+    client = wc.Client(cluster, 7)
+    version, _ = client.write(1, CHUNK, Op.REPLACE, DATA)
+    node = cluster.nodes[node_id]
+    assert report(node, CHUNK) == 0
+    flip(node, 100 + node_id, CHUNK, 40, what)
+    assert report(node, CHUNK) == Corrupt.code
+    mended(cluster, node_id)
+    assert report(node, CHUNK) == 0
+    cluster.check_replicas()
+    stats = node.write_path.stats()
+    assert (stats.reports, stats.damage_found, stats.repaired) == (3, 1, 1)
+    assert node.raw.info(100 + node_id, *CHUNK)[:3] == (True, version, 0)
+    # Where only the sums were damaged, no bytes came from elsewhere.
+    assert client.write(1, CHUNK, Op.WRITE, b"and writes go on", 77) == (version + 1, len(DATA))
+    cluster.check_replicas()
+
+
+def test_a_damaged_source_is_passed_over(make: Callable[..., Any]) -> None:
+    cluster = make()
+    client = wc.Client(cluster, 7)
+    client.write(1, CHUNK, Op.REPLACE, DATA)
+    flip(cluster.nodes[1], 101, CHUNK, 0)
+    flip(cluster.nodes[2], 102, CHUNK, 500_000)
+    assert report(cluster.nodes[2], CHUNK) == Corrupt.code
+    mended(cluster, 2)
+    assert report(cluster.nodes[1], CHUNK) == Corrupt.code
+    mended(cluster, 1)
+    cluster.check_replicas()
+
+
+def test_without_a_good_copy_a_chunk_stays_marked_until_it_is_written(make: Callable[..., Any]) -> None:
+    cluster = make()
+    client = wc.Client(cluster, 7)
+    client.write(1, CHUNK, Op.REPLACE, DATA)
+    for node_id, node in cluster.nodes.items():
+        flip(node, 100 + node_id, CHUNK, 10_000 * node_id)
+    for node in cluster.nodes.values():
+        assert report(node, CHUNK) == Corrupt.code
+    for node_id, node in cluster.nodes.items():
+        cluster.wait(lambda node=node: node.write_path.stats().repair_failures > 0, "an attempt")
+        assert node.raw.damaged() == {(100 + node_id, *CHUNK): 1}
+    with pytest.raises(Corrupt):  # it would keep damaged bytes
+        client.write(1, CHUNK, Op.WRITE, b"part", 5)
+    assert client.write(1, CHUNK, Op.REPLACE, b"from the source")[1] == 15
+    assert not any(node.raw.damaged() for node in cluster.nodes.values())
+    cluster.check_replicas()
+
+
+def test_reports_of_what_is_not_here_change_nothing(make: Callable[..., Any]) -> None:
+    cluster = make()
+    assert report(cluster.nodes[1], (1, 99)) == NotFound.code
+    ranges = np.zeros(1, dtype=RANGE)
+    ranges["chain"] = 55
+    assert cluster.nodes[1].write_path.report(ranges)["status"][0] == NotFound.code
+    client = wc.Client(cluster, 7)
+    client.write(1, CHUNK, Op.REPLACE, DATA)
+    client.write(1, CHUNK, Op.REMOVE)
+    assert report(cluster.nodes[1], CHUNK) == NotFound.code
+    assert not cluster.nodes[1].raw.damaged()
+
+
+@pytest.mark.parametrize("node_id", [2, 3])
+def test_a_successor_that_cannot_read_its_old_version_gets_the_whole_chunk(
+    make: Callable[..., Any], node_id: int
+) -> None:
+    cluster = make()
+    client = wc.Client(cluster, 7)
+    client.write(1, CHUNK, Op.REPLACE, DATA)
+    flip(cluster.nodes[node_id], 100 + node_id, CHUNK, 300_000)
+    assert client.write(1, CHUNK, Op.WRITE, b"part", 5) == (2, len(DATA))
+    cluster.check_replicas()
