@@ -18,7 +18,7 @@ from typing import TypeVar
 from fs3.clock import lease_now_s
 from fs3.errors import Conflict, Fs3Error, Invalid, MaybeApplied, NotPrimary, Unavailable
 from fs3.ids import NodeId, TargetId
-from fs3.mgmtd.chain_core import Report
+from fs3.mgmtd.chain_core import Report, presumed
 from fs3.mgmtd.client_sessions import ClientSessions
 from fs3.mgmtd.config import MgmtdConfig
 from fs3.mgmtd.lease_core import Heard, LeaseTable
@@ -110,7 +110,7 @@ class Primary:
         self._announced[node.node_id] = node
         new_disks = len(self._disks.get(node.node_id, ())) != len(request.disks)  # a drain may wait for room
         self._disks[node.node_id] = tuple(replace(disk_from_pb(disk), node_id=node.node_id) for disk in request.disks)
-        news = self._take_reports(node.node_id, list(request.targets), just_started=verdict == Heard.STARTED)
+        news = self._take_reports(request, just_started=verdict == Heard.STARTED)
         if news or new_disks or verdict != Heard.RENEWED or self._bootstrap_is_due():
             await self._decide()
         reply = mgmtd_pb2.HeartbeatReply(lease_ms=round(self._config.lease_s * 1000), epoch=self.epoch)
@@ -274,6 +274,10 @@ class Primary:
     def _checked(self, message: mgmtd_pb2.NodeInfo) -> Node:
         if not message.node_id or not message.kind or not message.endpoints:
             raise Invalid("a heartbeat needs node_id, kind and endpoints")
+        for endpoint in message.endpoints:
+            host, _, port = endpoint.rpartition(":")
+            if not host or not (port.isascii() and port.isdecimal() and int(port) < 65_536):
+                raise Invalid(f"node_id {message.node_id}: endpoint {endpoint[:100]!r} is not host:port")
         node = node_from_pb(message)
         known = self._announced.get(node.node_id) or self.routing.nodes.get(node.node_id)
         if known is not None and known.kind != node.kind:
@@ -283,10 +287,20 @@ class Primary:
             )
         return replace(node, alive=True, last_heartbeat_age_ms=0)
 
-    def _take_reports(self, node_id: NodeId, reported: list[mgmtd_pb2.LocalTarget], *, just_started: bool) -> bool:
-        """Whether anything but figures changed. A daemon that just started is not believed about published targets."""
+    def _take_reports(self, request: mgmtd_pb2.HeartbeatRequest, *, just_started: bool) -> bool:
+        """Whether anything but figures changed. A daemon that just started is not believed about published targets.
+
+        That a heartbeat does not mention a target counts only if it was made under the newest routing: a late one may
+        be of a time when the daemon did not speak for it yet.
+        """
+        node_id = NodeId(request.node.node_id)
         accepted: dict[TargetId, Report] = {}
-        for message in reported:
+        if not just_started and request.known_routing < self.routing.version:
+            for target in self.routing.targets.values():
+                if target.node_id == node_id:
+                    assumed = Report(presumed(target.state))
+                    accepted[target.target_id] = self._reports.get(target.target_id, assumed)
+        for message in request.targets:
             target_id = TargetId(message.target_id)
             published = self.routing.targets.get(target_id)
             if published is not None and (just_started or published.node_id != node_id):

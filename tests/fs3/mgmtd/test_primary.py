@@ -235,6 +235,11 @@ def test_a_foreign_or_senseless_record_is_refused(cluster: Any) -> None:
             await cluster.daemon(100).beat(primary)
         with pytest.raises(Invalid, match="needs node_id"):
             await cluster.daemon(0).beat(primary)
+        for endpoint in ("", "\n\t", "nowhere", ":80", "host:", "host:http", "host:70000", "host:-1"):
+            with pytest.raises(Invalid, match="is not host:port"):
+                stranger = cluster.daemon(7)
+                stranger.node = replace(stranger.node, endpoints=(endpoint,))
+                await stranger.beat(primary)
 
     run(body)
 
