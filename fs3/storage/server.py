@@ -166,7 +166,7 @@ class StorageServer:
                     max_requests=config.max_requests,
                     patience=patience or Patience(),
                     accepted=self._deal,
-                    reply_bytes=config.max_inflight_bytes // config.io_threads,
+                    reply_bytes=config.max_inflight_bytes // 2 // config.io_threads,
                 )
                 for number in range(config.io_threads)
             ]

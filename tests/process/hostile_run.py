@@ -40,7 +40,7 @@ from fs3.cluster.folder import storage_name
 from fs3.cluster.local import LocalCluster
 from fs3.transport.frame_core import HEADER_BYTES
 
-GROWTH_BYTES = 96 << 20
+GROWTH_BYTES = 192 << 20  # replies that nobody takes may fill half of `max_inflight_bytes`, and malloc keeps it
 _MORE_SOCKETS = 64  # what two nodes' pools of connections to each other may open later; a leak opens thousands
 _LOITER_EVERY = 40
 _ROUND = 2_000  # cases between two looks at the clock, and of one task of an attacker
@@ -364,7 +364,10 @@ class Siege:
                 problems.append(f"{name}: {now.sockets} sockets, {warm[name].sockets} after the warm-up")
             if now.threads > warm[name].threads + 48:
                 problems.append(f"{name}: {now.threads} threads, {warm[name].threads} after the warm-up")
-            problems += [f"{name}'s log: {line}" for line in _defects(self.cluster.folder.log(name))]
+            log = self.cluster.folder.log(name)
+            problems += [f"{name}'s log: {line}" for line in _defects(log)]
+            if story := _story(log):
+                outcome.lines.append(f"{name}: {story}")
         if self.witness.trouble:
             problems.append(f"the well-behaved client failed {self.witness.trouble}")
         else:
@@ -378,6 +381,13 @@ def _defects(log: Path) -> list[str]:
     return [line.decode(errors="replace")[:300] for line in bad[:3]]
 
 
+def _story(log: Path) -> str:
+    """The first traceback in a log, without its beginning."""
+    text = log.read_bytes().decode(errors="replace")
+    _, found, after = text.partition("Traceback")
+    return found + after[:3_000]
+
+
 def besiege(siege: Siege, cases: int, seed: int, *, processes: int, say: Any = lambda line: None) -> Outcome:
     """The whole run on a cluster that serves: nine tenths of the cases to the data port, the rest to mgmtd and meta."""
     outcome = Outcome()
@@ -388,7 +398,7 @@ def besiege(siege: Siege, cases: int, seed: int, *, processes: int, say: Any = l
     warm: dict[str, Vitals] = {}
     with siege.witness, ProcessPoolExecutor(processes, mp_context=context) as pool:
         running: list[Future[Tally]] = []
-        number = sent = 0
+        number = sent = rested = 0
         while sent < cases or running:
             while sent < cases and len(running) < processes * 2:
                 kind = kinds[number % len(kinds)]
@@ -404,8 +414,11 @@ def besiege(siege: Siege, cases: int, seed: int, *, processes: int, say: Any = l
                 number, sent = number + 1, sent + size
             done = running.pop(0).result()
             outcome.tally.add(done)
+            if done.cases["loitering"]:
+                rested = 0
+            rested += 1
             total = outcome.tally.cases.total()
-            if not warm and total >= cases // 10:
+            if not warm and total >= cases // 10 and rested > 4:
                 warm = siege.vitals()
             elapsed_s = time.monotonic() - begun_s
             say(
