@@ -21,6 +21,7 @@ COMMANDS = {
     "up": ("fs3.cli.up", "up", "Start a whole cluster on this machine."),
     "down": ("fs3.cli.up", "down", "Stop a cluster that `fs3 up` started."),
     "status": ("fs3.cli.status", "status", "Show nodes, targets, chains and space of a cluster."),
+    "admin": ("fs3.cli.admin", "admin", "Drain, replace, repair and grow a running cluster."),
     "cp": ("fs3.cli.files", "cp", "Copy files and directories, to, from and within a cluster."),
     "ls": ("fs3.cli.files", "ls", "List files and directories."),
     "cat": ("fs3.cli.files", "cat", "Print files."),
@@ -35,7 +36,7 @@ COMMANDS = {
     "storage": ("fs3.cli.daemons", "storage", "Run a storage daemon."),
 }
 SECTIONS = {
-    "Clusters": ("up", "down", "status"),
+    "Clusters": ("up", "down", "status", "admin"),
     "Files": ("cp", "ls", "cat", "rm", "mv", "mkdir", "stat", "du"),
     "KV cache": ("kv",),
     "Daemons, one by one": ("mgmtd", "meta", "storage"),

@@ -169,10 +169,10 @@ def _node_table(routing: Routing) -> Table:
             NodeKind(node.kind).name.lower(),
             "[green]alive[/green]" if node.alive else f"[red]silent {node.last_heartbeat_age_ms / 1000:.0f} s[/red]",
             " ".join(node.endpoints),
-            "\n".join(_coloured(state, f"{counts[state]} {state.name.lower()}") for state in sorted(counts)),
-            _size(sum(target.used_bytes for target in targets)) if targets else "",
-            _size(sum(disk.free_bytes for disk in disks)) if disks else "",
-            _size(sum(disk.total_bytes for disk in disks)) if disks else "",
+            "\n".join(coloured(state, f"{counts[state]} {state.name.lower()}") for state in sorted(counts)),
+            size(sum(target.used_bytes for target in targets)) if targets else "",
+            size(sum(disk.free_bytes for disk in disks)) if disks else "",
+            size(sum(disk.total_bytes for disk in disks)) if disks else "",
             *((node.version,) if len(versions) > 1 else ()),
         )
     return table
@@ -185,7 +185,7 @@ def _chain_table(chains: list[Chain], routing: Routing) -> Table:
     for chain in chains:
         members = [routing.targets[target] for target in chain.targets]
         states = "  ".join(
-            _coloured(target.state, f"{target.target_id}@{target.node_id} {target.state.name.lower()}")
+            coloured(target.state, f"{target.target_id}@{target.node_id} {target.state.name.lower()}")
             for target in members
         )
         table.add_row(str(chain.chain_id), str(chain.version), str(chain.replicas), states)
@@ -196,11 +196,13 @@ def _is_degraded(chain: Chain, routing: Routing) -> bool:
     return any(routing.targets[target].state != TargetState.SERVING for target in chain.targets)
 
 
-def _coloured(state: TargetState, text: str) -> str:
+def coloured(state: TargetState, text: str) -> str:
+    """`text` in the colour of `state`, as rich's markup."""
     return f"[{_COLOURS[state]}]{text}[/{_COLOURS[state]}]"
 
 
-def _size(count: float) -> str:
+def size(count: float) -> str:
+    """`1.5 MiB`."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"

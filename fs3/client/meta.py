@@ -1,26 +1,25 @@
 """The blocking client of meta: one call per method, with a deadline, retried within it.
 
-A change is sent with a request id and repeated under the same one, so however often it is repeated it applies once.
+A change is sent with a request id and repeated under the same one: however often it is repeated, and whichever daemon
+answers, it applies once: all meta daemons share one store, and the answer is recorded there with the change.
 Thread-safe; a forked child goes on with connections of its own (fs3/client/control.py).
 """
 
 from __future__ import annotations
 
-import random
-import secrets
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from fs3.client.control import ControlChannel
+from fs3.client.control import Channel, ControlChannel
 from fs3.client.retry_core import pause_s
-from fs3.clock import lease_now_s
+from fs3.client.turns_core import Turns
 from fs3.errors import Busy, Conflict, Fs3Error, Invalid, MaybeApplied, Unavailable, from_code
 from fs3.inode import Entry, Inode, InodeType, inode_from_pb
 from fs3.layout import LayoutChoice, choice_to_pb
 from fs3.pb import meta_pb2, meta_pb2_grpc
 from fs3.routing import NodeKind, Routing
+from fs3.runtime import SYSTEM, Runtime
 from fs3.transport.rpc import Credentials
 
 __all__ = ["Entry", "Found", "Inode", "InodeType", "MetaClient", "Publish", "Usage"]
@@ -28,7 +27,8 @@ __all__ = ["Entry", "Found", "Inode", "InodeType", "MetaClient", "Publish", "Usa
 STATS_AT_ONCE = 1_024
 FILES_AT_ONCE = 512
 PAGE = 1_000
-_ATTEMPT_S = 10.0  # a silent meta daemon is given up for another, or asked again, after so long
+_ATTEMPT_S = 10.0  # a silent meta daemon is asked again after so long
+_SHORT_ATTEMPT_S = 3.0  # and given up for another, if there is one
 
 Inodes: TypeAlias = list[Inode]
 Entries: TypeAlias = list[Entry]
@@ -72,15 +72,22 @@ class MetaClient:
         *,
         timeout_s: float = 30.0,
         refresh: Callable[[], object],
+        open_channel: Callable[[str], Channel] | None = None,
+        runtime: Runtime = SYSTEM,
     ) -> None:
-        """`routing` gives the newest known routing, which names the meta daemons; `refresh` fetches a newer one."""
+        """`routing` gives the newest known routing, which names the meta daemons; `refresh` fetches a newer one.
+
+        `open_channel(address)` and `runtime` are ports.
+        """
         self.client_id = client_id
         self._routing = routing
         self._refresh = refresh
         self._credentials = credentials
         self._timeout_s = timeout_s
-        self._channels: dict[str, ControlChannel] = {}
-        self._preferred = ""
+        self._open_channel = open_channel or _open
+        self._runtime = runtime
+        self._channels: dict[str, Channel] = {}
+        self._turns = Turns(client_id)
         self._closed = False
 
     def stat(
@@ -208,7 +215,9 @@ class MetaClient:
         for begin in range(0, len(inode_ids), STATS_AT_ONCE):
             batch = inode_ids[begin : begin + STATS_AT_ONCE]
             reply = self._call("Find", meta_pb2.FindRequest, timeout_s, inode_ids=batch)
-            found += [Found(inode_from_pb(one.inode) if one.HasField("inode") else None, one.dead) for one in reply.found]
+            found += [
+                Found(inode_from_pb(one.inode) if one.HasField("inode") else None, one.dead) for one in reply.found
+            ]
         return found
 
     def list(self, path: str, *, page: int = PAGE, timeout_s: float | None = None) -> Iterator[Entries]:
@@ -230,7 +239,7 @@ class MetaClient:
 
     def _change(self, method: str, request: Callable[..., Any], timeout_s: float | None, **fields: Any) -> Any:
         """A call under a new request id, which repetitions keep. Random, so that forked children do not share any."""
-        request_id = meta_pb2.RequestId(client_id=self.client_id, request_id=secrets.randbits(63) + 1)
+        request_id = meta_pb2.RequestId(client_id=self.client_id, request_id=self._runtime.random_bits(63) + 1)
         return self._call(method, request, timeout_s, id=request_id, **fields)
 
     def _call(
@@ -243,41 +252,66 @@ class MetaClient:
         **fields: Any,
     ) -> Any:
         request = make(**{name: _clean(value) for name, value in fields.items()})
-        deadline_s = lease_now_s() + (self._timeout_s if timeout_s is None else timeout_s)
+        now_s = self._runtime.now_s
+        deadline_s = now_s() + (self._timeout_s if timeout_s is None else timeout_s)
         failures = 0
         while True:
-            left_s = deadline_s - lease_now_s()
+            address = ""
             try:
-                channel = self._channel(failures)
-                attempt_s = left_s if patient else min(left_s, _ATTEMPT_S)
-                reply = channel.call(method, request, timeout_s=max(attempt_s, 0.001), credentials=self._credentials)
+                address, alone = self._next_address()
+                left_s = deadline_s - now_s()
+                attempt_s = left_s if patient else min(left_s, _ATTEMPT_S if alone else _SHORT_ATTEMPT_S)
+                reply = self._channel(address).call(
+                    method, request, timeout_s=max(attempt_s, 0.001), credentials=self._credentials
+                )
             except (Unavailable, MaybeApplied, Conflict, Busy) as error:
-                wait_s = pause_s(failures, random.random())
-                if self._closed or lease_now_s() + wait_s >= deadline_s:
+                if self._closed or now_s() >= deadline_s:
+                    raise
+                if isinstance(error, Unavailable | MaybeApplied) and self._another_after(address):
+                    continue
+                wait_s = pause_s(failures, self._runtime.random_bits(16) / (1 << 16))
+                if now_s() + wait_s >= deadline_s:
                     raise
                 if isinstance(error, Unavailable):
-                    self._preferred = ""
                     self._refresh()
-                time.sleep(wait_s)
+                self._runtime.sleep(wait_s)
                 failures += 1
                 continue
-            self._preferred = channel.address
+            self._turns.answered(address)
             return reply
 
-    def _channel(self, failures: int) -> ControlChannel:
-        """To the daemon that answered last; after failures to the next one. Raises: Unavailable if there is none."""
+    def _addresses(self) -> tuple[str, ...]:
+        """Of the daemons that are alive, or of all if mgmtd knows none that is."""
         nodes = [node for node in self._routing().nodes.values() if node.kind is NodeKind.META and node.endpoints]
-        addresses = [node.endpoints[0] for node in nodes if node.alive] or [node.endpoints[0] for node in nodes]
+        return tuple(node.endpoints[0] for node in nodes if node.alive) or tuple(node.endpoints[0] for node in nodes)
+
+    def _next_address(self) -> tuple[str, bool]:
+        """Whom to ask, and whether there is nobody else. Raises: Unavailable."""
+        addresses = self._addresses()
         if not addresses:
             raise Unavailable("the cluster has no meta daemon; start one with `fs3 meta`")
-        if self._preferred in addresses and not failures:
-            address = self._preferred
-        else:
-            address = sorted(addresses)[(self.client_id + failures) % len(addresses)]
+        return self._turns.next(addresses, self._runtime.now_s())[0], len(addresses) == 1
+
+    def _another_after(self, failed: str) -> bool:
+        """Note the failure; whether another daemon can be asked at once."""
+        if not failed:
+            return False
+        now_s = self._runtime.now_s()
+        self._turns.failed(failed, now_s)
+        addresses = self._addresses()
+        return bool(addresses) and self._turns.next(addresses, now_s)[1]
+
+    def _channel(self, address: str) -> Channel:
         channel = self._channels.get(address)
         if channel is None:
-            channel = self._channels.setdefault(address, ControlChannel(address, meta_pb2_grpc.MetaStub))
+            channel = self._channels.setdefault(address, self._open_channel(address))
+            if self._closed:
+                channel.close()
         return channel
+
+
+def _open(address: str) -> ControlChannel:
+    return ControlChannel(address, meta_pb2_grpc.MetaStub)
 
 
 def _clean(value: Any) -> Any:
