@@ -1,4 +1,4 @@
-"""Both ends of a data connection, in frames: what `Connection` is to a client, what `Peer` and `IoThread` are to a daemon.
+"""Both ends of a data connection, in frames: `Connection` for a client, `Peer` and `IoThread` for a daemon.
 
 The client's end has the public face of `fs3.transport.connection.Connection` (plan: port P3). The daemon's end hands
 each frame to the production `Service.begin`, on a simulated IO thread, with itself as the peer. As on a real socket,
@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,9 @@ from fs3.transport.frame_core import HEADER_BYTES, TRAILER_BYTES, Flag, Header, 
 from fs3.transport.messages import RESULT
 
 _TICK_S = 0.5
+_CONGESTED = 0.03  # how often a socket takes nothing more, and for about how long
+_CONGESTED_S = (0.001, 0.01, 0.3)
+_SETTLE_AFTER_S = 0.5
 _NEED_ACK, _TRAILER = int(Flag.NEED_ACK), int(Flag.TRAILER)
 _MAX_UNACKED = 256
 _WITH_RESULTS = (int(Kind.READ), int(Kind.QUERY), int(Kind.WRITE))
@@ -331,6 +335,8 @@ class SimPeer:
         self.in_progress = 0
         self.closed = False
         self._wire = wire
+        self._outbox: deque[Reply] = deque()
+        self._congested = False
         self._unacked: dict[int, Reply] = {}
         io.peers[wire.number] = self
         wire.received[1] = lambda frame: io.post(lambda: self._handle(frame))
@@ -360,16 +366,46 @@ class SimPeer:
         if self.closed:
             reply.release()
             return
-        parts = reply.parts
-        raw = bytes(parts[0])  # type: ignore[arg-type]  # a header and its head are memory
-        if reply.need_ack:
-            self._unacked[reply.request_id] = reply
-            self._wire.send(1, _Answer(raw, b"", lambda: _joined(parts[1:])))
-        else:
-            self._wire.send(1, _Answer(raw, _joined(parts[1:]), None))
-            reply.release()
-        if reply.last:
-            self.close()
+        self._outbox.append(reply)
+        if reply.kept is not None:
+            self._later(_SETTLE_AFTER_S, lambda: self._settle(reply))
+        if not self._congested:
+            self._flush()
+
+    def _flush(self) -> None:
+        """Send what is queued; now and then the socket is full for a while."""
+        self._congested = False
+        chance = self._wire.network.random
+        while self._outbox:
+            if chance.random() < _CONGESTED:
+                self._congested = True
+                self._later(chance.expovariate(1.0) * chance.choice(_CONGESTED_S), self._flush)
+                return
+            reply = self._outbox.popleft()
+            parts = reply.parts
+            raw = bytes(parts[0])  # type: ignore[arg-type]  # a header and its head are memory
+            if reply.need_ack:
+                self._unacked[reply.request_id] = reply
+                self._wire.send(1, _Answer(raw, b"", partial(_joined, parts[1:])))
+            else:
+                self._wire.send(1, _Answer(raw, _joined(parts[1:]), None))
+                reply.release()
+            if reply.last:
+                self.close()
+
+    def _later(self, seconds: float, work: Callable[[], None]) -> None:
+        """Have the IO thread do something after a while, if the connection is open then."""
+
+        def again() -> None:
+            if not self.closed:
+                self.loop.post(work)
+
+        self.loop.process.sim.after(seconds, again, self.loop.process)
+
+    def _settle(self, reply: Reply) -> None:
+        """As `Outbox.sweep`: what takes long holds only its own blocks."""
+        if reply.kept is not None and (reply in self._outbox or self._unacked.get(reply.request_id) is reply):
+            reply.kept.settle()
 
     def answer_later(self, reply: Reply) -> None:
         def finish() -> None:
@@ -385,8 +421,9 @@ class SimPeer:
         if not self.closed:
             self.closed = True
             self.loop.peers.pop(self._wire.number, None)
-            for reply in self._unacked.values():
+            for reply in [*self._outbox, *self._unacked.values()]:
                 reply.release()
+            self._outbox.clear()
             self._unacked.clear()
             self._wire.close(1)
 

@@ -17,6 +17,7 @@ from sim_operator import SimOperator
 from sim_store import STORE
 
 from fs3.pb import admin_pb2
+from fs3.routing import TargetState
 
 T = TypeVar("T")
 End = Callable[[], None]
@@ -48,6 +49,7 @@ KINDS = (
     "operator takes a target offline",
     "operator replaces disks",
 )
+REPAIRED = ("bytes change on a disk",)  # only where production repairs them
 # A pair in which both are the same: the second begins while the first is in effect; some have no duration.
 IMPOSSIBLE_PAIRS: dict[str, str] = {}
 
@@ -292,6 +294,25 @@ class Nemesis:
             storage.start_again()
 
         return self._begin(kind, storage, end, self._lasts(), operation=what)
+
+    def _bytes_change_on_a_disk(self, kind: str) -> bool:
+        """On one disk in all the run, so that others have what it loses; and not while others lack it."""
+        storage = self.cluster.storages[0]
+        if not self._others_have_it(storage):
+            return False
+        if not self._one(storage.disks).corrupt(self.chance, sums=self.chance.random() < 0.3):
+            return False
+        return self._begin(kind, storage, lambda: None, 0.1)
+
+    def _others_have_it(self, storage: SimStorage) -> bool:
+        routing = self.cluster.routing
+        for chain in routing.chains.values():
+            targets = [routing.targets[target_id] for target_id in chain.targets]
+            here = any(target.node_id == storage.node_id for target in targets)
+            serving = [one for one in targets if one.state == TargetState.SERVING and one.node_id != storage.node_id]
+            if here and chain.chain_id in self.cluster.chains and not serving:
+                return False
+        return True
 
     @staticmethod
     def _stopped(storage: SimStorage) -> bool:

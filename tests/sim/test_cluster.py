@@ -18,7 +18,7 @@ from fs3.errors import MaybeApplied, NoSpace
 from fs3.ids import file_chunk
 
 HERE = Path(__file__).parent
-CHUNKS = 4
+CHUNKS = 3
 
 
 def chain_of(cluster: Cluster) -> int:
@@ -52,7 +52,7 @@ def survives(seed: int, kind: str) -> Simulation:
     chain = chain_of(cluster)
     nemesis = Nemesis(sim, cluster)
     nemesis.kinds, nemesis.every_s = [kind], 0.5
-    nemesis.start(for_s=4.0)
+    nemesis.start(for_s=3.0)
     last: dict[int, bytes] = {}
 
     def work(lo: int) -> None:
