@@ -25,6 +25,7 @@ from sim_seed import OPERATIONS, Result, run_seed, tell_seed
 
 ENOUGH = 500  # seeds after which everything must have occurred
 _MOST_TOLD = 3
+_MOST_LISTED = 30
 
 Outcome = tuple[Result, Counter[Key]]
 
@@ -47,7 +48,7 @@ def main() -> int:
             counts.update(more)
             rate = f"{len(results) / (time.monotonic() - begun) * 60:.0f} seeds/min"
             progress.update(task, advance=1, rate=rate)
-            if result.violation:
+            if result.violation and sum(bool(one.violation) for one in results) <= _MOST_LISTED:
                 progress.console.print(f"seed {result.seed}: {result.kind}: {result.violation.splitlines()[0]}")
             if options.stop and result.violation:
                 break

@@ -64,7 +64,7 @@ class Coverage:
 
     # The cores
 
-    def chain(self, step: Any, chain: Any, reports: Any) -> None:
+    def chain(self, step: Any, chain: Any, reports: Any, **_: Any) -> None:
         after = {member.target_id: member.state for member in step.chain.members}
         serves = TargetState.SERVING in after.values()
         for member in chain.members:
@@ -77,15 +77,15 @@ class Coverage:
             where = "in no chain" if place is None else place.state.name
             self.note(PHASE, phase_row(stand.phase.name, where, after.phase.name))
 
-    def prepared(self, after: Any, stand: Any) -> None:
+    def prepared(self, after: Any, stand: Any, **_: Any) -> None:
         if after.phase is not stand.phase:
             self.note(PHASE, phase_row(stand.phase.name, "work done", after.phase.name))
 
-    def synced(self, after: Any, stand: Any, chain_version: int) -> None:
+    def synced(self, after: Any, stand: Any, *_: Any, **__: Any) -> None:
         if after.phase is not stand.phase:
             self.note(PHASE, phase_row(stand.phase.name, "sync done", after.phase.name))
 
-    def compared(self, plan: Any, here: Any, there: Any) -> None:
+    def compared(self, plan: Any, here: Any, there: Any, **_: Any) -> None:
         mine, others = resync_core._by_chunk(here), resync_core._by_chunk(there)
         later = {(int(one["hi"]), int(one["lo"])): int(one["chain_version"]) for one in here}
         before = {(int(one["hi"]), int(one["lo"])): int(one["chain_version"]) for one in there}
@@ -106,28 +106,38 @@ class Coverage:
         for _ in others:
             self.note(RESYNC, "only there: remove")
 
-    def judged(self, seen: Any, *_: Any) -> None:
+    def judged(self, seen: Any, *_: Any, **__: Any) -> None:
         self._judged = seen
 
-    def head(self, decision: Any, op: Op, *_: Any) -> None:
-        what = {
-            craq_core.Say.STAGE: f"staged, {op.name}",
-            craq_core.Say.RESUME: "pending already, resumed",
-            craq_core.Say.SETTLE: "another is pending, settled first",
-            craq_core.Say.ANSWER: f"nothing to do, {op.name}",
-        }[decision.say]
-        if self._judged is channel_core.Seen.REPEATED:
+    def head(self, decision: Any, op: Op, *_: Any, standing: Any = None, **__: Any) -> None:
+        if decision.error is not None and self._judged is not channel_core.Seen.LATE:
+            what = f"refused, {type(decision.error).__name__}"
+        elif self._judged is channel_core.Seen.REPEATED:
             what = "answered before"
         elif self._judged is channel_core.Seen.LATE:
             what = "given up by its client, refused"
-        elif decision.error is not None:
-            what = f"refused, {type(decision.error).__name__}"
+        else:
+            what = {
+                craq_core.Say.STAGE: f"staged, {op.name}",
+                craq_core.Say.RESUME: "pending already, resumed",
+                craq_core.Say.SETTLE: "another is pending, settled first",
+                craq_core.Say.ANSWER: f"nothing to do, {op.name}",
+                craq_core.Say.PASS: f"nothing to do, asked again, {op.name}",
+            }[decision.say]
         self.note(CRAQ, f"head: {what}")
+
+    def forget(self, decision: Any, *_: Any, **__: Any) -> None:
+        self.note(CRAQ, f"forget: {_said(decision)}")
+
+    def noted(self, decision: Any, *_: Any, **__: Any) -> None:
+        self.note(CRAQ, f"note: {_said(decision)}")
 
     def replica(self, decision: Any, *_: Any, **__: Any) -> None:
         self.note(CRAQ, f"replica: {_said(decision)}")
 
-    def syncing(self, decision: Any, hi: int, lo: int, version: int, chain_version: int, info: Any, *_: Any) -> None:
+    def syncing(
+        self, decision: Any, hi: int, lo: int, version: int, chain_version: int, info: Any, *_: Any, **__: Any
+    ) -> None:
         if decision.say is craq_core.Say.STAGE and info.version:
             how = "over the same" if version == info.version else "over a lower" if version > info.version else "back"
             self.note(CRAQ, f"syncing: staged, {how}")
@@ -141,10 +151,10 @@ class Coverage:
         else:
             self.note(CRAQ, f"successor: {name} -> {after.name}")
 
-    def after_read(self, step: Any, code: int) -> None:
+    def after_read(self, step: Any, code: int, *_: Any, **__: Any) -> None:
         self.note(CLIENT, f"read: {_code_name(code)} -> {step.name}")
 
-    def after_write(self, step: Any, code: int, tries: int, *_: Any) -> None:
+    def after_write(self, step: Any, code: int, *_: Any, **__: Any) -> None:
         self.note(CLIENT, f"write: {_code_name(code)} -> {step.name}")
 
 
@@ -175,6 +185,7 @@ def _said(decision: Any) -> str:
         craq_core.Say.RESUME: "pending already, resumed",
         craq_core.Say.ANSWER: "had it",
         craq_core.Say.SETTLE: "settled first",
+        craq_core.Say.PASS: "done, then answered",
     }[decision.say]
 
 
@@ -196,6 +207,8 @@ class Spies:
             (craq_core, "head_decides", coverage.head),
             (craq_core, "replica_decides", coverage.replica),
             (craq_core, "syncing_decides", coverage.syncing),
+            (craq_core, "forget_decides", coverage.forget),
+            (craq_core, "note_decides", coverage.noted),
             (craq_core, "after_forward", coverage.forwarded),
             (retry_core, "after_read", coverage.after_read),
             (retry_core, "after_write", coverage.after_write),
@@ -271,9 +284,17 @@ _RESYNC = (
     "same, later chain version here: nothing",
 )
 _CRAQ = (
-    *(f"head: staged, {op.name}" for op in Op),
+    *(f"head: staged, {op.name}" for op in (Op.WRITE, Op.REPLACE, Op.REMOVE, Op.PUT_IF_ABSENT, Op.TRUNCATE)),
     "head: nothing to do, PUT_IF_ABSENT",
     "head: nothing to do, REMOVE",
+    "head: nothing to do, asked again, PUT_IF_ABSENT",
+    "head: nothing to do, asked again, REMOVE",
+    "head: refused, SessionEnded",
+    "head: refused, StaleRouting",
+    "forget: done, then answered",
+    "forget: refused, Conflict",
+    "note: done, then answered",
+    "note: had it",
     "head: answered before",
     "head: pending already, resumed",
     "head: another is pending, settled first",
