@@ -95,30 +95,28 @@ def grow(routing: Routing, disks: Disks) -> Edit:
 def balance(routing: Routing, disks: Disks, *, most: int = 0) -> Edit:
     """Move targets from the disks that have the most to those that have the fewest, as drains of single targets.
 
-    For nodes that came, or came back empty. At most `most` of them (0: as many as it takes), and none of a chain that
+    For nodes that came, or came back empty. Chains of each number of replicas are evened out by themselves, since data
+    may lie on one of them only. At most `most` of them (0: as many as it takes), and none of a chain that
     lacks a replica or of which one moves already.
 
     Raises: Invalid: nothing is to be moved.
     """
     draft = Draft(routing)
-    load: Counter[DiskSlot] = Counter(dict.fromkeys(_open_slots(routing, disks), 0))
-    there: dict[DiskSlot, list[Target]] = defaultdict(list)
-    for target in sorted(routing.targets.values(), key=lambda one: one.target_id):
-        slot = DiskSlot(target.node_id, target.disk)
-        if slot in load:
-            load[slot] += not routing.is_draining(target)
-        if _may_move(routing, target):
-            there[slot].append(target)
     moved: set[ChainId] = set()
-    while not most or len(moved) < most:
-        move = _next_move(routing, load, there, moved)
-        if move is None:
-            break
-        target, to = move
-        draft.mark(target.target_id, draining=True)
-        moved.add(target.chain_id)
-        load[DiskSlot(target.node_id, target.disk)] -= 1
-        load[to] += 1
+    for replicas in sorted({chain.replicas for chain in routing.chains.values()}, reverse=True):
+        load: Counter[DiskSlot] = Counter(dict.fromkeys(_open_slots(routing, disks), 0))
+        there: dict[DiskSlot, list[Target]] = defaultdict(list)
+        for _, target in sorted(routing.targets.items()):
+            slot = DiskSlot(target.node_id, target.disk)
+            if routing.chain(target.chain_id).replicas == replicas and slot in load:
+                load[slot] += not routing.is_draining(target)
+                there[slot] += [target] if _may_move(routing, target) else []
+        while (not most or len(moved) < most) and (move := _next_move(routing, load, there, moved)) is not None:
+            target, to = move
+            draft.mark(target.target_id, draining=True)
+            moved.add(target.chain_id)
+            load[DiskSlot(target.node_id, target.disk)] -= 1
+            load[to] += 1
     if not moved:
         raise Invalid("every disk has as many targets as the others, as far as they can be moved; nothing was changed")
     draft.say(f"{count_of(len(moved), 'target')} to be moved to disks that have fewer")
