@@ -111,7 +111,7 @@ class _Call:
         process = there.process
         assert process is not None
         if process.paused_until > self._network.sim.now:
-            self._network.sim.at(process.paused_until, lambda: self._arrive(there), process)
+            self._network.sim.soon(lambda: self._arrive(there), process)  # once it goes on
             return
         there.control(self)  # type: ignore[call-arg, arg-type]
 
@@ -220,6 +220,8 @@ class SimChannel:
         thread = process.sim.current
         assert thread is not None, "only a simulated thread can wait for an answer"
         results: list[Any] = []
+        if method == "OpenSession":  # which names the machine and process that it really is
+            request.host, request.pid = self._machine, process.number
 
         def done(result: Any) -> None:
             results.append(result)

@@ -146,10 +146,7 @@ class Nemesis:
         machine.process.pause(lasts_s)
         process = machine.process
 
-        def end() -> None:
-            process.paused_until = min(process.paused_until, self.sim.now)
-
-        return self._begin(kind, machine, end, lasts_s)
+        return self._begin(kind, machine, process.unpause, lasts_s)
 
     def _cuts(self, kind: str, machine: SimMachine, others: list[str], *, one_way: bool = False) -> bool:
         network = self.cluster.network

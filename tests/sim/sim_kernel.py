@@ -119,7 +119,7 @@ class Simulation:
         True: `stop` said so. Raises: Violation.
         """
         assert greenlet.getcurrent() is self._hub, "the simulation is run by whoever made it"
-        heap, pop, push = self._heap, heapq.heappop, heapq.heappush
+        heap, pop = self._heap, heapq.heappop
         last = self.steps + steps if steps is not None else self.max_steps
         if stop is not None and stop():
             return True
@@ -135,8 +135,7 @@ class Simulation:
                 if not process.alive:
                     continue
                 if process.paused_until > entry[0]:
-                    entry[0] = process.paused_until
-                    push(heap, entry)
+                    process.deferred.append(entry)
                     continue
             self.now = entry[0]
             self.steps += 1
@@ -221,6 +220,7 @@ class SimProcess:
         self.number = len(sim.processes) + 1
         self.alive = True
         self.paused_until = 0.0
+        self.deferred: list[list[Any]] = []  # events that came while it was stopped
         self.rate = rate
         self.boot_s = boot_s
         self.wall_s = wall_s
@@ -260,12 +260,22 @@ class SimProcess:
         self.paused_until = max(self.paused_until, self.sim.now + seconds)
         self.sim.note(f"is stopped for {seconds:.3f} s", self)
         self.sim.emit("pause", self, seconds=seconds)
-        self.sim.at(self.paused_until, self._resumed, self)
+        self.sim.at(self.paused_until, self._resume)
 
-    def _resumed(self) -> None:
-        if self.sim.now >= self.paused_until:
+    def unpause(self) -> None:
+        """SIGCONT."""
+        self.paused_until = min(self.paused_until, self.sim.now)
+        self._resume()
+
+    def _resume(self) -> None:
+        deferred = self.deferred
+        if self.alive and self.sim.now >= self.paused_until and deferred:
+            self.deferred = []
             self.sim.note("goes on", self)
             self.sim.emit("resume", self)
+            for entry in deferred:
+                entry[0] = self.sim.now
+                heapq.heappush(self.sim._heap, entry)
 
     def kill(self, why: str = "SIGKILL") -> None:
         """End it where it stands; from the hub only."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sim_cluster import Cluster, Shape
 from sim_coverage import Coverage
 from sim_faults import Nemesis
 from sim_history import Chunk, Outcome
-from sim_invariants import Invariants, NotLinearizable, WatchedChunk
+from sim_invariants import ChainViolation, Invariants, NotLinearizable, WatchedChunk
 from sim_kernel import Event, Simulation, Violation
 from sim_story import Story
 from sim_workload import Mix, Workload
@@ -20,6 +20,7 @@ from sim_workload import Mix, Workload
 OPERATIONS = 220
 _WORK_S = 400.0  # virtual: in which all operations must have ended once the faults are over
 _HEAL_S = 120.0
+_FAULTS_LEASES = 8
 _MOST_STEPS = 400_000  # a usual seed takes ten or thirty thousand
 
 
@@ -45,7 +46,12 @@ class _Run:
     def __init__(self, seed: int, operations: int, coverage: Coverage | None) -> None:
         self.sim = Simulation(seed, max_steps=_MOST_STEPS)
         self.cluster = Cluster(self.sim, Shape.drawn(self.sim.stream("shape")))
-        self.mix = Mix.drawn(self.sim.stream("mix"), operations=operations)
+        mix = Mix.drawn(self.sim.stream("mix"), operations=operations)
+        shape = self.cluster.shape
+        self.faults_s = _FAULTS_LEASES * shape.lease_s
+        # Operations end about when the faults do: time in which nothing can go wrong is time for another seed.
+        pace_s = 0.8 * self.faults_s * mix.workers * shape.clients / operations
+        self.mix = replace(mix, pause_s=min(mix.pause_s, pace_s))
         self.workload: Workload | None = None
         self.invariants = Invariants(self.sim, self.cluster)
         self.phases: dict[str, float] = {}
@@ -65,7 +71,7 @@ class _Run:
         nemesis = Nemesis(sim, cluster)
         with self._phase("faults"):
             workload.start()
-            nemesis.start(for_s=8 * cluster.shape.lease_s)
+            nemesis.start(for_s=self.faults_s)
             cluster.run_until(lambda: workload.done and nemesis.done, within_s=_WORK_S)
         with self._phase("heal"):
             cluster.settle(within_s=_HEAL_S)
@@ -118,7 +124,7 @@ def _run(
             run.go()
     except Violation as error:
         violation, kind = str(error), type(error).__name__
-        if isinstance(error, NotLinearizable | WatchedChunk):
+        if isinstance(error, NotLinearizable | WatchedChunk | ChainViolation):
             chunk, chain = error.chunk, error.chain
     finally:
         run.sim.close()

@@ -76,8 +76,12 @@ class LinkedKV:
 
     async def reach(self) -> None:
         """A question and its answer. Raises: Unavailable."""
-        if not await self.cross() or not await self.cross(back=True):
-            raise Unavailable("the key-value store does not answer")
+        network = self._network
+        if network.loss or network.is_cut(self._machine, STORE) or network.is_cut(STORE, self._machine):
+            if not await self.cross() or not await self.cross(back=True):
+                raise Unavailable("the key-value store does not answer")
+            return
+        await asyncio.sleep(network.delay(self._machine, STORE) + network.delay(STORE, self._machine))
 
 
 class _Transaction:
