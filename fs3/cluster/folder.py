@@ -196,7 +196,7 @@ class Folder:
 
     def write_configs(self, shape: Shape) -> None:
         """Write every daemon's TOML file for `shape`."""
-        for folder in ("config", "log", "run"):
+        for folder in ("config", "log", "run", "mgmtd", "meta"):  # the last two hold what several daemons share
             (self.path / folder).mkdir(exist_ok=True)
         for name, values in self._configs(shape):
             text = "".join(f"{key} = {_toml(value)}\n" for key, value in values.items())

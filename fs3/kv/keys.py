@@ -9,6 +9,8 @@ Four ASCII letters name the kind, as in 3FS; numbers follow as 8 bytes big-endia
     IDEM <period> <client> <request>  the answer a changing request got
     GCQU <inode>                      an inode that is dead: its chunks, or its entries, wait for collection
     COUN <name>                       a counter
+    META cluster                      the id of the cluster whose names these are
+    META collector                    which meta daemon collects, and its beat
 """
 
 from __future__ import annotations
@@ -29,6 +31,8 @@ COUNTER = b"COUN"
 
 NEXT_INODE = COUNTER + b"next-inode"
 IDEMPOTENCY_PERIOD = COUNTER + b"idempotency-period"
+CLUSTER = b"METAcluster"
+COLLECTOR = b"METAcollector"
 
 
 def inode(inode_id: int) -> bytes:

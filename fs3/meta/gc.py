@@ -12,7 +12,9 @@ queued and keeps nobody else waiting.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import secrets
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -26,6 +28,7 @@ from fs3.inode import Inode, InodeType
 from fs3.kv import keys
 from fs3.kv.api import KVEngine, Transaction, transact
 from fs3.meta import dentry, idempotency, inode, session
+from fs3.meta.gc_turn import CollectorTurn
 from fs3.meta.unchanged_core import Unchanged
 
 _log = logging.getLogger(__name__)
@@ -86,7 +89,7 @@ class _Pass:
 
 
 class Collector:
-    """One per meta daemon; several work on one store without harm."""
+    """One per meta daemon, of which one at a time works; several at once would do no harm."""
 
     def __init__(
         self,
@@ -110,20 +113,27 @@ class Collector:
         self._sessions = _Pass(keys.SESSION)
         self._queue = _Pass(keys.GC_QUEUE)
         self._period = Unchanged()
+        self._turn = CollectorTurn(kv, secrets.randbits(63))
         self._failing: set[InodeId] = set()
         self._counted = {
             name: Counter(f"fs3_meta_gc_{name}", text, registry=registry) for name, text in _COUNTED.items()
         }
 
     async def run(self) -> None:
-        """Collect until cancelled; cancellation leaves what was not finished for the next collector."""
-        while True:
-            try:
-                done = await self.round(lease_now_s())
-            except Fs3Error as error:
-                _log.warning("collection paused: %s", error)
+        """Collect, in turn with other daemons, until cancelled; what was not finished is left to the next collector."""
+        try:
+            while True:
                 done = Round()
-            await asyncio.sleep(0 if done.productive else self._interval_s)
+                try:
+                    now_s = lease_now_s()
+                    if await self._turn.ours(now_s):
+                        done = await self.round(now_s)
+                except Fs3Error as error:
+                    _log.warning("collection paused: %s", error)
+                await asyncio.sleep(0 if done.productive else self._interval_s)
+        finally:
+            with contextlib.suppress(Fs3Error):
+                await self._turn.end()
 
     async def round(self, now_s: float) -> Round:
         """One bounded round at `now_s`. Raises: Fs3Error of the store."""

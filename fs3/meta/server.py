@@ -98,7 +98,12 @@ class MetaServer:
         await self._stack.aclose()
 
     async def serve(self, stop: asyncio.Event) -> None:
-        """Stay registered, and collect, until `stop` is set. Raises: PermissionDenied, Conflict of mgmtd."""
+        """Stay registered, and collect, until `stop` is set.
+
+        Raises:
+            PermissionDenied, Conflict: mgmtd refuses this daemon.
+            Invalid: the store is another cluster's.
+        """
         config = self.config
         collector = Collector(
             self.kv,
@@ -128,6 +133,10 @@ class MetaServer:
 
     async def _collect(self, collector: Collector) -> None:
         await self.agent.wait_ready()
+        try:
+            await self.service.join()
+        except Invalid as error:
+            raise Invalid(f"data_dir {self.config.data_dir}: {error}") from None
         await collector.run()
 
 

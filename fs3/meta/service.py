@@ -11,7 +11,7 @@ from typing import TypeVar
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from fs3.clock import wall_now_ns
-from fs3.errors import Fs3Error, MaybeApplied, NotFound, Unavailable
+from fs3.errors import Fs3Error, Invalid, MaybeApplied, NotFound, Unavailable
 from fs3.ids import ROOT_INODE, InodeId
 from fs3.kv import keys
 from fs3.kv.api import KVEngine, Transaction, transact
@@ -61,13 +61,40 @@ class MetaService(meta_pb2_grpc.MetaServicer):
         self._ids = InodeIds(kv)
         self._metrics = CallMetrics(registry)
         self._routing = Routing()
-        self._rooted = False
+        self._joined = self._rooted = False
 
     def adopt(self, routing: Routing) -> None:
         """Use `routing` from now on, and refuse callers of other clusters."""
         self._routing = routing
         if routing.cluster_id and not self.credentials.cluster_id:
             self.credentials = dataclasses.replace(self.credentials, cluster_id=routing.cluster_id)
+
+    async def join(self) -> None:
+        """Make sure that the store holds the names of this cluster; a new one does from now on.
+
+        Raises:
+            Invalid: it holds another cluster's, whose chunks the collector would look for here.
+            Unavailable: mgmtd has not told yet which cluster this is.
+        """
+        cluster = self._routing.cluster_id
+        if self._joined:
+            return
+        if not cluster:
+            raise Unavailable("this meta daemon has not heard from mgmtd yet")
+
+        async def body(txn: Transaction) -> str:
+            found = await txn.get(keys.CLUSTER)
+            if found is None:
+                txn.put(keys.CLUSTER, cluster.encode())
+            return cluster if found is None else found.decode()
+
+        theirs = await transact(self._kv, body)
+        if theirs != cluster:
+            raise Invalid(
+                f"the metadata store holds the names of cluster {theirs}, and mgmtd is of cluster {cluster}; "
+                "correct data_dir or mgmtd in this daemon's file"
+            )
+        self._joined = True
 
     @rpc.handler
     async def Stat(self, request: meta_pb2.StatRequest) -> meta_pb2.StatReply:  # noqa: N802
@@ -123,6 +150,10 @@ class MetaService(meta_pb2_grpc.MetaServicer):
         """The root directory exists, or is made now. Raises: Unavailable before the cluster has chain tables."""
         if self._rooted:
             return
+        try:
+            await self.join()
+        except Invalid as error:
+            raise Unavailable(str(error)) from None  # another meta daemon can answer; this one is about to end
         if await self._kv.begin().get(keys.inode(ROOT_INODE)) is None:
             if not self._routing.ready:
                 raise Unavailable("the cluster has no chain tables yet; wait until its storage daemons have joined")

@@ -1,0 +1,44 @@
+"""Which of several daemons, any of which can answer, to ask next.
+
+Each client begins at another one, so that their load spreads, and stays with it: what is asked there again is in its
+caches. One that failed is asked after all others, for a while; then it counts like any other, and clients come back to
+it. If all have failed of late, the one whose failure is longest ago is next, and the caller pauses before it asks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+SHUN_S = 10.0
+
+
+class Turns:
+    """What one client knows about the daemons it asks."""
+
+    __slots__ = ("_failed_s", "_start")
+
+    def __init__(self, start: int) -> None:
+        """`start` tells clients apart."""
+        self._start = start
+        self._failed_s: dict[str, float] = {}
+
+    def next(self, addresses: Collection[str], now_s: float) -> tuple[str, bool]:
+        """The address to ask, and whether it is fresh: it has not failed of late."""
+        assert addresses, "at least one address"
+        ordered = sorted(addresses)
+        first = self._start % len(ordered)
+        ordered = ordered[first:] + ordered[:first]
+        for address in ordered:
+            if self._failed_s.get(address, float("-inf")) + SHUN_S <= now_s:
+                return address, True
+        return min(ordered, key=lambda address: self._failed_s[address]), False
+
+    def failed(self, address: str, now_s: float) -> None:
+        """`address` did not answer, or said that it cannot."""
+        self._failed_s[address] = now_s
+        if len(self._failed_s) > 64:
+            self._failed_s = {known: at_s for known, at_s in self._failed_s.items() if at_s + SHUN_S > now_s}
+
+    def answered(self, address: str) -> None:
+        """`address` is fine."""
+        self._failed_s.pop(address, None)
