@@ -1,4 +1,4 @@
-"""One collector at a time: it keeps its turn while it works, hands it over at its end, and loses it when it is silent."""
+"""One collector at a time: it keeps its turn while it works, hands it over at its end, and loses it when silent."""
 
 from __future__ import annotations
 
