@@ -33,7 +33,7 @@ Outcome = tuple[Result, Counter[Key]]
 def main() -> int:
     """See the module."""
     options = _options()
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 150)
     if options.seed is not None:
         return _one(console, options.seed, options.operations)
     seeds = range(options.first, options.first + options.seeds)

@@ -174,7 +174,7 @@ def chain_row(local: LocalState, now: TargetState, serves: bool, after: TargetSt
 
 
 def phase_row(before: str, where: str, after: str) -> str:
-    return f"{before} [{where}] -> {after}"
+    return f"{before} ({where}) -> {after}"
 
 
 def _said(decision: Any) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 from sim_history import Chunk, Operation, describe
 from sim_kernel import Event, Simulation
 
+from fs3.ids import chunk_name
 from fs3.routing import Routing
 from fs3.storage import target_core
 from fs3.storage.chain_state import ChainState
@@ -83,8 +84,10 @@ class Story:
             self.say(event.process, f"logs: {fields['line']}")
 
     def _operation(self, operation: Operation) -> None:
-        if operation.chunk != self._chunk:
+        if operation.chunk != self._chunk and (self._chunk is not None or operation.chain != self._chain):
             return
+        if self._chunk is None:
+            self.say(operation.client, f"   {chunk_name(*operation.chunk)}:")
         if operation.returned is None:
             wrote = f": {describe(operation.data, operation.offset)}" if operation.data else ""
             self.say(operation.client, f"-> {operation}{wrote}")
@@ -109,16 +112,25 @@ class Story:
 
     def _updates(self, engine: Engine, name: str, args: tuple[Any, ...], result: Any) -> None:
         for update, done in zip(args[0], result, strict=True):
-            if (update.hi, update.lo) == self._chunk:
-                what = f"{name} {update.op.name} v{update.version} {describe(bytes(update.data), update.offset)}"
+            if self._is_told(update):
+                data = describe(bytes(update.data), update.offset)
+                what = f"{name} {self._which(update)}{update.op.name} v{update.version} {data}"
                 flags = f" {update.flags.name}" if update.flags else ""
-                of = f" for {update.client & 0xFFFF:04x}/{update.channel}/{update.seq}"
+                of = f" for {update.client:x}/{update.channel}/{update.seq}"
                 self._replica(update.target_id, f"{what}{flags}{of} -> {_short(done)}")
 
     def _staged(self, engine: Engine, name: str, args: tuple[Any, ...], result: Any) -> None:
         for one in args[0]:
-            if (one.hi, one.lo) == self._chunk:
-                self._replica(one.target_id, f"{name} v{one.version}")
+            if self._is_told(one):
+                self._replica(one.target_id, f"{name} {self._which(one)}v{one.version}")
+
+    def _is_told(self, one: Any) -> bool:
+        if self._chunk is not None:
+            return (one.hi, one.lo) == self._chunk
+        return self._chain is not None and one.target_id in self._targets
+
+    def _which(self, one: Any) -> str:
+        return "" if self._chunk is not None else f"{chunk_name(one.hi, one.lo)} "
 
     def _replica(self, target_id: int, text: str) -> None:
         current = self._sim.current

@@ -148,6 +148,7 @@ class Workload:
     history: History = field(default_factory=History)
     places: list[Place] = field(default_factory=list)
     workers: list[Worker] = field(default_factory=list)
+    lossy_chains: set[int] = field(default_factory=set)  # on which a LOSS was recorded
 
     def __post_init__(self) -> None:
         draw = self.sim.stream("workload")
@@ -186,12 +187,14 @@ class Workload:
         """A node that has replicas of these chains lost what it had not synced."""
         for place in self.places:
             if not place.durable and place.chain in chains:
+                self.lossy_chains.add(place.chain)
                 self.history.begin("power loss", place.chunk, Kind.LOSS, chain=place.chain)
 
     def loss_accepted(self, chain: int) -> None:
         """An operator made an older replica of this chain the one that counts."""
         for place in self.places:
             if place.chain == chain:
+                self.lossy_chains.add(chain)
                 self.history.begin("operator", place.chunk, Kind.LOSS, chain=chain)
 
     def read_all(self, number: int, *, within_s: float = 60.0) -> None:
