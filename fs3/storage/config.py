@@ -17,7 +17,8 @@ class StorageConfig:
 
     `max_inflight_bytes` bounds the bodies of requests that are held in memory, for each place in a chain on its own: a
     request that waits for a successor must never take the room of those that successor waits for. A removal is
-    remembered for `tombstone_s`, and at most twice as long.
+    remembered for `tombstone_s`, and at most twice as long. Recovery of other replicas takes at most `recovery_bytes_s`
+    (0: no limit), verifying what lies on the disks `scrub_bytes_s` each (0: never), once in `scrub_every_s`.
     """
 
     node_id: int
@@ -38,6 +39,9 @@ class StorageConfig:
     max_body_bytes: int = 64 << 20
     max_inflight_bytes: int = 256 << 20
     tombstone_s: float = 600.0
+    recovery_bytes_s: int = 1 << 30
+    scrub_bytes_s: int = 16 << 20
+    scrub_every_s: float = 7 * 86_400.0
     engine: EngineConfig = field(default_factory=EngineConfig)
 
     def __post_init__(self) -> None:
@@ -74,5 +78,8 @@ _LIMITS = (
     ("max_requests", 1, 4096),
     ("max_ranges", 1, 1 << 16),
     ("tombstone_s", 0.01, 86_400),
+    ("recovery_bytes_s", 0, 1 << 40),
+    ("scrub_bytes_s", 0, 1 << 40),
+    ("scrub_every_s", 1, 10 * 365 * 86_400),
     ("max_body_bytes", 1 << 20, MAX_BODY_BYTES),
 )

@@ -66,6 +66,7 @@ class StorageDaemon:
             suspect=self._suspect,
             may_write=self._may_serve,
             tombstone_s=config.tombstone_s,
+            recovery_bytes_s=config.recovery_bytes_s,
             runtime=runtime,
         )
         self.reads = ReadPath(

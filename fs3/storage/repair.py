@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from fs3 import checksum
 from fs3.errors import Conflict, Corrupt, Fs3Error, NotFound, Unavailable
 from fs3.ids import chunk_name
-from fs3.runtime import SYSTEM, Runtime
+from fs3.runtime import SYSTEM, Event, Runtime
 from fs3.storage.chain_state import ChainState
 from fs3.storage.engine_api import ChunkEngine
 from fs3.storage.forward import ForwardPort
@@ -59,6 +59,7 @@ class Repair:
         self._runtime = runtime
         self._guard = runtime.lock()
         self._suspects: dict[Key, None] = {}  # in order of arrival
+        self._mending: dict[Key, Event] = {}
         self._hopeless: dict[Key, str] = {}  # what was said of a chunk without a good copy
 
     # What others say
@@ -138,6 +139,13 @@ class Repair:
         Blocks. Raises: NoSpace, Unavailable: of this replica's own disk.
         """
         engine = self._state.engine(key[0])
+        with self._guard:
+            other = self._mending.get(key)
+            if other is None:
+                mine = self._mending[key] = self._runtime.event()
+        if other is not None:
+            other.wait(max(deadline_s - self._runtime.now_s(), 0.0))
+            return other.is_set() and key not in engine.damaged()
         try:
             if not self.look(key):
                 return False
@@ -146,6 +154,10 @@ class Repair:
                 why = self._from_others(engine, key, deadline_s)
         except NotFound:
             return False  # removed meanwhile
+        finally:
+            with self._guard:
+                del self._mending[key]
+            mine.set()
         if not why:
             self._hopeless.pop(key, None)
             return True

@@ -28,7 +28,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from fs3.errors import Busy, Conflict, Fs3Error, StaleRouting, Unavailable
+from fs3.errors import Busy, Conflict, Corrupt, Fs3Error, StaleRouting, Unavailable
 from fs3.ids import chunk_name
 from fs3.runtime import SYSTEM, Runtime
 from fs3.storage import craq_core
@@ -63,7 +63,8 @@ class Counts:
 
 
 class Replication:
-    """The pipeline. Blocking; any number of threads. `standing` tells what is known of a client on a target."""
+    """The pipeline. Blocking; any number of threads. `standing` tells what is known of a client on a target; `mend`
+    repairs a damaged chunk, until a deadline, and tells whether it did."""
 
     def __init__(
         self,
@@ -73,6 +74,7 @@ class Replication:
         suspect: Callable[[int, int], None],
         settle: Callable[[int, float], None],
         standing: Callable[[ChunkEngine, int, int], Standing],
+        mend: Callable[[Key, float], bool],
         runtime: Runtime = SYSTEM,
     ) -> None:
         self.runtime = runtime
@@ -80,6 +82,7 @@ class Replication:
         self._sender = Sender(port, suspect=suspect, runtime=runtime)
         self._settle = settle
         self._standing = standing
+        self._mend = mend
         self._closing = False
         self.locks = WriteLocks(runtime=runtime)
         self.counts = Counts()
@@ -97,7 +100,7 @@ class Replication:
         """Take updates of distinct chunks to their answers, which are left in them."""
         try:
             self._lock(items, deadline_s)
-            self._stage(self._decide([item for item in items if not item.done], deadline_s))
+            self._stage(self._decide([item for item in items if not item.done], deadline_s), deadline_s)
             self.finish([item for item in items if not item.done], deadline_s=deadline_s)
         finally:
             self._unlock(items)
@@ -222,7 +225,8 @@ class Replication:
         item.staged = item.engine.pending_staged(*item.key)
         item.first = False
 
-    def _stage(self, staging: Sequence[tuple[Item, int]]) -> None:
+    def _stage(self, staging: Sequence[tuple[Item, int]], deadline_s: float, *, mended: bool = False) -> None:
+        again: list[tuple[Item, int]] = []
         version_of = {id(item): version for item, version in staging}
         current = [item for item, _ in staging if self._is_current(item)]
         for _, group in grouped(current, lambda item: (id(item.engine), item.role.successor is None)):
@@ -234,7 +238,9 @@ class Replication:
                 self._engine_failed(engine, error)
                 results = [error] * len(group)
             for item, result in zip(group, results, strict=True):
-                if isinstance(result, Fs3Error):
+                if isinstance(result, Corrupt) and not mended and self._mends(item, deadline_s):
+                    again.append((item, version_of[id(item)]))
+                elif isinstance(result, Fs3Error):
                     self._answer(item, error=result)
                 elif ends:
                     self._answer(item, result.version, result.length)
@@ -242,6 +248,18 @@ class Replication:
                     self._answer(item, error=Conflict(f"{chunk_name(*item.key[1:])}: this replica lacks the chunk"))
                 else:
                     item.staged = result
+        if again:
+            self._stage(again, deadline_s, mended=True)
+
+    def _mends(self, item: Item, deadline_s: float) -> bool:
+        """Whether the old version, which an update at the head keeps a part of, was damaged and is whole again. (Behind
+        the head it is enough to refuse: the predecessor then sends the whole chunk.)"""
+        if not item.from_client or item.op not in (Op.WRITE, Op.TRUNCATE):
+            return False
+        try:
+            return self._mend(item.key, self.runtime.now_s() + (deadline_s - self.runtime.now_s()) / 2)
+        except Fs3Error:
+            return False
 
     def _is_current(self, item: Item) -> bool:
         """Settling another update may have moved this one on to a newer role: with the tail's eyes of before, it would

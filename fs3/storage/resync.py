@@ -11,22 +11,24 @@ change of the chain ends it; the next version of the chain starts it again, whic
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fs3.errors import Busy, Fs3Error, StaleRouting, Unavailable, from_code
+from fs3.errors import Busy, Corrupt, Fs3Error, StaleRouting, Unavailable, from_code
 from fs3.ids import chunk_bytes, chunk_name
 from fs3.pb import storage_pb2
 from fs3.storage import resync_core
 from fs3.storage.allocator_core import LARGEST_BYTES
 from fs3.storage.chain_state import Acting, ChainState, Duty, Role, Successor
-from fs3.storage.engine_api import ChunkEngine, ChunkInfo
+from fs3.storage.engine_api import ChunkEngine
 from fs3.storage.forward import RECOVERY_LANE, ForwardPort, Frame
+from fs3.storage.pace_core import Pace
 from fs3.storage.replication import Replication
 from fs3.storage.resync_core import Chunk
 from fs3.storage.session_fence import SessionFence
+from fs3.storage.write_locks import Key
 from fs3.transport.messages import UPDATE, Op, Records, UpdateFlag
 
 _LOG = logging.getLogger("fs3.storage")
@@ -41,7 +43,10 @@ _NO_SUMS = np.empty(0, dtype=np.uint32)
 
 
 class Recovery:
-    """Brings SYNCING successors up to date."""
+    """Brings SYNCING successors up to date, all together at no more than `bytes_s` (0: as fast as it goes).
+
+    `mend` repairs a damaged chunk, until a deadline, and tells whether it did.
+    """
 
     def __init__(
         self,
@@ -50,9 +55,15 @@ class Recovery:
         replication: Replication,
         *,
         sessions: SessionFence,
+        mend: Callable[[Key, float], bool],
+        bytes_s: float = 0.0,
         page_chunks: int = _PAGE,
     ) -> None:
         self.sessions = sessions
+        self.mend = mend
+        self.closing = replication.runtime.event()
+        self._pace = Pace(bytes_s)
+        self._pacing = replication.runtime.lock()
         self.state = state
         self.port = port
         self.replication = replication
@@ -83,6 +94,17 @@ class Recovery:
             self.state.leave(acting)
         return None
 
+    def close(self) -> None:
+        """Let passes end soon."""
+        self.closing.set()
+
+    def rest(self, bytes_: int) -> None:
+        """Wait as long as it takes that `bytes_` were not too much; hold no lock."""
+        with self._pacing:
+            wait_s = self._pace.spent(bytes_, self.replication.runtime.now_s())
+        if wait_s:
+            self.closing.wait(wait_s)
+
 
 class _ChainChanged(Exception):
     """The chain is not what it was when this pass began."""
@@ -96,6 +118,7 @@ class _Pass:
         self._port = owner.port
         self._replication = owner.replication
         self._sessions = owner.sessions
+        self._owner = owner
         self._page = owner.page_chunks
         self._role = role
         self._successor = successor
@@ -146,7 +169,7 @@ class _Pass:
         return self._replication.runtime.now_s() + seconds
 
     def _check(self) -> None:
-        if self._state.role(self._role.chain_id) != self._role:
+        if self._owner.closing.is_set() or self._state.role(self._role.chain_id) != self._role:
             raise _ChainChanged
 
     def _tombstones(self) -> Iterator[list[Chunk]]:
@@ -175,7 +198,9 @@ class _Pass:
     def _send_chunks(self, chunks: Sequence[Chunk]) -> None:
         for batch in self._batches(chunks):
             self._check()
+            before = self._bytes
             self._send_batch(batch)
+            self._owner.rest(self._bytes - before)
 
     def _batches(self, chunks: Sequence[Chunk]) -> Iterator[list[Chunk]]:
         batch: list[Chunk] = []
@@ -218,10 +243,15 @@ class _Pass:
             info = self._engine.info(self._role.target_id, *chunk)
             records["hi"][row], records["lo"][row] = chunk
             records["version"][row] = info.version
-            data, fine = self._content(chunk, info)
+            sync = UpdateFlag.SYNC_REPLACE if info.found else UpdateFlag.SYNC_REMOVE
+            data, fine = memoryview(b""), _NO_SUMS
+            if info.found:
+                data, fine, damaged_crc = self._content(chunk, deadline_s)
+                if damaged_crc is not None:
+                    sync |= UpdateFlag.DAMAGED
+                    records["reserved"][row] = damaged_crc
             sums.append(fine)
             body.append(data)
-            sync = UpdateFlag.SYNC_REPLACE if info.found else UpdateFlag.SYNC_REMOVE
             records["op"][row], records["flags"][row] = (Op.REPLACE if info.found else Op.REMOVE), sync
             records["length"][row], records["n_sums"][row] = len(data), len(fine)
             self._copied += info.found
@@ -230,15 +260,25 @@ class _Pass:
         records["chunk_bytes"] = LARGEST_BYTES
         self._send(records, sums, body, deadline_s)
         counts = self._replication.counts
-        counts.recovered_chunks += int((records["flags"] == UpdateFlag.SYNC_REPLACE).sum())
+        counts.recovered_chunks += int((records["flags"] & UpdateFlag.SYNC_REPLACE != 0).sum())
         counts.removed_chunks += int((records["flags"] == UpdateFlag.SYNC_REMOVE).sum())
         counts.recovered_bytes += sum(len(data) for data in body)
 
-    def _content(self, chunk: Chunk, info: ChunkInfo) -> tuple[memoryview, NDArray[np.uint32]]:
-        if not info.found:
-            return memoryview(b""), _NO_SUMS
-        data = self._engine.read_chunk(self._role.target_id, *chunk)
-        return data.data, data.fine
+    def _content(self, chunk: Chunk, deadline_s: float) -> tuple[memoryview, NDArray[np.uint32], int | None]:
+        """Bytes and sums of a chunk; if nobody has good ones, what is here, and the crc that its sums should have.
+
+        To wait for better ones would keep the chain a replica short for ever. The successor is told, and becomes as
+        honest about them as this replica is: it answers Corrupt, and goes on looking for a good copy.
+        """
+        key = (self._role.target_id, *chunk)
+        try:
+            data = self._engine.read_chunk(*key)
+        except Corrupt:
+            if not self._owner.mend(key, deadline_s - _CALL_S / 2):
+                found = self._engine.read_as_is(*key)
+                return found.data, found.fine, found.recorded_crc
+            data = self._engine.read_chunk(*key)
+        return data.data, data.fine, None
 
     def _send_results(self) -> None:
         known = self._engine.dedup_records(self._role.target_id)

@@ -5,7 +5,7 @@
     there something is pending                              transfer
     versions, lengths or sums of sums differ                transfer
     same, but written here under a later chain version      nothing: the same bytes, received in another way
-    same                                                    nothing
+    same                                                    nothing, unless it is known to be damaged there, not here
 
 3FS transfers whatever has a later chain version here. With a sum of each chunk's sums on both sides that is not
 needed, and a target that was refilled itself does not refill the next one with what that had all along. The comparison
@@ -17,7 +17,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from fs3.ids import chunk_bytes
-from fs3.transport.messages import Records
+from fs3.transport.messages import META_DAMAGED, Records
 
 Chunk = tuple[int, int]  # hi, lo
 
@@ -29,6 +29,7 @@ class Meta(NamedTuple):
     pending: int
     length: int
     crc: int
+    damaged: bool = False
 
 
 class Plan(NamedTuple):
@@ -40,6 +41,8 @@ class Plan(NamedTuple):
 
 def differs(here: Meta, there: Meta) -> bool:
     """Whether a chunk that both have must be transferred."""
+    if there.damaged and not here.damaged:
+        return True
     return bool(there.pending) or here.version != there.version or here.length != there.length or here.crc != there.crc
 
 
@@ -81,4 +84,5 @@ def _count(page: Records, end: Chunk) -> int:
 def _by_chunk(page: Records) -> dict[Chunk, Meta]:
     names = ("hi", "lo", "version", "pending", "length", "crc")
     columns = [page[name].tolist() for name in names]
+    columns.append(((page["flags"] & META_DAMAGED) != 0).tolist())
     return {(hi, lo): Meta(*rest) for hi, lo, *rest in zip(*columns, strict=True)}

@@ -44,6 +44,7 @@ class Item:
     chunk_bytes: int = LARGEST_BYTES
     version: int = 0
     identity: Identity = (0, 0, 0)
+    recorded_crc: int = 0  # with UpdateFlag.DAMAGED
     from_client: bool = False
     own: bool = True
     locked: bool = False
@@ -82,6 +83,7 @@ class Item:
             channel=channel,
             seq=seq,
             flags=self.flags & ~(UpdateFlag.OS_DURABILITY | UpdateFlag.FRESH | UpdateFlag.RETRY),
+            recorded_crc=self.recorded_crc,
         )
 
 

@@ -47,7 +47,7 @@ MAX_SYNC_PAGE = 65_536
 
 _COLUMNS = (
     *("hi", "lo", "offset", "length", "chain", "chain_version", "client", "seq", "channel"),
-    *("n_sums", "version", "op", "flags", "chunk_bytes"),
+    *("n_sums", "version", "op", "flags", "chunk_bytes", "reserved"),
 )
 
 
@@ -70,6 +70,7 @@ class WritePath:
         suspect: Callable[[int, int], None],
         may_write: Callable[[], bool],
         tombstone_s: float = 600.0,
+        recovery_bytes_s: float = 0.0,
         runtime: Runtime = SYSTEM,
     ) -> None:
         self._runtime = runtime
@@ -104,6 +105,7 @@ class WritePath:
             suspect=self._suspect,
             settle=lambda target_id, in_s: self._chores.ask("settle", target_id, in_s=in_s),
             standing=self._sessions.standing,
+            mend=lambda key, deadline_s: self.repair.mend(key, deadline_s),
             runtime=runtime,
         )
         self._repairs = Chores({"repair": lambda _: self.repair.round()}, threads=1, runtime=runtime)
@@ -111,7 +113,14 @@ class WritePath:
             self.state, port, ask=lambda in_s: self._repairs.ask("repair", 0, in_s=in_s), runtime=runtime
         )
         self._upkeep = Upkeep(self.state, self._replication)
-        self._recovery = Recovery(self.state, port, self._replication, sessions=self._sessions)
+        self._recovery = Recovery(
+            self.state,
+            port,
+            self._replication,
+            sessions=self._sessions,
+            mend=self.repair.mend,
+            bytes_s=recovery_bytes_s,
+        )
         tombstones = Tombstones(self.state, self._replication, tombstone_s=tombstone_s)
         self._housekeeping = Chores(
             {"sessions": self._sessions.forget, "tombstones": tombstones.forget}, threads=1, runtime=runtime
@@ -120,6 +129,7 @@ class WritePath:
     def close(self) -> None:
         """Let what runs end, soon: calls to other processes fail from now on. The engines stay open."""
         self._replication.close()
+        self._recovery.close()
         self._port.close()
         self._chores.close()
         self._syncs.close()
@@ -287,7 +297,7 @@ class WritePath:
             identity = (columns["client"][row], columns["channel"][row], columns["seq"][row])
             if flags & UpdateFlag.SYNC_RESULT:
                 entry = DedupEntry(
-                    identity[2], columns["version"][row], columns["offset"][row], int(updates["reserved"][row])
+                    identity[2], columns["version"][row], columns["offset"][row], columns["reserved"][row]
                 )
                 arriving[role.target_id].append(DedupRecord(identity[0], identity[1], entry))
                 continue
@@ -304,6 +314,7 @@ class WritePath:
                 columns["chunk_bytes"][row],
                 columns["version"][row],
                 identity,
+                recorded_crc=columns["reserved"][row] & 0xFFFF_FFFF,
                 from_client=hop == 0,
                 length=columns["offset"][row] if op is Op.NOTE else 0,
             )

@@ -13,8 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fs3 import checksum
+from fs3.clock import deadline_after
 from fs3.errors import Corrupt, NotFound
 from fs3.storage.blocks import HEADER_BYTES
+from fs3.transport.frame_core import Header, Kind
 from fs3.transport.messages import RANGE, Op
 
 DATA = random.Random(5).randbytes(600_000)
@@ -145,3 +148,97 @@ def test_a_successor_that_cannot_read_its_old_version_gets_the_whole_chunk(
     flip(cluster.nodes[node_id], 100 + node_id, CHUNK, 300_000)
     assert client.write(1, CHUNK, Op.WRITE, b"part", 5) == (2, len(DATA))
     cluster.check_replicas()
+
+
+@pytest.mark.parametrize("op", [Op.WRITE, Op.TRUNCATE])
+def test_a_head_that_cannot_read_its_old_version_repairs_it_first(make: Callable[..., Any], op: Op) -> None:
+    cluster = make()
+    client = wc.Client(cluster, 7)
+    client.write(1, CHUNK, Op.REPLACE, DATA)
+    flip(cluster.nodes[1], 101, CHUNK, 300_000)
+    if op is Op.WRITE:
+        assert client.write(1, CHUNK, op, b"part", 5) == (2, len(DATA))
+        expected = DATA[:5] + b"part" + DATA[9:]
+    else:
+        assert client.write(1, CHUNK, op, b"", 400_000) == (2, 400_000)
+        expected = DATA[:400_000]
+    assert cluster.nodes[1].write_path.stats().repaired == 1
+    assert bytes(cluster.nodes[1].raw.read_chunk(101, *CHUNK).data) == expected
+    cluster.check_replicas()
+
+
+def test_bytes_that_fail_the_writers_sums_are_not_taken_for_damage(make: Callable[..., Any]) -> None:
+    cluster = make()
+    client = wc.Client(cluster, 7)
+    client.write(1, CHUNK, Op.REPLACE, DATA)
+    records, sums = wc.update_record(1, cluster.routing.chain(1).version, CHUNK, Op.WRITE, b"good", 5, client=9, seq=1)
+    header = Header(Kind.WRITE, 1)
+    results = cluster.nodes[1].write_path.update(
+        header, records, sums, memoryview(b"evil"), 0, deadline_s=deadline_after(10)
+    )
+    assert results["status"][0] == Corrupt.code
+    assert cluster.nodes[1].write_path.stats().damage_found == 0
+    assert client.write(1, CHUNK, Op.WRITE, b"good", 5) == (2, len(DATA))
+    cluster.check_replicas()
+
+
+def grown_back(cluster: Any, lost: int) -> None:
+    cluster.restart(lost, emptied=True)
+    cluster.wait_serving()
+
+
+def test_recovery_repairs_its_source_first(make: Callable[..., Any]) -> None:
+    """Target 103 is refilled by 102, whose chunk is damaged and unknown to be; 101 has it."""
+    cluster = make()
+    client = wc.Client(cluster, 7)
+    client.write(1, CHUNK, Op.REPLACE, DATA)
+    cluster.kill(3)
+    cluster.notice()
+    assert cluster.serving(1)[-1] is cluster.nodes[2]
+    flip(cluster.nodes[2], 102, CHUNK, 1)
+    grown_back(cluster, 3)
+    assert not any(node.raw.damaged() for node in cluster.nodes.values())
+    cluster.check_replicas()
+
+
+def test_recovery_without_a_good_copy_ends_and_is_honest(make: Callable[..., Any]) -> None:
+    cluster = make(replicas=2, nodes=2)
+    client = wc.Client(cluster, 7)
+    other = (1 << 56 | 1, 1)
+    client.write(1, CHUNK, Op.REPLACE, DATA)
+    client.write(1, other, Op.REPLACE, b"good")
+    cluster.kill(2)
+    cluster.notice()
+    flip(cluster.nodes[1], 101, CHUNK, 1)
+    grown_back(cluster, 2)
+    assert cluster.nodes[1].raw.damaged() == {(101, *CHUNK): 1}
+    assert cluster.nodes[2].raw.damaged() == {(102, *CHUNK): 1}
+    assert bytes(cluster.nodes[2].raw.read_chunk(102, *other).data) == b"good"
+    # Nothing is copied again: both sides know.
+    copied = cluster.nodes[1].write_path.stats().recovered_chunks
+    cluster.kill(2)
+    cluster.restart(2)
+    cluster.wait_serving()
+    assert cluster.nodes[2].raw.damaged() == {(102, *CHUNK): 1}
+    assert cluster.nodes[1].write_path.stats().recovered_chunks == copied
+    # And a good copy heals all.
+    for node, target_id in ((cluster.nodes[1], 101), (cluster.nodes[2], 102)):
+        node.raw.repair(target_id, *CHUNK, 1, memoryview(DATA), checksum.fine_sums(memoryview(DATA)))
+    cluster.check_replicas()
+
+
+def test_recovery_gives_a_damaged_replica_its_bytes(make: Callable[..., Any]) -> None:
+    """Same version, same sums in the records: without the mark recovery would see no difference."""
+    cluster = make()
+    client = wc.Client(cluster, 7)
+    client.write(1, CHUNK, Op.REPLACE, DATA)
+    cluster.kill(3)
+    cluster.notice()
+    node = cluster.nodes[3]
+    flip(node, 103, CHUNK, 1)
+    assert node.raw.mark_damaged(103, *CHUNK, 1)
+    cluster.restart(3)
+    cluster.wait_serving()
+    assert not cluster.nodes[3].raw.damaged()
+    cluster.check_replicas()
+    assert sum(one.write_path.stats().recovered_bytes for one in cluster.nodes.values()) == len(DATA)

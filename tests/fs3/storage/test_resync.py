@@ -18,6 +18,7 @@ from fs3.clock import deadline_after
 from fs3.errors import Conflict
 from fs3.routing import TargetState
 from fs3.storage.engine_api import Update
+from fs3.storage.pace_core import Pace
 from fs3.transport.frame_core import Header, Kind
 from fs3.transport.messages import Op, UpdateFlag
 
@@ -269,3 +270,71 @@ def test_a_newer_result_is_not_replaced_by_the_predecessors_snapshot(make: Calla
     cluster.check_replicas()
     assert cluster.nodes[2].raw.dedup(102, 7, 1).seq == 2
     assert np.array_equal(cluster.nodes[1].raw.metas(101, b"", 9)["version"], [2])
+
+
+def test_what_recovery_moves_is_what_differs(make: Callable[..., Any]) -> None:
+    """Counted in bytes: the chunks that differ, whole, and nothing else; nothing at all where none do."""
+    cluster = make()
+    client = wc.Client(cluster, 7)
+    rng = random.Random(3)
+    sizes = {lo: rng.randrange(1, 300_000) for lo in range(40)}
+    for lo, size in sizes.items():
+        client.write(1, (1, lo), Op.REPLACE, rng.randbytes(size))
+
+    def moved(to: int) -> int:
+        nodes = [node for node_id, node in cluster.nodes.items() if node_id != to]
+        return sum(node.write_path.stats().recovered_bytes for node in nodes)
+
+    cluster.kill(2)
+    cluster.restart(2)
+    cluster.wait_serving()
+    assert moved(2) == 0
+    for lost in (1, 2, 3):
+        before = moved(lost)
+        cluster.kill(lost)
+        cluster.notice()
+        changed = rng.sample(sorted(sizes), 7)
+        for lo in changed:
+            sizes[lo] = client.write(1, (1, lo), Op.WRITE, rng.randbytes(9_000), rng.randrange(sizes[lo]))[1]
+        cluster.restart(lost)
+        cluster.wait_serving()
+        cluster.check_replicas()
+        differing = sum(sizes[lo] for lo in changed)
+        assert differing <= moved(lost) - before <= 1.05 * differing
+
+
+def test_recovery_keeps_to_its_rate(make: Callable[..., Any]) -> None:
+    """The waits are added up instead of waited for."""
+    cluster = make()
+    client = wc.Client(cluster, 7)
+    for lo in range(12):
+        client.write(1, (1, lo), Op.REPLACE, bytes(200_000))
+    cluster.kill(3)
+    cluster.notice()
+    recovery = cluster.nodes[2].write_path._recovery
+    recovery._pace = Pace(100_000)
+    waited: list[float] = []
+    recovery.closing = Waits(recovery.closing, waited)
+    cluster.restart(3, emptied=True)
+    cluster.wait_serving()
+    cluster.check_replicas()
+    # 12 chunks go in one batch of 2.4 MB, which takes 24 seconds less the slack.
+    assert 22.0 < sum(waited) <= 24.0
+
+
+class Waits:
+    """An event whose waits are noted."""
+
+    def __init__(self, event: Any, waited: list[float]) -> None:
+        self._event = event
+        self._waited = waited
+
+    def wait(self, timeout: float) -> bool:
+        self._waited.append(timeout)
+        return bool(self._event.is_set())
+
+    def is_set(self) -> bool:
+        return bool(self._event.is_set())
+
+    def set(self) -> None:
+        self._event.set()

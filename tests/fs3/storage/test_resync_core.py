@@ -10,25 +10,26 @@ import pytest
 
 from fs3.ids import chunk_from_bytes
 from fs3.storage.resync_core import Meta, compare, differs, stretch
-from fs3.transport.messages import CHUNK_META, Records
+from fs3.transport.messages import CHUNK_META, META_DAMAGED, Records
 
 
 def page(chunks: dict[tuple[int, int], Meta]) -> Records:
     out = np.zeros(len(chunks), dtype=CHUNK_META)
     for row, (chunk, meta) in enumerate(sorted(chunks.items())):
         out["hi"][row], out["lo"][row] = chunk
-        out["version"][row], out["pending"][row], out["length"][row], out["crc"][row] = meta
+        out["version"][row], out["pending"][row], out["length"][row], out["crc"][row], damaged = meta
+        out["flags"][row] = META_DAMAGED if damaged else 0
     return out
 
 
-METAS = [Meta(*values) for values in itertools.product((0, 1, 2), (0, 3), (8, 9), (5, 6))]
+METAS = [Meta(*values) for values in itertools.product((0, 1, 2), (0, 3), (8, 9), (5, 6), (False, True))]
 
 
 @pytest.mark.parametrize("here", METAS)
 @pytest.mark.parametrize("there", METAS)
 def test_one_chunk(here: Meta, there: Meta) -> None:
     same = (here.version, here.length, here.crc) == (there.version, there.length, there.crc)
-    assert differs(here, there) == (not same or there.pending > 0)
+    assert differs(here, there) == (not same or there.pending > 0 or (there.damaged and not here.damaged))
     plan = compare(page({(1, 1): here}), page({(1, 1): there}))
     assert (plan.transfer, plan.remove) == ([(1, 1)] if differs(here, there) else [], [])
 
