@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import logging
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -100,11 +101,14 @@ class Collector:
         delay_s: float,
         interval_s: float,
         registry: CollectorRegistry | None = None,
+        now: Callable[[], float] = lease_now_s,
+        owner: int | None = None,
     ) -> None:
         """`delay_s`: how long chunks outlive their file; `interval_s`: the pause when there is nothing to do.
 
-        `registry` gets counters of what was done.
+        `registry` gets counters of what was done; `owner` is a number that no other collector has, random by default.
         """
+        self._now = now
         self._kv = kv
         self._remover = remover
         self._session_lease_s = session_lease_s
@@ -113,7 +117,7 @@ class Collector:
         self._sessions = _Pass(keys.SESSION)
         self._queue = _Pass(keys.GC_QUEUE)
         self._period = Unchanged()
-        self._turn = CollectorTurn(kv, secrets.randbits(63))
+        self._turn = CollectorTurn(kv, secrets.randbits(63) if owner is None else owner)
         self._failing: set[InodeId] = set()
         self._counted = {
             name: Counter(f"fs3_meta_gc_{name}", text, registry=registry) for name, text in _COUNTED.items()
@@ -125,7 +129,7 @@ class Collector:
             while True:
                 done = Round()
                 try:
-                    now_s = lease_now_s()
+                    now_s = self._now()
                     if await self._turn.ours(now_s):
                         done = await self.round(now_s)
                 except Fs3Error as error:

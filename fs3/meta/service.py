@@ -55,7 +55,15 @@ class CallMetrics:
 class MetaService(meta_pb2_grpc.MetaServicer):
     """Implements proto/fs3/pb/meta.proto on a store; method names are those of the protocol."""
 
-    def __init__(self, kv: KVEngine, credentials: rpc.Credentials, registry: CollectorRegistry) -> None:
+    def __init__(
+        self,
+        kv: KVEngine,
+        credentials: rpc.Credentials,
+        registry: CollectorRegistry,
+        *,
+        wall_ns: Callable[[], int] = wall_now_ns,
+    ) -> None:
+        self._wall_ns = wall_ns
         self.credentials = credentials
         self._kv = kv
         self._ids = InodeIds(kv)
@@ -157,7 +165,7 @@ class MetaService(meta_pb2_grpc.MetaServicer):
         if await self._kv.begin().get(keys.inode(ROOT_INODE)) is None:
             if not self._routing.ready:
                 raise Unavailable("the cluster has no chain tables yet; wait until its storage daemons have joined")
-            call = Call(wall_now_ns(), _no_ids, self._routing)
+            call = Call(self._wall_ns(), _no_ids, self._routing)
             await transact(self._kv, lambda txn: directory.make_root(txn, call))
         self._rooted = True
 
@@ -178,7 +186,7 @@ class MetaService(meta_pb2_grpc.MetaServicer):
 
         async with self._metrics.measured(op):
             await self._ready()
-            now_ns = wall_now_ns()
+            now_ns = self._wall_ns()
             try:
                 return await transact(self._kv, attempt)
             except MaybeApplied:
