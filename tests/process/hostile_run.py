@@ -403,6 +403,7 @@ def besiege(siege: Siege, cases: int, seed: int, *, processes: int, say: Any = l
             while sent < cases and len(running) < processes * 2:
                 kind = kinds[number % len(kinds)]
                 task_seed = seed * 1_000_003 + number
+                many = 0
                 if number % _LOITER_EVERY == 2:
                     # Once in a while more of them than the daemon takes.
                     many = min(3_000 if number % (4 * _LOITER_EVERY) == 2 else 200, max(size, 60))
@@ -411,7 +412,7 @@ def besiege(siege: Siege, cases: int, seed: int, *, processes: int, say: Any = l
                     running.append(pool.submit(attack_data, siege.target, siege.endpoints, task_seed, size))
                 else:
                     running.append(pool.submit(attack_control, kind, siege.control[kind], task_seed, size))
-                number, sent = number + 1, sent + size
+                number, sent = number + 1, sent + (many or size)
             done = running.pop(0).result()
             outcome.tally.add(done)
             if done.cases["loitering"]:
