@@ -158,6 +158,7 @@ class Replication:
         """The items to be staged, each with its version; answered, or resumed, are the others."""
         staging: list[tuple[Item, int]] = []
         blocked: list[Item] = []
+        passing: list[Item] = []
         for item in items:
             decision = self._decision(item)
             if decision.say is Say.SETTLE:
@@ -169,8 +170,11 @@ class Replication:
             elif decision.say is Say.PASS:
                 item.op = Op.FORGET if item.op is Op.FORGET else Op.NOTE
                 item.version, item.length = decision.version, decision.length
+                passing.append(item)
             else:
                 staging.append((item, decision.version))
+        current = [item for item in passing if self._is_current(item)]
+        self._perform([item for item in current if item.role.successor is None])
         if blocked:
             settled: dict[Key, Item] = {}
             for _, group in grouped(blocked, lambda item: id(item.acting)):

@@ -18,13 +18,14 @@ import numpy as np
 
 from fs3 import checksum
 from fs3.clock import deadline_after, lease_now_s
-from fs3.errors import BY_CODE, Corrupt, Fs3Error, Unavailable
+from fs3.errors import BY_CODE, Corrupt, Fs3Error, StaleRouting, Unavailable
 from fs3.ids import ChainId, NodeId, TargetId
 from fs3.mgmtd.chain_core import Report
 from fs3.mgmtd.lease_core import LeaseTable
 from fs3.mgmtd.routing_core import next_routing
 from fs3.pb import mgmtd_pb2, storage_pb2
 from fs3.routing import Chain, LocalState, Node, NodeKind, Routing, Target, TargetState
+from fs3.sessions import SessionTable
 from fs3.storage.engine import Engine
 from fs3.storage.engine_api import EngineConfig
 from fs3.storage.forward import Frame
@@ -127,9 +128,10 @@ class StorageNode:
         self.raw = Engine.open(self.folder, cluster_id="test", create=True, config=SMALL)
         self.engine = KillableEngine(self.raw, self)
         self.dead = False
+        self.port = MemoryPort(self.cluster, self)
         self.write_path = WritePath(
             {0: self.engine},
-            MemoryPort(self.cluster, self),
+            self.port,
             node_id=self.node_id,
             generation=self.generation,
             poke=self.cluster.poked(self, self.generation),
@@ -145,17 +147,26 @@ class StorageNode:
 
 
 class MemoryPort:
-    """The forward port, by function call."""
+    """The forward port, by function call.
+
+    The next `delay` frames of updates are taken by the network: the sender hears of nobody, and `late` has what
+    delivers each of them. While `hold_sync`, no recovery ends.
+    """
 
     def __init__(self, cluster: Cluster, node: StorageNode) -> None:
         self.cluster = cluster
         self.node = node
         self.closed = False
+        self.delay = 0
+        self.late: list[Callable[[], Records]] = []
+        self.hold_sync = False
 
     def forward(self, frames: Sequence[Frame], *, deadline_s: float) -> list[Records | Fs3Error]:
         return [self._one(frame, deadline_s) for frame in frames]
 
-    def _one(self, frame: Frame, deadline_s: float) -> Records | Fs3Error:
+    def _one(self, frame: Frame, until_s: float) -> Records | Fs3Error:
+        deadline_s = until_s
+
         def update(there: StorageNode) -> Records:
             sums = np.concatenate([np.empty(0, dtype=np.uint32), *frame.sums])
             header = Header(Kind.WRITE, 1, deadline_ms=int(max(deadline_s - lease_now_s(), 0) * 1000))
@@ -163,6 +174,12 @@ class MemoryPort:
                 header, frame.records.copy(), sums, memoryview(b"".join(frame.body)), frame.hop, deadline_s=deadline_s
             )
 
+        if self.delay:
+            self.delay -= 1
+            there = next(node for node in self.cluster.nodes.values() if node.endpoint == frame.endpoint)
+            deadline_s = deadline_after(20.0)
+            self.late.append(lambda: update(there))
+            return Unavailable(f"{frame.endpoint} did not answer")
         try:
             answer: Records = self._call(frame.endpoint, update)
         except Fs3Error as error:
@@ -178,6 +195,8 @@ class MemoryPort:
         return reply
 
     def sync_done(self, endpoint: str, request: storage_pb2.SyncDoneRequest, *, deadline_s: float) -> None:
+        if self.hold_sync:
+            raise StaleRouting("held by the test")
         self._call(endpoint, lambda there: there.write_path.sync_done(request))
 
     def read_chunk(
@@ -394,6 +413,32 @@ class Cluster:
         for node in self.nodes.values():
             node.close()
 
+    # Housekeeping, as its chores do it, in the caller's thread
+
+    def forget_removals(self, chain: int) -> list[str]:
+        """The head of a chain has all its tombstones forgotten; what was answered to each: "" or the error's class."""
+        head = self.serving(chain)[0]
+        state = head.write_path.state
+        now = state.role(chain)
+        role, acting = state.enter(chain, now.version)
+        try:
+            removals = [
+                ((int(one["hi"]), int(one["lo"])), int(one["version"]))
+                for one in head.raw.tombstones(role.target_id, b"", 1 << 20)
+            ]
+            items = head.write_path._replication.forget(acting, role, removals, deadline_s=deadline_after(5.0))
+        finally:
+            state.leave(acting)
+        return [type(item.error).__name__ if item.error else "" for item in items]
+
+    def sessions(self, table: SessionTable, *node_ids: int, forget: bool = True) -> None:
+        """These nodes hear of a table of sessions, and forget by it."""
+        for node_id in node_ids or self.nodes:
+            write_path = self.nodes[node_id].write_path
+            write_path.on_sessions(table)
+            if forget:
+                write_path._sessions.forget(0)
+
     # What is there
 
     def serving(self, chain: int) -> list[StorageNode]:
@@ -414,11 +459,14 @@ class Cluster:
             found[int(meta["hi"]), int(meta["lo"])] = (-int(meta["version"]), b"")
         return found
 
-    def check_replicas(self, note: str = "") -> None:
-        """All SERVING replicas of every chain hold the same chunks, and remember the same results."""
+    def check_replicas(self, note: str = "", *, tombstones: bool = True) -> None:
+        """All SERVING replicas of every chain hold the same chunks, and remember the same results and, if it is asked,
+        removals."""
         for chain in self.routing.chains:
             nodes = self.serving(chain)
             contents = [self.contents(node, chain) for node in nodes]
+            if not tombstones:
+                contents = [{key: one for key, one in found.items() if one[0] > 0} for found in contents]
             assert all(one == contents[0] for one in contents), f"{note}: replicas of chain {chain} differ: {contents}"
             results = []
             for node in nodes:
@@ -446,6 +494,7 @@ class Client:
         seq: int | None = None,
         seconds: float = 30.0,
         attempt_s: float = 5.0,
+        flags: UpdateFlag = UpdateFlag.NONE,
     ) -> tuple[int, int]:
         """(version, chunk length). Raises: Fs3Error."""
         if seq is None:
@@ -454,7 +503,7 @@ class Client:
         give_up_s = deadline_after(seconds)
         while True:
             try:
-                return self.attempt(chain, chunk, op, data, offset, seq=seq, attempt_s=attempt_s)
+                return self.attempt(chain, chunk, op, data, offset, seq=seq, attempt_s=attempt_s, flags=flags)
             except Fs3Error as error:
                 if not error.retryable or lease_now_s() > give_up_s:
                     raise
@@ -462,7 +511,16 @@ class Client:
                 self.cluster.changed.wait(0.002)
 
     def attempt(
-        self, chain: int, chunk: tuple[int, int], op: Op, data: bytes, offset: int, *, seq: int, attempt_s: float
+        self,
+        chain: int,
+        chunk: tuple[int, int],
+        op: Op,
+        data: bytes,
+        offset: int,
+        *,
+        seq: int,
+        attempt_s: float,
+        flags: UpdateFlag = UpdateFlag.NONE,
     ) -> tuple[int, int]:
         routing = self.cluster.routing
         serving = routing.serving(chain)
@@ -473,7 +531,7 @@ class Client:
             self.cluster.suspect(head.node_id, head.generation)
             raise Unavailable("the head is dead")
         records, sums = update_record(
-            chain, routing.chain(chain).version, chunk, op, data, offset, client=self.client_id, seq=seq
+            chain, routing.chain(chain).version, chunk, op, data, offset, client=self.client_id, seq=seq, flags=flags
         )
         header = Header(Kind.WRITE, 1)
         with contextlib.suppress(Died):
