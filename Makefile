@@ -3,7 +3,7 @@
 PYTHON ?= python3
 RUN := .venv/bin/python
 
-.PHONY: help demo test sim mutants hostile lint types house proto bench clean venv
+.PHONY: help demo test sim mutants hostile soak failover lint types house proto bench clean venv
 
 help:
 	@echo 'make demo   the whole of fs3 in about five minutes, with a report at the end'
@@ -11,6 +11,8 @@ help:
 	@echo 'make sim    whole clusters with faults, simulated: SEEDS=500 of them, or SEED=n alone (tests/sim)'
 	@echo 'make mutants  known mistakes put into the code one by one: the simulator must find each'
 	@echo 'make hostile  CASES=1000000 malformed frames and calls against every port of a cluster (tests/process)'
+	@echo 'make soak   MINUTES=30 of a real cluster under load with faults at random, then a check (tests/soak; needs root)'
+	@echo 'make failover  what clients feel of a killed daemon, and what recovery moves'
 	@echo 'make lint   ruff;  make types  mypy;  make house  the import and style rules of the house'
 	@echo 'make bench  throughput beside the limits of this machine (docs/benchmarks.md)'
 	@echo 'make proto  regenerate fs3/pb from proto/'
@@ -33,6 +35,12 @@ mutants: venv
 
 hostile: venv
 	@$(RUN) tests/process/hostile_run.py --cases $(or $(CASES),1000000) --seed $(or $(SEED),1)
+
+soak: venv
+	@$(RUN) tests/soak/run.py --minutes $(or $(MINUTES),30) --seed $(or $(SEED),1) $(SOAK_ARGS)
+
+failover: venv
+	@$(RUN) tests/soak/failover.py --times $(or $(TIMES),5) $(FAILOVER_ARGS)
 
 lint: venv
 	$(RUN) -m ruff check .

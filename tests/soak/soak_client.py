@@ -51,6 +51,7 @@ class Load:
         self._lock = threading.Lock()
         self._numbers = said["number"] << 26
         self._stop = threading.Event()
+        self.broken = False  # a thread has ended by a mistake of this script
         self.client: Client = connect(tuple(said["addresses"]), secret=said["secret"])
         routing = self.client.mgmtd.routing
         self._chains = [int(chain) for chain in routing.table_for_replicas(said["replicas"]).chains]
@@ -73,11 +74,18 @@ class Load:
                 thread.join(0.5)
         Path(self._said["out"] + ".files").write_text(json.dumps(self.files), encoding="utf-8")
         self._out.close()
+        if self.broken:
+            raise SystemExit(1)
 
     def _repeat(self, work: Callable[[random.Random], None], rng: random.Random) -> None:
-        while not self._stop.is_set():
-            work(rng)
-            self._stop.wait(_PAUSE_S)
+        try:
+            while not self._stop.is_set():
+                work(rng)
+                self._stop.wait(_PAUSE_S)
+        except BaseException:
+            self.broken = True
+            self._stop.set()
+            raise
 
     def _number(self) -> int:
         with self._lock:

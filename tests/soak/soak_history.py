@@ -47,6 +47,8 @@ def runs_of(data: bytes, offset: int) -> list[list[int]] | str:
 
     `offset` is a multiple of 8.
     """
+    if not data:
+        return []
     whole = len(data) // _WORD * _WORD
     words = np.frombuffer(data[:whole], dtype="<u8")
     who = (words >> np.uint64(32)).astype(np.int64)
@@ -54,7 +56,7 @@ def runs_of(data: bytes, offset: int) -> list[list[int]] | str:
     fits = ((words & np.uint64(0xFFFFFFFF)) == place) | (words == 0)
     if whole != len(data) or not fits.all():
         return data.hex()
-    starts = np.flatnonzero(np.concatenate([[True], who[1:] != who[:-1]])) if len(who) else np.empty(0, dtype=np.int64)
+    starts = np.flatnonzero(np.concatenate([[True], who[1:] != who[:-1]]))
     ends = [*starts[1:].tolist(), len(who)]
     return [[offset + a * _WORD, offset + b * _WORD, int(who[a])] for a, b in zip(starts.tolist(), ends, strict=True)]
 
