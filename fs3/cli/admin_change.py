@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from fs3.cli.admin_show import connected, secret_option, url_argument
 from fs3.client.admin import AdminClient, place
-from fs3.errors import Unavailable
+from fs3.errors import Fs3Error, Invalid, NotFound, Unavailable
 from fs3.ids import TargetId
 from fs3.pb import admin_pb2
 from fs3.routing import Routing, TargetState
@@ -190,14 +190,22 @@ def create(url: str, node: int, disk: int, chain: int, secret: str) -> None:
 
 @click.command("rotate-lastsrv", short_help="Accept loss: let another target serve a chain.")
 @url_argument
-@click.option("--chain", type=click.IntRange(1), required=True, help="The chain that nobody serves.")
+@click.option(
+    "--chain", "chains", type=click.IntRange(1), required=True, multiple=True, help="A chain that nobody serves."
+)
 @click.option("--to", "target", type=click.IntRange(1), help="The target that shall serve. [default: a new, empty one]")
 @click.option("--accept-data-loss", is_flag=True, help="What only the last one that served has is given up.")
 @_wait
 @_timeout
 @secret_option
 def rotate_last_serving(
-    url: str, chain: int, target: int | None, accept_data_loss: bool, waiting: bool, timeout_s: float, secret: str
+    url: str,
+    chains: tuple[int, ...],
+    target: int | None,
+    accept_data_loss: bool,
+    waiting: bool,
+    timeout_s: float,
+    secret: str,
 ) -> None:
     """Let a chain serve again with what another target's disk holds, when its last one that served is lost.
 
@@ -206,14 +214,25 @@ def rotate_last_serving(
     """
     if not accept_data_loss:
         raise click.UsageError(
-            f"writes that only the last one that served chain {chain} has would be lost for good; bring it back if you"
-            " can, or say --accept-data-loss"
+            "writes that only the last one that served a chain has are lost for good by this; bring it back if you can,"
+            " or say --accept-data-loss"
         )
+    if target is not None and len(chains) > 1:
+        raise click.UsageError("--to names a target of one chain, and several were named")
     with connected(url, secret) as client:
-        request = admin_pb2.RotateLastServingRequest(chain_id=chain, target_id=target or 0)
-        say(client.change("RotateLastServing", request))
+        refused: list[Fs3Error] = []
+        for chain in chains:
+            request = admin_pb2.RotateLastServingRequest(chain_id=chain, target_id=target or 0)
+            try:
+                say(client.change("RotateLastServing", request))
+            except (Invalid, NotFound) as error:
+                refused.append(error)
+        for one in refused[:-1]:
+            click.echo(f"fs3: {one}", err=True)
+        if refused:
+            raise refused[-1]
         if waiting:
-            watch(client, "serving", lambda routing: int(not routing.serving(chain)), timeout_s)
+            watch(client, "serving", lambda routing: sum(not routing.serving(chain) for chain in chains), timeout_s)
 
 
 def watch(client: AdminClient, done: str, left: Callable[[Routing], int], timeout_s: float) -> None:
@@ -223,6 +242,8 @@ def watch(client: AdminClient, done: str, left: Callable[[Routing], int], timeou
     """
     routing = client.mgmtd.routing
     most = now = left(routing)
+    if not now:
+        return
     begun_s = moved_s = time.monotonic()
     told: list[str] = []
     console = Console(highlight=False)

@@ -152,9 +152,7 @@ def remove_target(routing: Routing, target: int) -> Edit:
         raise Invalid(f"target {target} serves; it leaves by itself after: fs3 admin drain URL --target {target}")
     _check_not_last_away(routing, member)
     stand_in = member.replaces in chain.targets  # another is made for the one that it was to replace
-    left = [
-        one for one in chain.targets if one != member.target_id and not routing.is_draining(routing.targets[one])
-    ]
+    left = [one for one in chain.targets if one != member.target_id and not routing.is_draining(routing.targets[one])]
     if not stand_in and len(left) < chain.replicas:
         raise Invalid(
             f"chain {chain.chain_id} needs target {target}: without it {len(left)} of {chain.replicas} replicas are"
@@ -174,7 +172,8 @@ def remove_node(routing: Routing, node: int) -> Edit:
     left = [target.target_id for target in routing.targets.values() if target.node_id == node]
     if left:
         here = f"{count_of(len(left), 'target')} ({some(left)})"
-        raise Invalid(f"node {node} still has {here}; first: fs3 admin drain URL --node {node}")
+        way = f"see: fs3 admin targets URL --node {node}" if record.draining else f"fs3 admin drain URL --node {node}"
+        raise Invalid(f"node {node} still has {here}, which must leave it first; {way}")
     draft = Draft(routing)
     draft.drop_node(NodeId(node))
     draft.say(f"node {node} is removed")
@@ -215,8 +214,9 @@ def set_online(routing: Routing, target: int) -> Edit:
 def rotate_last_serving(routing: Routing, disks: Disks, *, chain: int, to: int = 0) -> Edit:
     """Accept that the last one that served a chain is lost: target `to` serves with whatever its disk holds.
 
-    `to` 0 chooses: a fresh, empty replica if the chain has no other. What served last becomes OFFLINE, and is refilled
-    from the new one should it come back. `to` may be that target itself, if its disk was replaced by an empty one.
+    What served last becomes OFFLINE, and is refilled from the new one should it come back. `to` may be that target
+    itself, if its disk was replaced by an empty one. 0 is a fresh, empty replica, if the chain has no other; what
+    served last then leaves the chain.
 
     Raises:
         NotFound: no such chain, or `to` is not of it.
@@ -238,7 +238,9 @@ def rotate_last_serving(routing: Routing, disks: Disks, *, chain: int, to: int =
     heir = draft.view.targets[chosen]
     draft.say(f"chain {chain}: target {chosen} on node {heir.node_id} serves with what its disk holds, loss accepted")
     for target_id in states:
-        draft.say(f"chain {chain}: target {target_id}, which served last, is to be refilled should it come back")
+        draft.mark(target_id, draining=not to)
+        what = "is to be refilled should it come back" if to else "leaves the chain"
+        draft.say(f"chain {chain}: target {target_id}, which served last, {what}")
     if not routing.nodes[heir.node_id].alive:
         draft.say(f"chain {chain} serves as soon as node {heir.node_id} is back")
     return draft.done()
