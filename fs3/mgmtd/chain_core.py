@@ -15,10 +15,11 @@ not speak for the target, counts as OFFLINE. "Holder" below is a target that has
     offline   lastsrv                     any           lastsrv
     offline   syncing, waiting, offline   any           offline
 
-A report counts for the chain version that the daemon acted on: it brings a target back from OFFLINE, or ends its sync,
-only when it was made for the current one. The next order is SERVING, LASTSRV, SYNCING, WAITING, OFFLINE, each group as
-it stood; the version rises with every change. Source: 3FS, design notes ("Failure detection", "Data recovery") and
-mgmtd's chain update.
+A report counts for the chain version that the daemon acted on: it brings a target back from OFFLINE, ends its sync, or
+takes it out of SERVING only when it was made for the current one. (A late heartbeat from before it served would else
+let the others go on without it, while it answers reads.) The next order is SERVING, LASTSRV, SYNCING, WAITING, OFFLINE,
+each group as it stood; the version rises with every change. Source: 3FS, design notes ("Failure detection", "Data
+recovery") and mgmtd's chain update.
 """
 
 from __future__ import annotations
@@ -73,7 +74,8 @@ class Step:
     moves: tuple[Move, ...]
 
 
-NOT_HEARD = Report(LocalState.OFFLINE)
+NEVER = -1  # the chain version of what no daemon has said
+NOT_HEARD = Report(LocalState.OFFLINE, NEVER)
 
 
 def presumed(state: TargetState) -> LocalState:
@@ -116,6 +118,8 @@ def _local(member: Member, chain: ChainView, reports: Mapping[TargetId, Report])
             return LocalState.OFFLINE  # the daemon has not seen itself OFFLINE, and may believe that it serves
         if member.state == TargetState.SYNCING and report.state == LocalState.UPTODATE:
             return LocalState.ONLINE  # up to date then, not since it is being synced
+        if member.state == TargetState.SERVING and report.chain_version != NEVER:
+            return LocalState.UPTODATE  # it cannot know yet that it serves, nor have stopped
     return report.state
 
 

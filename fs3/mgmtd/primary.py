@@ -110,7 +110,7 @@ class Primary:
         self._announced[node.node_id] = node
         new_disks = len(self._disks.get(node.node_id, ())) != len(request.disks)  # a drain may wait for room
         self._disks[node.node_id] = tuple(replace(disk_from_pb(disk), node_id=node.node_id) for disk in request.disks)
-        news = self._take_reports(request, just_started=verdict == Heard.STARTED)
+        news = self._take_reports(request, verdict)
         if news or new_disks or verdict != Heard.RENEWED or self._bootstrap_is_due():
             await self._decide()
         reply = mgmtd_pb2.HeartbeatReply(lease_ms=round(self._config.lease_s * 1000), epoch=self.epoch)
@@ -287,7 +287,7 @@ class Primary:
             )
         return replace(node, alive=True, last_heartbeat_age_ms=0)
 
-    def _take_reports(self, request: mgmtd_pb2.HeartbeatRequest, *, just_started: bool) -> bool:
+    def _take_reports(self, request: mgmtd_pb2.HeartbeatRequest, verdict: Heard) -> bool:
         """Whether anything but figures changed. A daemon that just started is not believed about published targets.
 
         That a heartbeat does not mention a target counts only if it was made under the newest routing: a late one may
@@ -295,11 +295,12 @@ class Primary:
         """
         node_id = NodeId(request.node.node_id)
         accepted: dict[TargetId, Report] = {}
+        just_started = verdict == Heard.STARTED
         if not just_started and request.known_routing < self.routing.version:
             for target in self.routing.targets.values():
                 if target.node_id == node_id:
-                    assumed = Report(presumed(target.state))
-                    accepted[target.target_id] = self._reports.get(target.target_id, assumed)
+                    known = self._reports.get(target.target_id) if verdict == Heard.RENEWED else None
+                    accepted[target.target_id] = known or Report(presumed(target.state))
         for message in request.targets:
             target_id = TargetId(message.target_id)
             published = self.routing.targets.get(target_id)

@@ -112,6 +112,14 @@ def test_a_report_for_an_older_version_neither_ends_a_sync_nor_ends_an_absence()
     assert state_of(next_chain(view(SERVING, OFFLINE), late).chain, 2) == OFFLINE
 
 
+def test_a_report_from_before_it_served_takes_no_target_out() -> None:
+    """The daemon has a lease and may answer reads: the others must not go on without it."""
+    late = {TargetId(1): Report(UPTODATE, 5), TargetId(2): Report(AWAY, 4)}
+    assert next_chain(view(SERVING, SERVING), late).chain == view(SERVING, SERVING)
+    now = {TargetId(1): Report(UPTODATE, 5), TargetId(2): Report(AWAY, 5)}
+    assert state_of(next_chain(view(SERVING, SERVING), now).chain, 2) == OFFLINE
+
+
 def test_the_order_is_serving_first_and_stable() -> None:
     step = next_chain(view(SERVING, SERVING, SERVING), reports(AWAY, UPTODATE, UPTODATE))
     assert [member.target_id for member in step.chain.members] == [2, 3, 1]

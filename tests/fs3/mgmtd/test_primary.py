@@ -409,3 +409,27 @@ def test_after_a_lost_answer_what_is_stored_holds(cluster: Any, fate: list[bool]
         assert (await MgmtdStore(kv).take_over()).routing == primary.routing
 
     run(body)
+
+
+def test_a_late_heartbeat_takes_no_target_out_of_service(cluster: Any) -> None:
+    """One from before the daemon spoke for its targets, or said OFFLINE of them, under an older routing."""
+
+    async def body() -> None:
+        kv, clock = MemoryKV(), cluster.clock()
+        primary = await cluster.make(kv, clock)
+        daemons = [cluster.daemon(node) for node in (1, 2, 3)]
+        await cluster.boot(primary, daemons)
+        for decides in (primary, await cluster.make(kv, clock)):
+            for word in ({}, dict.fromkeys(daemons[0].states, LocalState.OFFLINE)):
+                late = cluster.daemon(1)
+                late.states = word
+                await late.beat(decides)
+                assert cluster.states(decides, 1) == {SERVING}
+                chains = decides.routing.chains
+                await daemons[0].beat(decides)
+                assert decides.routing.chains == chains
+        silent = cluster.daemon(1)
+        await silent.beat(decides, routing=decides.routing)
+        assert cluster.states(decides, 1) == {OFFLINE, LASTSRV}, "under the newest routing silence counts"
+
+    run(body)
