@@ -60,4 +60,4 @@ proto: venv
 	proto/generate.sh
 
 clean:
-	rm -rf .venv demo-out bench-out .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv demo-out bench-out soak-out .mypy_cache .ruff_cache .pytest_cache

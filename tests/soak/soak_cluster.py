@@ -10,10 +10,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import grpc
 from soak_network import Network
 
 from fs3.client.mgmtd import MgmtdClient
@@ -118,16 +119,9 @@ class Cluster:
 
     def primary(self) -> str:
         """The mgmtd that decides now, or the first if none answers."""
-        request = mgmtd_pb2.GetRoutingRequest()
-        credentials = rpc.Credentials(secret=SECRET)
-        for number, address in enumerate(self.mgmtds, start=1):
-            if not self.runs(f"mgmtd-{number}"):
-                continue
-            stub: Any = mgmtd_pb2_grpc.MgmtdStub
-            with rpc.sync_channel(address) as channel, contextlib.suppress(Exception):
-                stub(channel).GetRouting(request, timeout=0.5, metadata=credentials.metadata())
-                return f"mgmtd-{number}"
-        return "mgmtd-1"
+        running = [number for number in (1, 2) if self.runs(f"mgmtd-{number}")]
+        number = deciding([self.mgmtds[number - 1] for number in running], SECRET)
+        return f"mgmtd-{running[number] if number is not None else 1}"
 
     def wait(self, within_s: float, *, recovered: bool) -> str:
         """Wait until every chain serves (`recovered`: with every replica) and metas answer; what is missing if not."""
@@ -180,6 +174,17 @@ class Cluster:
                 "disks": [str(self.folder / f"storage-{node}" / "disk")],
             }
         return out
+
+
+def deciding(addresses: Sequence[str], secret: str) -> int | None:
+    """Which of these mgmtds is the primary, None if none says so."""
+    credentials = rpc.Credentials(secret=secret)
+    for number, address in enumerate(addresses):
+        stub: Any = mgmtd_pb2_grpc.MgmtdStub
+        with rpc.sync_channel(address) as channel, contextlib.suppress(grpc.RpcError):
+            stub(channel).GetRouting(mgmtd_pb2.GetRoutingRequest(), timeout=0.5, metadata=credentials.metadata())
+            return number
+    return None
 
 
 def what_is_missing(routing: Routing, nodes: int, *, recovered: bool) -> str:

@@ -13,7 +13,6 @@ import numpy as np
 from soak_check import Findings
 from soak_faults import Fault
 
-_AFTER_NS = 8_000_000_000  # how long after its end a fault may still be what a call waited for
 _READS = ("read", "file-read")
 
 
@@ -31,8 +30,10 @@ class Felt:
     next_write_s: float | None  # until a write that was begun after the fault was acknowledged; the slowest client's
 
 
-def felt(faults: Sequence[Fault], lines: Sequence[dict[str, Any]], begun_ns: int) -> list[Felt]:
-    """For each fault the calls that overlap it."""
+def felt(
+    faults: Sequence[Fault], lines: Sequence[dict[str, Any]], begun_ns: int, *, after_s: float = 8.0
+) -> list[Felt]:
+    """For each fault the calls that overlap it, or the `after_s` seconds after its end: still what they waited for."""
     begins = np.array([line["i"] for line in lines], dtype=np.int64)
     ends = np.array([line["r"] for line in lines], dtype=np.int64)
     reads = np.array([line["k"] in _READS for line in lines], dtype=np.bool_)
@@ -45,7 +46,7 @@ def felt(faults: Sequence[Fault], lines: Sequence[dict[str, Any]], begun_ns: int
     client = np.array([line["c"] for line in lines], dtype=np.int64)
     out = []
     for fault in faults:
-        during = (begins < fault.ended_ns + _AFTER_NS) & (ends > fault.begun_ns)
+        during = (begins < fault.ended_ns + int(after_s * 1e9)) & (ends > fault.begun_ns)
         took = (ends - begins) / 1e9
         nexts = []
         for one in np.unique(client).tolist():

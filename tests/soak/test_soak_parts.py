@@ -100,7 +100,11 @@ def test_faults_are_the_seeds_and_leave_a_replica(tmp_path: Path) -> None:
 @pytest.mark.skipif(bool(missing()), reason=missing() or "-")
 def test_a_cut_link_is_cut_one_way_and_mended() -> None:
     network = Network(["a", "b", "c"])
-    listen = "import socket,sys; s=socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.bind((sys.argv[1], 9)); print('up', flush=True)\nwhile True: print(s.recv(9).decode(), flush=True)"
+    listen = (
+        "import socket, sys\n"
+        "s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.bind((sys.argv[1], 9)); print('up', flush=True)\n"
+        "while True: print(s.recv(9).decode(), flush=True)"
+    )
     try:
         heard = {}
         for name in ("a", "b"):
@@ -109,7 +113,10 @@ def test_a_cut_link_is_cut_one_way_and_mended() -> None:
             assert heard[name].stdout is not None and heard[name].stdout.readline() == "up\n"
 
         def send(sender: str, receiver: str, text: str) -> None:
-            said = "import socket,sys; socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(sys.argv[2].encode(), (sys.argv[1], 9))"
+            said = (
+                "import socket, sys\n"
+                "s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.sendto(sys.argv[2].encode(), (sys.argv[1], 9))"
+            )
             command = network.command(sender, [sys.executable, "-c", said, network.address(receiver), text])
             subprocess.run(command, check=True)
 
