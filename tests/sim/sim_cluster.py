@@ -14,6 +14,7 @@ import asyncio
 import dataclasses
 import random
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +28,7 @@ from sim_threads import SimRuntime, SimThread
 
 from fs3.client import mgmtd as mgmtd_module
 from fs3.client.control import ControlService
+from fs3.client.meta import MetaClient
 from fs3.client.mgmtd import MgmtdClient
 from fs3.client.storage import StorageClient
 from fs3.errors import Fs3Error
@@ -55,6 +57,7 @@ class Shape:
     """How large a cluster is, and how it is set up."""
 
     mgmtds: int = 2
+    metas: int = 0
     storages: int = 3
     replicas: int = 3
     clients: int = 2
@@ -73,6 +76,7 @@ class Shape:
         storages = chance.choice([3, 3, 4, 5, 6])
         return cls(
             mgmtds=chance.choice([1, 2, 2, 3]),
+            metas=chance.choice([0, 0, 0, 1, 2]),
             storages=storages,
             replicas=chance.choice([2, 3, 3]),
             clients=chance.choice([2, 3]),
@@ -90,12 +94,16 @@ class Cluster:
         self.network = Network(sim)
         self.truth = Truth()
         self.truth.committed = self._committed
+        self.names = Truth()  # the metas'
         self.routing = Routing()
         self.chance = sim.stream("cluster")
         count = self.shape.mgmtds
         self.mgmtds = [SimMgmtd(self, number) for number in range(1, count + 1)]
         self.storages = [SimStorage(self, number) for number in range(1, self.shape.storages + 1)]
         self.clients = [SimClient(self, number) for number in range(1, self.shape.clients + 1)]
+        from sim_meta import SimMeta  # which needs what is defined here
+
+        self.metas = [SimMeta(self, number) for number in range(1, self.shape.metas + 1)]
         self._world = SimProcess(sim, "world")
         txn = self.truth.kv.begin()
         txn.put(b"MGMT/cluster", CLUSTER_ID.encode())
@@ -114,7 +122,7 @@ class Cluster:
 
     @property
     def machines(self) -> list[SimMachine]:
-        return [*self.mgmtds, *self.storages, *self.clients]
+        return [*self.mgmtds, *self.storages, *self.metas, *self.clients]
 
     def start(self) -> None:
         """Start every process."""
@@ -426,7 +434,7 @@ class SimStorage(SimMachine):
 
 
 class SimClient(SimMachine):
-    """A client's process; `storage` and `mgmtd` are there once it is connected."""
+    """A client's process; `storage`, `mgmtd` and, if there are metas, `meta` are there once it is connected."""
 
     kind = "client"
 
@@ -434,38 +442,53 @@ class SimClient(SimMachine):
         super().__init__(cluster, number)
         self.mgmtd: MgmtdClient | None = None
         self.storage: StorageClient | None = None
+        self.meta: MetaClient | None = None
 
     def forget(self) -> None:
-        if self.mgmtd is not None:
-            mgmtd_module._following.discard(self.mgmtd)  # a process that was killed closes nothing at its exit
         self.mgmtd = None
         self.storage = None
+        self.meta = None
 
     def boot(self) -> None:
         self.spawn(self._connect, name="boot")
 
     def _connect(self) -> None:
-        network, runtime = self.cluster.network, self.runtime
-        while True:
-            service = ControlService(
-                self.cluster.addresses,
+        mgmtd, storage = connect(self)
+        if self.cluster.metas:
+            network, runtime = self.cluster.network, self.runtime
+            self.meta = MetaClient(
+                lambda: mgmtd.routing,
+                mgmtd.credentials,
+                runtime.random_bits(62) | 1,
+                refresh=lambda: mgmtd.refresh(mgmtd.routing.version, 0.05),
                 open_channel=lambda address: SimChannel(network, runtime, self.name, address),
                 runtime=runtime,
             )
-            try:
-                mgmtd = MgmtdClient.connect(self.cluster.addresses, service=service, runtime=runtime)
-                mgmtd.wait_ready(5.0)
-                break
-            except Fs3Error:
-                runtime.sleep(0.2)
-        self.mgmtd = mgmtd
-        self.storage = StorageClient(
-            mgmtd,
-            stall_s=self.cluster.shape.stall_s,
-            max_lanes=1,
-            open_connection=SimConnector(network, runtime, self.name),  # type: ignore[arg-type]
-            runtime=runtime,
+        self.mgmtd, self.storage = mgmtd, storage
+
+
+def connect(machine: SimMachine) -> tuple[MgmtdClient, StorageClient]:
+    """Production clients in the process of `machine`; takes as long as it takes until the cluster is ready."""
+    network, runtime, addresses = machine.cluster.network, machine.runtime, machine.cluster.addresses
+    while True:
+        service = ControlService(
+            addresses, open_channel=lambda address: SimChannel(network, runtime, machine.name, address), runtime=runtime
         )
+        try:
+            mgmtd = MgmtdClient.connect(addresses, service=service, runtime=runtime)
+            # A process that is killed closes nothing at its exit.
+            machine.process.at_end.append(partial(mgmtd_module._following.discard, mgmtd))
+            mgmtd.wait_ready(5.0)
+            break
+        except Fs3Error:
+            runtime.sleep(0.2)
+    return mgmtd, StorageClient(
+        mgmtd,
+        stall_s=machine.cluster.shape.stall_s,
+        max_lanes=1,
+        open_connection=SimConnector(network, runtime, machine.name),  # type: ignore[arg-type]
+        runtime=runtime,
+    )
 
 
 def _now(coroutine: Any) -> Any:

@@ -218,7 +218,8 @@ class SimChannel:
         if self._closed:
             raise Unavailable(f"{self.address}: the connection was closed")
         thread = process.sim.current
-        assert thread is not None, "only a simulated thread can wait for an answer"
+        if thread is None:
+            raise Unavailable("only a simulated thread can wait for an answer")  # at the interpreter's exit
         results: list[Any] = []
         if method == "OpenSession":  # which names the machine and process that it really is
             request.host, request.pid = self._machine, process.number

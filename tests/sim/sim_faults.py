@@ -29,6 +29,8 @@ KINDS = (
     "all storages lose power",
     "mgmtd crash",
     "mgmtd stall",
+    "meta crash",
+    "meta stall",
     "client crash",
     "client stall",
     "partition",
@@ -50,8 +52,12 @@ KINDS = (
     "operator replaces disks",
 )
 REPAIRED = ("bytes change on a disk",)  # only where production repairs them
-# A pair in which both are the same: the second begins while the first is in effect; some have no duration.
-IMPOSSIBLE_PAIRS: dict[str, str] = {}
+# Of two of one kind the second begins while the first is in effect. What has no duration counts for a while.
+IMPOSSIBLE_PAIRS: dict[str, str] = {
+    "messages lost + messages lost": "there is one rate for the whole network",
+    "requests met twice + requests met twice": "there is one rate for the whole network",
+    "all storages lose power + all storages lose power": "they have none until the first is over",
+}
 
 
 class Nemesis:
@@ -170,6 +176,12 @@ class Nemesis:
     def _mgmtd_crash(self, kind: str) -> bool:
         return self._crashes(kind, self._mgmtd())
 
+    def _meta_crash(self, kind: str) -> bool:
+        return bool(self.cluster.metas) and self._crashes(kind, self._one(self.cluster.metas))
+
+    def _meta_stall(self, kind: str) -> bool:
+        return bool(self.cluster.metas) and self._stalls(kind, self._one(self.cluster.metas))
+
     def _client_crash(self, kind: str) -> bool:
         return self._crashes(kind, self._one(self.cluster.clients))
 
@@ -224,7 +236,8 @@ class Nemesis:
         return self._cuts(kind, machine, [mgmtd.name for mgmtd in self.cluster.mgmtds])
 
     def _no_way_to_the_store(self, kind: str) -> bool:
-        return self._cuts(kind, self._mgmtd(), [STORE], one_way=self.chance.random() < 0.5)
+        machine = self._one([self._mgmtd(), *self.cluster.metas])
+        return self._cuts(kind, machine, [STORE], one_way=self.chance.random() < 0.5)
 
     def _connections_reset(self, kind: str) -> bool:
         wires = list(self.cluster.network.wires.values())
@@ -234,7 +247,7 @@ class Nemesis:
         for wire in wires:
             if self.chance.random() < share:
                 wire.reset()
-        return self._begin(kind, None, lambda: None, 0.1, share=share)
+        return self._begin(kind, None, lambda: None, self._lasts(), share=share)
 
     def _messages_lost(self, kind: str) -> bool:
         network = self.cluster.network
@@ -299,7 +312,7 @@ class Nemesis:
             return False
         if not self._one(storage.disks).corrupt(self.chance, sums=self.chance.random() < 0.3):
             return False
-        return self._begin(kind, storage, lambda: None, 0.1)
+        return self._begin(kind, storage, lambda: None, self._lasts())
 
     def _others_have_it(self, storage: SimStorage) -> bool:
         routing = self.cluster.routing
@@ -324,7 +337,7 @@ class Nemesis:
         machine.boot_s += by_s
         if machine.alive:
             machine.process.boot_s += by_s
-        return self._begin(kind, machine, lambda: None, 0.1, by_s=round(by_s, 3))
+        return self._begin(kind, machine, lambda: None, self._lasts(), by_s=round(by_s, 3))
 
     # The operator
 
@@ -362,7 +375,7 @@ class Nemesis:
         machine.wall_s += by_s
         if machine.alive:
             machine.process.wall_s += by_s
-        return self._begin(kind, machine, lambda: None, 0.1, by_s=by_s)
+        return self._begin(kind, machine, lambda: None, self._lasts(), by_s=by_s)
 
 
 def _powers_on(storage: SimStorage) -> None:

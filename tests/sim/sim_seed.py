@@ -14,6 +14,7 @@ from sim_faults import Nemesis
 from sim_history import Chunk, Outcome
 from sim_invariants import ChainViolation, Invariants, NotLinearizable, WatchedChunk
 from sim_kernel import Event, Simulation, Violation
+from sim_names import Names
 from sim_story import Story
 from sim_workload import Mix, Workload
 
@@ -53,6 +54,7 @@ class _Run:
         pace_s = 0.8 * self.faults_s * mix.workers * shape.clients / operations
         self.mix = replace(mix, pause_s=min(mix.pause_s, pace_s))
         self.workload: Workload | None = None
+        self.names: Names | None = None
         self.invariants = Invariants(self.sim, self.cluster)
         self.phases: dict[str, float] = {}
         if coverage is not None:
@@ -68,15 +70,25 @@ class _Run:
             cluster.wait_ready()
         self.workload = workload = Workload(sim, cluster.clients, cluster.chains, self.mix)
         self.invariants.workload = workload
+        if cluster.metas:
+            self.names = Names(sim, cluster, self.mix.operations // 4, self.mix.pause_s * 2)
+        names = self.names
         nemesis = Nemesis(sim, cluster)
         with self._phase("faults"):
             workload.start()
+            if names is not None:
+                names.start()
             nemesis.start(for_s=self.faults_s)
-            cluster.run_until(lambda: workload.done and nemesis.done, within_s=_WORK_S)
+            cluster.run_until(
+                lambda: workload.done and nemesis.done and (names is None or names.done), within_s=_WORK_S
+            )
         with self._phase("heal"):
             cluster.settle(within_s=_HEAL_S)
             last = cluster.clients[0].spawn(lambda: workload.read_all(0), name="last")
             cluster.run_until(lambda: not last.is_alive(), within_s=_HEAL_S)
+            if names is not None:
+                last = cluster.clients[0].spawn(lambda: names.check(cluster.clients[0]), name="last")
+                cluster.run_until(lambda: not last.is_alive(), within_s=_HEAL_S)
             cluster.settle(within_s=_HEAL_S)
         with self._phase("check"):
             self.invariants.histories()
@@ -87,6 +99,8 @@ class _Run:
             for number, client in enumerate(self.cluster.clients):
                 if client.process.name == event.process:
                     self.workload.restarted(number)
+                    if self.names is not None:
+                        self.names.restarted(number)
 
     @contextlib.contextmanager
     def _phase(self, name: str) -> Any:

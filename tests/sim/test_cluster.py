@@ -12,6 +12,7 @@ import pytest
 from sim_cluster import Cluster, Shape, SimClient
 from sim_faults import KINDS, Nemesis
 from sim_kernel import Simulation
+from sim_names import Names
 
 from fs3.client.storage import RANGE, ChunkUpdate, Op
 from fs3.errors import MaybeApplied, NoSpace
@@ -46,13 +47,17 @@ def read(client: SimClient, chain: int, lo: int, length: int) -> bytes:
 def survives(seed: int, kind: str) -> Simulation:
     """Clients write and read while one kind of fault strikes; afterwards all is well and every last write is there."""
     sim = Simulation(seed)
-    cluster = Cluster(sim, Shape(mgmtds=2, storages=4, replicas=3, clients=2, lease_s=1.0, wipes=True))
+    metas = 2 if "meta" in kind else 0
+    cluster = Cluster(sim, Shape(mgmtds=2, metas=metas, storages=4, replicas=3, clients=2, lease_s=1.0, wipes=True))
     cluster.start()
     cluster.wait_ready()
     chain = chain_of(cluster)
     nemesis = Nemesis(sim, cluster)
     nemesis.kinds, nemesis.every_s = [kind], 0.5
     nemesis.start(for_s=3.0)
+    names = Names(sim, cluster, operations=60, pause_s=0.08)
+    if metas:
+        names.start()
     last: dict[int, bytes] = {}
 
     def work(lo: int) -> None:
@@ -91,6 +96,11 @@ def survives(seed: int, kind: str) -> Simulation:
         thread = cluster.clients[0].spawn(check, name="check")
         cluster.run_until(lambda: not thread.is_alive(), within_s=60)
         assert checked
+    if metas:
+        cluster.run_until(lambda: names.done, within_s=60)
+        assert (names.done_operations, names.unknown) == (60, 0)  # no call failed
+        thread = cluster.clients[0].spawn(lambda: names.check(cluster.clients[0]), name="check names")
+        cluster.run_until(lambda: not thread.is_alive(), within_s=60)
     sim.close()
     return sim
 
