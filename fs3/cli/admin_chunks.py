@@ -45,7 +45,6 @@ def chunk(url: str, what: str, index: int | None, as_json: bool, secret: str) ->
         copies = inspector.copies(chunks)
     finally:
         inspector.close()
-        client.close()
     show([_row(copy) for copy in copies], as_json=as_json, empty=f"{what} is empty: it has no chunks")
     if not as_json and len({(c.hi, c.lo) for c in copies}) == _MOST_SHOWN and index is None:
         click.echo(f"only the first {_MOST_SHOWN} chunks are shown; name others with --index")
@@ -63,28 +62,25 @@ def orphans(url: str, removing: bool, yes: bool, as_json: bool, secret: str) -> 
     After the metadata store was restored from a backup, the chunks of newer files are orphans too.
     """
     client = connect(url, secret=secret)
-    try:
-        routing = client.mgmtd.wait_ready(5.0)
-        with Progress(console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task("chains", total=len(routing.chains))
-            found = find_orphans(routing, client.storage, client.meta, lambda chain: bar.advance(task))
-        rows: list[dict[str, Any]] = [
-            {"inode": one.inode_id, "chunks": len(one.chunks), "used": one.bytes, "chains": one.chains}
-            for one in found.orphans
-        ]
-        if as_json:
-            click.echo(json.dumps({"orphans": rows, "chunks_seen": found.chunks, "silent_chains": found.silent}))
-        else:
-            show(rows, as_json=False, empty=f"every one of {found.chunks:,} chunks belongs to a file")
-        if found.silent:
-            click.echo(f"{len(found.silent)} chains did not answer and were left out: {found.silent}", err=True)
-        if removing and found.orphans:
-            total = sum(one.bytes for one in found.orphans)
-            confirm(f"{len(found.orphans)} files' worth of chunks, {size(total)}, are removed for good.", yes=yes)
-            removed = remove_orphans(client.storage, found.orphans)
-            click.echo(f"{removed:,} chunks removed", err=as_json)
-    finally:
-        client.close()
+    routing = client.mgmtd.wait_ready(5.0)
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("chains", total=len(routing.chains))
+        found = find_orphans(routing, client.storage, client.meta, lambda chain: bar.advance(task))
+    rows: list[dict[str, Any]] = [
+        {"inode": one.inode_id, "chunks": len(one.chunks), "used": one.bytes, "chains": one.chains}
+        for one in found.orphans
+    ]
+    if as_json:
+        click.echo(json.dumps({"orphans": rows, "chunks_seen": found.chunks, "silent_chains": found.silent}))
+    else:
+        show(rows, as_json=False, empty=f"every one of {found.chunks:,} chunks belongs to a file")
+    if found.silent:
+        click.echo(f"{len(found.silent)} chains did not answer and were left out: {found.silent}", err=True)
+    if removing and found.orphans:
+        total = sum(one.bytes for one in found.orphans)
+        confirm(f"{len(found.orphans)} files' worth of chunks, {size(total)}, are removed for good.", yes=yes)
+        removed = remove_orphans(client.storage, found.orphans)
+        click.echo(f"{removed:,} chunks removed", err=as_json)
 
 
 def _chunks_of(client: Client, what: str, index: int | None) -> list[tuple[int, int, int]]:
