@@ -313,6 +313,24 @@ def test_usage_counts_a_subtree_in_steps_of_any_size(drive) -> None:
     drive(body)
 
 
+def test_find_tells_the_living_the_dead_and_the_gone_apart(drive) -> None:
+    async def body(ns) -> None:
+        (named,) = await ns.write("/f")
+        (unpublished,) = await ns.create("/later")
+        (removed,) = await ns.write("/g")
+        await ns.remove("/g")
+        asked = [named.inode_id, unpublished.inode_id, removed.inode_id, 1 << 40]
+        reply = await ns.read(stat.find, meta_pb2.FindRequest(inode_ids=asked))
+        assert [(one.inode.inode_id, one.dead) for one in reply.found] == [
+            (named.inode_id, False),
+            (unpublished.inode_id, False),
+            (0, True),
+            (0, False),
+        ]
+
+    drive(body)
+
+
 def test_symlinks_are_followed_within_their_limit(drive) -> None:
     async def body(ns) -> None:
         await ns.mkdir("/d/e", parents=True)
