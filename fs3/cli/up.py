@@ -150,7 +150,9 @@ def _story(ended: Exit, cluster: LocalCluster, *, restart: bool) -> str:
 
 def _print_ready(console: Console, cluster: LocalCluster, *, how_to_stop: str) -> None:
     url, shape = cluster.url, cluster.shape
-    console.print(f"[bold]{url}[/bold] is ready: {shape.nodes} storage nodes, up to {shape.replicas} replicas")
+    console.print(
+        f"[bold]{url}[/bold] is ready: {shape.nodes} storage nodes, up to {shape.replicas} replicas", soft_wrap=True
+    )
     for label, text in (
         ("logs", str(cluster.folder.log_dir)),
         ("stop", how_to_stop),
