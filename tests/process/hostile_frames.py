@@ -90,6 +90,7 @@ class Source:
             self._ack,
             self._ack,
             self._rare,
+            self._told,
             self._replay,
         )
         self._fatal: tuple[Callable[[Role], bytes], ...] = (
@@ -247,6 +248,10 @@ class Source:
     def _query(self, role: Role) -> bytes:
         return self._ranges(Kind.QUERY)
 
+    def _told(self, role: Role) -> bytes:
+        """Reports of damage that is none, and looks at chunks that are not there."""
+        return self._ranges(self._rng.choice((Kind.REPORT, Kind.INSPECT)))
+
     def _update(self, data: bytes, n_sums: int) -> bytes:
         rng = self._rng
         self._seq += rng.choice((0, 1, 1, 1))
@@ -329,7 +334,7 @@ class Source:
 
     def _rare(self, role: Role) -> bytes:
         rng = self._rng
-        kind = rng.choice((0, int(Kind.STATS), int(Kind.HELLO), *range(9, 24), 100, 127))
+        kind = rng.choice((0, int(Kind.STATS), int(Kind.HELLO), int(Kind.SCRUB), *range(9, 24), 100, 127))
         if kind == Kind.HELLO:
             return self.hello(role)
         return self.frame(kind, self._garbage() if rng.random() < 0.5 else b"", count=self._u32(), flags=self._flags())
