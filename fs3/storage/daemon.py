@@ -20,6 +20,7 @@ from fs3.storage.config import StorageConfig
 from fs3.storage.engine import Engine
 from fs3.storage.forward import ChainForwarder
 from fs3.storage.read_path import ReadPath
+from fs3.storage.scrub import Scrubber, scrub_json
 from fs3.storage.service import Service
 from fs3.storage.write_path import WritePath
 from fs3.transport import rpc
@@ -72,6 +73,18 @@ class StorageDaemon:
         self.reads = ReadPath(
             self.engines, self.writes.state, check_lease=self._check_lease, suspect=self.writes.repair.suspect
         )
+        self.scrubbers = [
+            Scrubber(
+                engine,
+                self.writes.repair,
+                name=str(disk),
+                bytes_s=config.scrub_bytes_s,
+                every_s=config.scrub_every_s,
+                at_once=engine.lost_power,
+                runtime=runtime,
+            )
+            for disk, engine in enumerate(self.engines)
+        ]
         self.service = Service(
             config,
             credentials,
@@ -80,8 +93,16 @@ class StorageDaemon:
             generation=generation,
             check_lease=self._check_time,
             stats=stats,
+            scrub=self.scrub,
             runtime=runtime,
         )
+
+    def scrub(self, begin: bool) -> str:
+        """The JSON of SCRUB: what is being verified, and what is known to be damaged; `begin` starts a pass first."""
+        if begin:
+            for scrubber in self.scrubbers:
+                scrubber.start()
+        return scrub_json(self.config, self.engines, self.scrubbers, self.writes.repair)
 
     def agent_for(self, node: Node, **ports: Any) -> NodeAgent:
         """Makes `agent`, which registers this daemon as `node` once it is run; call from the loop that runs it."""
@@ -107,6 +128,8 @@ class StorageDaemon:
     def close(self) -> None:
         """Let what was begun end, soon. Blocks."""
         self._stopping = True
+        for scrubber in self.scrubbers:
+            scrubber.close()
         self.writes.close()
         self.service.close()
 

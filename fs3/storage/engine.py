@@ -117,6 +117,11 @@ class Engine:
         )
         return cls(disk, config, step=step)
 
+    @property
+    def lost_power(self) -> bool:
+        """Whether what was written without syncs may have been lost before this opening."""
+        return self._disk.lost_power
+
     def close(self) -> None:
         """Finish what was begun, sync, let go of the disk. Views of block files that callers keep stay readable."""
         if self._closed:

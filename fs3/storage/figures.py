@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 from fs3.errors import BY_CODE
 from fs3.storage.body_pool import BodyPool
 from fs3.storage.engine_api import ChunkEngine
+from fs3.storage.scrub import Scrubber
 from fs3.storage.worker import IoThread
 from fs3.storage.write_path import WritePath
 from fs3.transport.frame_core import Kind
@@ -30,12 +31,14 @@ class DaemonFigures(Collector):
         threads: Sequence[IoThread],
         pool: BodyPool,
         writes: WritePath,
+        scrubbers: Sequence[Scrubber] = (),
     ) -> None:
         self._engines = tuple(engines)
         self._disks = tuple(disks)
         self._threads = tuple(threads)
         self._pool = pool
         self._writes = writes
+        self._scrubbers = tuple(scrubbers)
 
     def stats_json(self) -> str:
         """Server, write path and engines, as one JSON object."""
@@ -47,6 +50,10 @@ class DaemonFigures(Collector):
                     {"path": str(disk), **dict(zip(("total_bytes", "free_bytes"), engine.space(), strict=True))}
                     | asdict(engine.stats())
                     for disk, engine in zip(self._disks, self._engines, strict=True)
+                ],
+                "scrub": [
+                    {"path": str(disk), **asdict(scrubber.counts), "oldest_pass_ns": _oldest_pass_ns(scrubber)}
+                    for disk, scrubber in zip(self._disks, self._scrubbers, strict=False)
                 ],
             }
         )
@@ -115,6 +122,33 @@ class DaemonFigures(Collector):
             syncs.add_metric([str(disk), "files"], stats.file_syncs)
             syncs.add_metric([str(disk), "log"], stats.wal_syncs)
         yield from (space, chunks, corrupt, syncs)
+        yield from self._of_scrubbing()
+
+    def _of_scrubbing(self) -> Iterator[Metric]:
+        damaged = GaugeMetricFamily(
+            "fs3_storage_damaged_chunks", "Chunks known to fail their sums and not repaired yet", labels=["disk"]
+        )
+        for disk, engine in zip(self._disks, self._engines, strict=True):
+            damaged.add_metric([str(disk)], len(engine.damaged()))
+        yield damaged
+        oldest = GaugeMetricFamily(
+            "fs3_storage_scrub_oldest_pass_seconds",
+            "When the target that has gone unverified for longest was last verified whole, Unix time; 0: never",
+            labels=["disk"],
+        )
+        for disk, scrubber in zip(self._disks, self._scrubbers, strict=False):
+            oldest.add_metric([str(disk)], _oldest_pass_ns(scrubber) / 1e9)
+        yield oldest
+        for name, text in (
+            ("chunks", "Chunks verified by the scrubber"),
+            ("bytes", "Bytes verified by the scrubber"),
+            ("damaged", "Damaged chunks that the scrubber came by"),
+            ("passes", "Targets verified whole"),
+        ):
+            family = CounterMetricFamily(f"fs3_storage_scrub_{name}", text, labels=["disk"])
+            for disk, scrubber in zip(self._disks, self._scrubbers, strict=False):
+                family.add_metric([str(disk)], getattr(scrubber.counts, name))
+            yield family
 
 
 def _counter(name: str, text: str, label: str, values: Iterable[tuple[str, int]]) -> CounterMetricFamily:
@@ -122,6 +156,10 @@ def _counter(name: str, text: str, label: str, values: Iterable[tuple[str, int]]
     for key, value in values:
         family.add_metric([key], value)
     return family
+
+
+def _oldest_pass_ns(scrubber: Scrubber) -> int:
+    return min((one.ended_ns for one in scrubber.progress().values()), default=0)
 
 
 def _error_name(code: int) -> str:

@@ -133,6 +133,10 @@ class Repair:
                 del self._suspects[key]
             return key
 
+    def why(self, key: Key) -> str:
+        """What stood in the way when a marked chunk was last tried to be mended; empty if it was not tried yet."""
+        return self._hopeless.get(key, "")
+
     def mend(self, key: Key, deadline_s: float) -> bool:
         """Bring a damaged chunk into order now, if anybody has its bytes; False also if nothing is wrong with it.
 

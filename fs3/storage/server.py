@@ -147,6 +147,10 @@ class StorageServer:
         self._stopping = False
         self.credentials = rpc.Credentials(cluster_id=cluster_id, secret=config.secret)
         with contextlib.ExitStack() as opened:
+            # The port first: a taken one must not leave the folders of disks behind.
+            registry = metrics.new_registry("storage")
+            self._exporter = metrics.serve(registry, config.listen_host, config.metrics_port)
+            opened.callback(self._exporter.close)
             self.engines = list(self._open_engines(cluster_id, opened))
             self.daemon = StorageDaemon(
                 config,
@@ -156,7 +160,7 @@ class StorageServer:
                 stats=lambda: self.figures.stats_json(),
             )
             self.writes, self.reads, self.service = self.daemon.writes, self.daemon.reads, self.daemon.service
-            opened.callback(self.writes.close)
+            opened.callback(self.daemon.close)
             self.pool = BodyPool(hops=MAX_HOPS, share_bytes=config.max_inflight_bytes)
             self.threads = [
                 IoThread(
@@ -170,10 +174,10 @@ class StorageServer:
                 )
                 for number in range(config.io_threads)
             ]
-            self.figures = DaemonFigures(self.engines, config.disks, self.threads, self.pool, self.writes)
-            registry = metrics.new_registry("storage")
+            self.figures = DaemonFigures(
+                self.engines, config.disks, self.threads, self.pool, self.writes, self.daemon.scrubbers
+            )
             registry.register(self.figures)
-            self._exporter = metrics.serve(registry, config.listen_host, config.metrics_port)
             opened.pop_all()
 
     @property

@@ -1,6 +1,6 @@
 """What the storage daemon does with each kind of request: at once on the IO thread, or on a pool of threads.
 
-HELLO, ACK, STATS     at once
+HELLO, ACK, STATS     at once; SCRUB beside slow reads
 READ, QUERY           at once, unless it would wait: many partial blocks to verify, ranges that are not in the page
                       cache, listings
 REPORT                on the pool of slow reads: the chunks are read whole
@@ -67,7 +67,8 @@ class Writes(Protocol):
 
 
 class Service:
-    """See the module; `stats` makes the JSON of STATS. `connections.Handler` for the IO threads."""
+    """See the module; `stats` makes the JSON of STATS, `scrub(begin)` that of SCRUB. `connections.Handler` for the IO
+    threads."""
 
     def __init__(
         self,
@@ -79,6 +80,7 @@ class Service:
         generation: int,
         check_lease: Callable[[], None],
         stats: Callable[[], str],
+        scrub: Callable[[bool], str],
         runtime: Runtime = SYSTEM,
     ) -> None:
         self._runtime = runtime
@@ -89,6 +91,7 @@ class Service:
         self._generation = generation
         self._check_lease = check_lease
         self._stats = stats
+        self._scrub = scrub
         self._max_head_bytes = (
             config.max_ranges * (UPDATE.itemsize + 8) + config.max_body_bytes // FINE_BYTES * 4 + (64 << 10)
         )
@@ -105,6 +108,7 @@ class Service:
             Kind.STATS: self._stats_of,
             Kind.INSPECT: self._inspect,
             Kind.REPORT: self._report,
+            Kind.SCRUB: self._scrub_of,
         }
 
     def _pool(self, name: str, threads: int) -> Pool:
@@ -254,6 +258,16 @@ class Service:
     def _stats_of(self, peer: Peer, frame: Frame) -> None:
         said = storage_pb2.StatsReply(json=self._stats())
         peer.answer(plain_reply(frame.header, said.SerializeToString()))
+
+    def _scrub_of(self, peer: Peer, frame: Frame) -> None:
+        header = frame.header
+        if header.head_bytes or header.body_bytes or header.count > 1:
+            raise Invalid("a SCRUB frame has no head and no body, and begins a pass if its count is 1")
+
+        def scrubbed() -> Reply:
+            return plain_reply(header, storage_pb2.StatsReply(json=self._scrub(header.count == 1)).SerializeToString())
+
+        self._submit(self._slow_reads, peer, header, scrubbed)
 
     def _inspect(self, peer: Peer, frame: Frame) -> None:
         ranges = ranges_of(frame.header, frame.head, min(self._config.max_ranges, _MAX_INSPECTED))

@@ -336,6 +336,19 @@ def test_a_stop_is_clean(start: Callable[..., Any], tmp_path: Path) -> None:
     assert not ours
 
 
+def test_a_taken_metrics_port_leaves_no_folder_behind(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        config = StorageConfig(
+            node_id=1, mgmtd=("127.0.0.1:1",), disks=(tmp_path / "a", tmp_path / "b"), metrics_port=port
+        )
+        bound = listeners.bind(config)
+        with pytest.raises(Invalid, match=f"metrics port 127.0.0.1:{port}"):
+            StorageServer(config, "cluster", bound)
+        bound.close()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_taken_port(daemon: Any) -> None:
     port = int(daemon.server.address.rpartition(":")[2])
     with pytest.raises(Invalid, match=f"listen_port {port}: the port is taken"):
