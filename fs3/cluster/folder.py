@@ -196,8 +196,10 @@ class Folder:
 
     def write_configs(self, shape: Shape) -> None:
         """Write every daemon's TOML file for `shape`."""
-        for folder in ("config", "log", "run", "mgmtd", "meta"):  # the last two hold what several daemons share
+        for folder in ("config", "log", "run"):
             (self.path / folder).mkdir(exist_ok=True)
+        if shape.mgmtds > 1:
+            (self.path / "mgmtd").mkdir(exist_ok=True)  # any of them may be the first to open the store
         for name, values in self._configs(shape):
             text = "".join(f"{key} = {_toml(value)}\n" for key, value in values.items())
             self.config(name).write_text(f"# Written by `fs3 up` at every start.\n{text}", encoding="utf-8")
