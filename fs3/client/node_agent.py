@@ -161,13 +161,12 @@ class NodeAgent:
     async def _renew(self) -> None:
         while True:
             self._poked.clear()
-            sent_s = self._now()
             try:
-                reply = await self._call("Heartbeat", self._heartbeat(), timeout_s=max(self._lease_s / 4, 0.5))
+                reply, sent_s = await self._call("Heartbeat", self._heartbeat(), timeout_s=max(self._lease_s / 4, 0.5))
                 self._check_epoch(reply.epoch)
             except Unavailable as error:
                 self._unreachable(error)
-                pause_s = min(self._lease_s / _RETRIES_PER_LEASE, 0.25)
+                pause_s = self._retry_s()
             else:
                 self._renewed(sent_s, reply)
                 pause_s = self._lease_s / _BEATS_PER_LEASE
@@ -262,53 +261,60 @@ class NodeAgent:
             _log.warning("node %d: no mgmtd answers: %s", self.node.node_id, error)
         self._reachable = False
 
-    async def _call(self, method: str, request: Any, *, timeout_s: float) -> Any:
-        """The reply of the mgmtd that decides. Raises: Unavailable: none does, or answers."""
+    async def _call(self, method: str, request: Any, *, timeout_s: float) -> tuple[Any, float]:
+        """The reply of the mgmtd that decides, and when what it answers was sent. Raises: Unavailable, and as mgmtd."""
+        loop = asyncio.get_running_loop()
+        deadline_s = loop.time() + timeout_s
+        if self._reachable and len(self._addresses) > 1:
+            sent_s = self._now()
+            with contextlib.suppress(Unavailable):
+                return await self._ask(self._preferred, method, request, timeout_s / 2), sent_s
         addresses = self._addresses
-        others = [address for address in addresses if address != self._preferred]
-        first: list[str] = []
-        reasons: list[str] = []
-        if self._reachable or not others:
-            first, share_s = [self._preferred], timeout_s / (2 if others else 1)
-            reply = await self._race(first, reasons, method, request, share_s)
-            if reply is not None:
-                return reply
-            timeout_s -= share_s
-        reply = await self._race(others if first else addresses, reasons, method, request, timeout_s)
-        if reply is None:
-            raise Unavailable("; ".join(reasons))
-        return reply
-
-    async def _race(
-        self, addresses: Sequence[str], reasons: list[str], method: str, request: Any, timeout_s: float
-    ) -> Any:
-        """The first reply, or None with the reasons of all. Raises: PermissionDenied, Conflict, Invalid."""
-        asked = [
-            (
-                address,
-                asyncio.ensure_future(
-                    self._call_one(address, method, request, timeout_s=timeout_s, credentials=self.credentials)
-                ),
-            )
-            for address in addresses
-        ]
+        asked = [asyncio.ensure_future(self._ask_again(address, method, request, deadline_s)) for address in addresses]
         try:
-            open_calls = list(asked)
-            while open_calls:
-                await asyncio.wait([task for _, task in open_calls], return_when=asyncio.FIRST_COMPLETED)
-                for address, task in [call for call in open_calls if call[1].done()]:
-                    open_calls.remove((address, task))
-                    try:
-                        reply = task.result()
-                    except _FATAL:
-                        raise
-                    except Fs3Error as error:
-                        reasons.append(str(error))
-                        continue
-                    self._preferred = address
-                    return reply
-            return None
+            reasons: dict[str, str] = {}
+            while len(reasons) < len(addresses):
+                waiting = [task for address, task in zip(addresses, asked, strict=True) if address not in reasons]
+                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                for address, task in zip(addresses, asked, strict=True):
+                    if task.done() and address not in reasons:
+                        try:
+                            answer = task.result()
+                        except Unavailable as error:
+                            reasons[address] = str(error)
+                        else:
+                            self._preferred = address
+                            return answer
+            raise Unavailable("; ".join(reasons.values()))
         finally:
-            for _, task in asked:
+            for task in asked:
                 task.cancel()
-            await asyncio.gather(*(task for _, task in asked), return_exceptions=True)
+            await asyncio.gather(*asked, return_exceptions=True)
+
+    async def _ask_again(self, address: str, method: str, request: Any, deadline_s: float) -> tuple[Any, float]:
+        """Until the deadline: one that stands by now may have taken over then."""
+        loop = asyncio.get_running_loop()
+        while True:
+            sent_s = self._now()
+            try:
+                return await self._ask(address, method, request, max(deadline_s - loop.time(), 0.001)), sent_s
+            except Unavailable:
+                if loop.time() + self._retry_s() >= deadline_s:
+                    raise
+            await asyncio.sleep(self._retry_s())
+
+    async def _ask(self, address: str, method: str, request: Any, timeout_s: float) -> Any:
+        """Raises: PermissionDenied, Conflict, Invalid, and anything else, which may pass, as Unavailable.
+
+        At an address that was learned, another cluster may live by now: its refusal is no verdict.
+        """
+        try:
+            return await self._call_one(address, method, request, timeout_s=timeout_s, credentials=self.credentials)
+        except Fs3Error as error:
+            stranger = isinstance(error, PermissionDenied) and address not in self._given
+            if isinstance(error, (*_FATAL, Unavailable)) and not stranger:
+                raise
+            raise Unavailable(f"{address}: {error}") from None
+
+    def _retry_s(self) -> float:
+        return min(self._lease_s / _RETRIES_PER_LEASE, 0.25)

@@ -53,6 +53,7 @@ class Election:
         self._candidate = Candidate(own_node.node_id, own_node.generation, config.election_s)
         self._claim: Claim | None = None
         self._primary: Primary | None = None
+        self._store: MgmtdStore | None = None  # of the primary's term
         self._tenure = Tenure(config.election_s)
         self._settled = asyncio.Event()
         self._store_answers = True
@@ -89,16 +90,15 @@ class Election:
             Conflict: a mgmtd with this node id was started later.
             Invalid: the node id belongs to a daemon of another kind.
         """
-        while True:
-            store, primary = await self._stand_by()
-            try:
-                await self._decide(store, primary)
-            finally:
-                self._primary = None
-                await primary.end()
-                await self._resign(store)
+        try:
+            while True:
+                await self._stand_by()
+                await self._decide()
+                await self._end_term()
+        finally:
+            await self._end_term()
 
-    async def _stand_by(self) -> tuple[MgmtdStore, Primary]:
+    async def _stand_by(self) -> None:
         """Until this mgmtd has taken over."""
         registering = asyncio.create_task(self._register())
         watching = asyncio.create_task(self._watch())
@@ -106,22 +106,20 @@ class Election:
             await asyncio.wait((watching, registering), return_when=asyncio.FIRST_COMPLETED)
             if registering.done():
                 registering.result()
-            return await watching
+            await watching
         finally:
             for task in (registering, watching):
                 task.cancel()
             await asyncio.gather(registering, watching, return_exceptions=True)
 
-    async def _watch(self) -> tuple[MgmtdStore, Primary]:
+    async def _watch(self) -> None:
         while True:
             try:
                 async with asyncio.timeout(_STORE_PATIENCE * self._config.election_s):
                     claim = self._claim = await MgmtdStore(self._kv).claim()
                     verdict = self._candidate.look(claim, self._now())
-                    if verdict == Verdict.TAKE:
-                        taken = await self._take_over(claim)
-                        if taken is not None:
-                            return taken
+                    if verdict == Verdict.TAKE and await self._take_over(claim):
+                        return
                 self._heard_from_store(None)
             except (Fs3Error, TimeoutError) as error:
                 self._heard_from_store(error)
@@ -137,27 +135,30 @@ class Election:
             now_s = self._now()
             await asyncio.sleep(min(max(self._candidate.next_look_s(now_s) - now_s, 0.0), self._config.election_s))
 
-    async def _take_over(self, claim: Claim | None) -> tuple[MgmtdStore, Primary] | None:
-        """The new term; None if another mgmtd was faster, or the store so slow that the claim has run out again."""
+    async def _take_over(self, claim: Claim | None) -> bool:
+        """Begin a term; False if another mgmtd was faster."""
         store = MgmtdStore(self._kv)
         started_s = self._now()
         try:
             loaded = await store.take_over(self._own.node_id, self._own.generation, self._address, seen=claim)
         except Conflict as error:
             _log.info("mgmtd %d: %s", self._own.node_id, error)
-            return None
+            return False
         self._tenure = Tenure(self._config.election_s)
         self._tenure.renewed(started_s)
-        self._primary = primary = Primary(self._config, store, loaded, own_node=self._own, now=self._now)
+        self._store = store
+        self._primary = Primary(self._config, store, loaded, own_node=self._own, now=self._now)
         before = "" if claim is None else f", after mgmtd {claim.node_id} at {claim.address}"
         _log.info("mgmtd %d decides, epoch %d%s", self._own.node_id, loaded.epoch, before)
         self._settled.set()
-        return store, primary
+        return True
 
-    async def _decide(self, store: MgmtdStore, primary: Primary) -> None:
+    async def _decide(self) -> None:
         """Until another mgmtd has taken over, or could have."""
-        clock = asyncio.create_task(primary.run())
-        renewing = asyncio.create_task(self._renew(store))
+        assert self._store is not None
+        assert self._primary is not None
+        clock = asyncio.create_task(self._primary.run())
+        renewing = asyncio.create_task(self._renew(self._store))
         try:
             await asyncio.wait((clock, renewing), return_when=asyncio.FIRST_COMPLETED)
             for task in (renewing, clock):
@@ -213,8 +214,12 @@ class Election:
             except Fs3Error as error:
                 _log.debug("mgmtd %d is not registered: %s", self._own.node_id, error)
 
-    async def _resign(self, store: MgmtdStore) -> None:
-        """Best effort; it changes nothing if another mgmtd has the claim."""
+    async def _end_term(self) -> None:
+        """Answer no more, and let the next one take over at once; best effort, for the claim runs out by itself."""
+        store, primary, self._store, self._primary = self._store, self._primary, None, None
+        if store is None or primary is None:
+            return
+        await primary.end()
         with contextlib.suppress(Fs3Error, TimeoutError):
             async with asyncio.timeout(_RESIGN_S):
                 await store.resign()

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import selectors
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -76,6 +80,55 @@ async def bootstrap(primary: Primary, daemons: list[Daemon]) -> None:
             await daemon.beat(primary)
             daemon.states |= dict.fromkeys(daemon.wanted, LocalState.UPTODATE)
     assert primary.routing.ready
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """A loop whose time passes only, and at once, when nothing else is to be done."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._virtual_s = 1_000.0
+        self._selector: selectors.BaseSelector
+        real, loop = self._selector, self
+
+        class Idle(type(real)):  # type: ignore[misc]
+            def select(self, timeout: float | None = None) -> Any:
+                ready = super().select(0)
+                if not ready and timeout != 0:
+                    assert timeout is not None, "nothing will ever happen"
+                    loop._virtual_s += timeout
+                return ready
+
+        real.__class__ = Idle
+
+    def time(self) -> float:
+        return self._virtual_s
+
+
+async def pass_time(seconds: float) -> None:
+    """Let the loop's time go by."""
+    passed = asyncio.get_running_loop().create_future()
+    asyncio.get_running_loop().call_later(seconds, passed.set_result, None)
+    await passed
+
+
+@pytest.fixture
+def in_virtual_time() -> Callable[[Callable[[], Awaitable[None]]], None]:
+    """Run an async test on a `VirtualLoop`."""
+
+    def run(body: Callable[[], Awaitable[None]]) -> None:
+        async def awaited() -> None:
+            await body()
+
+        with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+            runner.run(awaited())
+
+    return run
+
+
+@pytest.fixture
+def later() -> Callable[[float], Awaitable[None]]:
+    return pass_time
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ import pytest
 
 from fs3.client.mgmtd import MgmtdClient, NodeAgent
 from fs3.clock import lease_now_s
-from fs3.errors import Conflict, Invalid, PermissionDenied, Unavailable
+from fs3.errors import Conflict, Invalid, NotPrimary, PermissionDenied, Unavailable
 from fs3.ids import NodeId, TargetId
 from fs3.kv.memory import MemoryKV
 from fs3.mgmtd.config import MgmtdConfig
@@ -247,10 +247,73 @@ def test_metrics_tell_nodes_and_targets() -> None:
     run(body())
 
 
+PAIR = replace(CONFIG, lease_s=2.0, client_session_s=30.0, bootstrap_nodes=1, bootstrap_replicas=1)
+
+
+def test_a_client_that_knows_one_of_two_mgmtds_lives_through_a_change_of_the_primary() -> None:
+    """No call fails: those that find nobody who decides go on asking; the second address comes from the routing."""
+
+    async def body() -> None:
+        kv = MemoryKV()
+        async with contextlib.AsyncExitStack() as first_runs:
+            first = await first_runs.enter_async_context(serve(PAIR, kv))
+            async with serve(replace(PAIR, node_id=101), kv) as second:
+                client = await asyncio.to_thread(MgmtdClient.connect, [first.address])
+                with pytest.raises(NotPrimary, match=f"the one at {first.address} does"):
+                    assert second.primary
+                while second.address not in client.addresses:
+                    await asyncio.to_thread(client.refresh, client.routing.version, 5.0)
+                opened = await asyncio.to_thread(client.session_id)
+                calls = [asyncio.create_task(asyncio.to_thread(client.fetch, 10.0)) for _ in range(3)]
+                await first_runs.aclose()
+                for routing in await asyncio.gather(*calls):
+                    assert routing.cluster_id == client.routing.cluster_id
+                assert (await asyncio.to_thread(client.fetch, 10.0)).version >= 1
+                assert second.primary.epoch == 2
+                assert await asyncio.to_thread(client.session_id) == opened == 1
+                assert second.primary.sessions.table.live == {1}
+                late = await asyncio.to_thread(MgmtdClient.connect, [first.address, second.address])
+                assert await asyncio.to_thread(late.session_id) == 2
+                for one in (client, late):
+                    await asyncio.to_thread(one.close)
+                assert second.primary.sessions.table.live == set()
+
+    run(body())
+
+
+def test_a_session_is_opened_once_renewed_and_replaced_when_it_was_lost() -> None:
+    async def body() -> None:
+        config = replace(PAIR, client_session_s=1.5)
+        async with serve(config, MemoryKV()) as server:
+            sessions = server.primary.sessions
+            client = await asyncio.to_thread(MgmtdClient.connect, [server.address])
+            assert sessions.table.last_id == 0, "one that only reads has none"
+            ids = await asyncio.gather(*(asyncio.to_thread(client.session_id) for _ in range(8)))
+            assert set(ids) == {1}
+            await asyncio.to_thread(client.refresh, client.routing.version + 5, 2.0)
+            assert sessions.table.live == {1}, "it is renewed"
+            client.session_lost(77)
+            assert await asyncio.to_thread(client.session_id) == 1
+            client.session_lost(1)
+            assert await asyncio.to_thread(client.session_id) == 2
+            while sessions.table.live != {2}:
+                await asyncio.to_thread(client.refresh, client.routing.version + 5, 0.05)
+            assert sessions.table.ended(1) and not sessions.table.ended(2)
+            await sessions.end(lease_now_s(), [2])
+            while await asyncio.to_thread(client.session_id) == 2:
+                await asyncio.to_thread(client.refresh, client.routing.version + 5, 0.05)
+            await asyncio.to_thread(client.end_session)
+            assert sessions.table.live == set()
+            client.close()
+
+    run(body())
+
+
 FORKING = """
 import os, sys
 from fs3.client.mgmtd import MgmtdClient
 client = MgmtdClient.connect([sys.argv[1]])
+assert client.session_id() == 1
 for generation in range(3):
     child = os.fork()
     if child == 0:
@@ -258,10 +321,12 @@ for generation in range(3):
         assert client.refresh(client.routing.version - 1, 5.0).version >= 1
         if generation == 2:
             client.suspect(1, 1)
+        assert client.session_id() == 2 + generation
         print("child", generation, flush=True)
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
     assert client.fetch().cluster_id
+assert client.session_id() == 1
 print("parent", client.refresh(client.routing.version - 1, 5.0).version, flush=True)
 client.close()
 """
