@@ -15,6 +15,7 @@ from fs3.cli.admin_show import connected, secret_option, url_argument
 from fs3.client.admin import AdminClient, place
 from fs3.errors import Fs3Error, Invalid, NotFound, Unavailable
 from fs3.ids import TargetId
+from fs3.mgmtd.named_core import find_storage_node
 from fs3.pb import admin_pb2
 from fs3.routing import Routing, TargetState
 
@@ -190,9 +191,8 @@ def create(url: str, node: int, disk: int, chain: int, secret: str) -> None:
 
 @click.command("rotate-lastsrv", short_help="Accept loss: let another target serve a chain.")
 @url_argument
-@click.option(
-    "--chain", "chains", type=click.IntRange(1), required=True, multiple=True, help="A chain that nobody serves."
-)
+@click.option("--chain", "chains", type=click.IntRange(1), multiple=True, help="A chain that nobody serves.")
+@click.option("--node", type=click.IntRange(1), help="All chains whose last one that served is on this node.")
 @click.option("--to", "target", type=click.IntRange(1), help="The target that shall serve. [default: a new, empty one]")
 @click.option("--accept-data-loss", is_flag=True, help="What only the last one that served has is given up.")
 @_wait
@@ -201,6 +201,7 @@ def create(url: str, node: int, disk: int, chain: int, secret: str) -> None:
 def rotate_last_serving(
     url: str,
     chains: tuple[int, ...],
+    node: int | None,
     target: int | None,
     accept_data_loss: bool,
     waiting: bool,
@@ -217,9 +218,13 @@ def rotate_last_serving(
             "writes that only the last one that served a chain has are lost for good by this; bring it back if you can,"
             " or say --accept-data-loss"
         )
-    if target is not None and len(chains) > 1:
-        raise click.UsageError("--to names a target of one chain, and several were named")
+    if bool(chains) == (node is not None):
+        raise click.UsageError("name either --chain, once or more often, or --node")
+    if target is not None and len(chains) != 1:
+        raise click.UsageError("--to names a target of one chain; name that with --chain")
     with connected(url, secret) as client:
+        if node is not None:
+            chains = _last_on(client.fetch(), node)
         refused: list[Fs3Error] = []
         for chain in chains:
             request = admin_pb2.RotateLastServingRequest(chain_id=chain, target_id=target or 0)
@@ -290,6 +295,19 @@ def _being_refilled(routing: Routing, slots: Collection[Any]) -> int:
         for target in routing.targets.values()
         if (target.chain_id, target.node_id) in slots
     )
+
+
+def _last_on(routing: Routing, node: int) -> tuple[int, ...]:
+    """The chains that wait for a target on `node`. Raises: NotFound, Invalid: there is none."""
+    find_storage_node(routing, node)
+    chains = tuple(
+        target.chain_id
+        for target in routing.targets.values()
+        if target.node_id == node and target.state == TargetState.LASTSRV
+    )
+    if not chains:
+        raise Invalid(f"no chain waits for a target on node {node}")
+    return chains
 
 
 def _state(routing: Routing, target: int) -> TargetState | None:
