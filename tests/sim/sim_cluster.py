@@ -380,6 +380,8 @@ class SimStorage(SimMachine):
             node_id=self.node_id,
             mgmtd=cluster.addresses,
             disks=tuple(Path(disk.name) for disk in self.disks),
+            scrub_bytes_s=8 << 20,
+            scrub_every_s=max(1.0, 3 * cluster.shape.lease_s),
             engine=EngineConfig(file_bytes=1 << 20, group_bytes=256 << 10, reserve_bytes=0, index_chunks=64),
         )
 

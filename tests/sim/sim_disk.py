@@ -3,9 +3,9 @@
     write ── page cache (volatile) ── sync ── stable storage (durable)
 
 What is kept is the volatile image, and for everything that is not durable yet what it replaced. A SIGKILL changes
-nothing; a power loss decides, per sector of 4 KiB and drawn by the seed, how many of the writes that no sync has covered
-are there, and may tear the last of them. The metadata store is an atomic log: of its unsynced batches a prefix survives.
-A sync that fails has lost its pages: they look written until the power goes. (fsync as on Linux, "fsyncgate".)
+nothing; a power loss decides, per sector of 4 KiB and drawn by the seed, how many of the writes that no sync has
+covered are there, and may tear the last of them. The metadata store is an atomic log: of its unsynced batches a prefix
+survives. A sync that fails has lost its pages: they look written until the power goes ("fsyncgate", as on Linux).
 """
 
 from __future__ import annotations
@@ -342,7 +342,7 @@ class _Store:
 
 
 class SimMetadata:
-    """A `MetadataStore` of one process; as with RocksDB, one that failed to write takes no more until it is reopened."""
+    """A `MetadataStore` of one process; as with RocksDB, one that failed to write takes no more until reopened."""
 
     def __init__(self, disk: SimDisk, process: SimProcess) -> None:
         self._disk = disk

@@ -3,9 +3,9 @@
     Simulation ── heap of (virtual time, tie, number, process, what to run)
         └ SimProcess ── its threads (sim_threads.py) and its asyncio loop (sim_loop.py), its clocks
 
-Everything runs in one OS thread. An event runs in the hub, the greenlet that called `run`; most events resume a simulated
-thread, which runs until it waits for something. Events of the same time run in an order that the seed draws. Two runs
-of a seed are the same event for event, whatever PYTHONHASHSEED: `trace_hash` covers time and process of each.
+Everything runs in one OS thread. An event runs in the hub, the greenlet that called `run`; most events resume a
+simulated thread, which runs until it waits for something. Events of the same time run in an order that the seed draws.
+Two runs of a seed are the same event for event, whatever PYTHONHASHSEED: `trace_hash` covers time and process of each.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class Simulation:
         """Have an event not run; any number of times, also after it ran."""
         entry[4] = None
 
-    def run(
+    def run(  # noqa: PLR0912  # the innermost loop
         self, until_s: float | None = None, *, stop: Callable[[], bool] | None = None, steps: int | None = None
     ) -> bool:
         """Run events until virtual time `until_s`, until `stop()`, for `steps`, or until there are none.

@@ -1,9 +1,9 @@
 """The network between simulated machines: what a message takes, what cuts it off, and what TCP makes of that.
 
-A link is one direction between two machines. Packets are lost and late on it; a connection on top shows that as TCP does:
-in order, with a delay, or not at all until the link is back. A machine that is cut off is silent; one whose process is
-dead refuses, and resets what is left of the connections. Control calls (gRPC) are single messages here: a request or
-its answer is lost, late, overtaken by another, or met twice.
+A link is one direction between two machines. Packets are lost and late on it; a connection on top shows that as TCP
+does: in order, with a delay, or not at all until the link is back. A machine that is cut off is silent; one whose
+process is dead refuses, and resets what is left of the connections. Control calls (gRPC) are single messages here: a
+request or its answer is lost, late, overtaken by another, or met twice.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Machine:
 
 
 class Network:
-    """All machines, links and wires. Endpoints are "machine:port", one machine has one data port and one for control."""
+    """All machines, links and wires. Endpoints are "machine:port"; a machine has a data port and one for control."""
 
     def __init__(self, sim: Simulation, *, latency_s: float = 0.0002) -> None:
         self.sim = sim
@@ -110,9 +110,9 @@ class Network:
 class Wire:
     """One TCP connection: two pipes, each in order. Ends are 0 (who connected) and 1 (who accepted).
 
-    What is sent is any value; `received[end]` gets it, in the hub, while the process of that end lives, and `broken[end]`
-    gets the reason when the other end closed or was reset. They stand for the kernel: a stopped process has its data
-    arrive too, so they only put down what came and wake a thread.
+    What is sent is any value; `received[end]` gets it, in the hub, while the process of that end lives, and
+    `broken[end]` gets the reason when the other end closed or was reset. They stand for the kernel: a stopped process
+    has its data arrive too, so they only put down what came and wake a thread.
     """
 
     def __init__(self, network: Network, ends: tuple[SimProcess, SimProcess], names: tuple[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""The key-value store that the simulated mgmtds and metas share: the production MemoryKV behind a link that loses things.
+"""The key-value store that simulated mgmtds and metas share: the production MemoryKV behind a link that loses things.
 
 A request that is lost changed nothing (Unavailable); an answer that is lost may hide a commit (MaybeApplied); a store
 that cannot be reached answers nobody for a while. The truth itself never fails.

@@ -1,4 +1,4 @@
-"""The simulated disk under the production engine: what was acknowledged survives a power loss, and what was not may go."""
+"""The simulated disk under the production engine: what was acknowledged survives a power loss, the rest may go."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_acknowledged_chunks_survive(seed: int) -> None:
             found = engine.info(TARGET, HI, lo).version
             assert version <= found <= tried[lo]
             if found:
-                machine.do(lambda lo=lo, found=found: check(engine, lo, found))
+                machine.do(lambda lo=lo, found=found, engine=engine: check(engine, lo, found))
             acked[lo] = tried[lo] = found
 
         def writes(lo: int, engine=engine) -> None:
