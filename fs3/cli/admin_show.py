@@ -55,8 +55,8 @@ def show(rows: list[dict[str, Any]], *, as_json: bool, empty: str) -> None:
     console().print(table)
 
 
-_NUMBERS = ("node", "disk", "target", "chain", "version", "replicas", "targets", "used", "free", "of", "chunks")
-_SIZES = ("used", "free", "of")
+_NUMBERS = ("node", "disk", "target", "chain", "version", "replicas", "targets", "used", "free", "size", "chunks")
+_SIZES = ("used", "free", "size")
 
 
 def _cell(name: str, value: Any) -> str:
@@ -164,7 +164,7 @@ def _node_rows(routing: Routing, node: Node) -> list[dict[str, Any]]:
                 "serving": sum(target.state == TargetState.SERVING for target in there) if there else None,
                 "used": sum(target.used_bytes for target in there) if number is not None else None,
                 "free": disk.free_bytes if disk is not None else None,
-                "of": disk.total_bytes if disk is not None else None,
+                "size": disk.total_bytes if disk is not None else None,
                 "wish": "draining" if number in node.closed_disks else None,
             }
         )
