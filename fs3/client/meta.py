@@ -255,51 +255,54 @@ class MetaClient:
         now_s = self._runtime.now_s
         deadline_s = now_s() + (self._timeout_s if timeout_s is None else timeout_s)
         failures = 0
+        tried: set[str] = set()  # since the last pause
         while True:
-            address = ""
             try:
-                address, alone = self._next_address()
+                address, others = self._next_address(tried)
                 left_s = deadline_s - now_s()
-                attempt_s = left_s if patient else min(left_s, _ATTEMPT_S if alone else _SHORT_ATTEMPT_S)
-                reply = self._channel(address).call(
-                    method, request, timeout_s=max(attempt_s, 0.001), credentials=self._credentials
-                )
+                attempt_s = left_s if patient else min(left_s, _SHORT_ATTEMPT_S if others else _ATTEMPT_S)
+                reply = self._ask(address, method, request, max(attempt_s, 0.001))
             except (Unavailable, MaybeApplied, Conflict, Busy) as error:
                 if self._closed or now_s() >= deadline_s:
                     raise
-                if isinstance(error, Unavailable | MaybeApplied) and self._another_after(address):
+                elsewhere = isinstance(error, Unavailable | MaybeApplied)
+                if elsewhere and not tried.issuperset(self._addresses()):
                     continue
                 wait_s = pause_s(failures, self._runtime.random_bits(16) / (1 << 16))
                 if now_s() + wait_s >= deadline_s:
                     raise
-                if isinstance(error, Unavailable):
+                if elsewhere:
                     self._refresh()
                 self._runtime.sleep(wait_s)
                 failures += 1
+                tried.clear()
                 continue
-            self._turns.answered(address)
             return reply
+
+    def _ask(self, address: str, method: str, request: Any, timeout_s: float) -> Any:
+        """One attempt, remembered if the daemon cannot answer. Raises: Fs3Error."""
+        try:
+            reply = self._channel(address).call(method, request, timeout_s=timeout_s, credentials=self._credentials)
+        except (Unavailable, MaybeApplied):
+            self._turns.failed(address, self._runtime.now_s())
+            raise
+        self._turns.answered(address)
+        return reply
+
+    def _next_address(self, tried: set[str]) -> tuple[str, bool]:
+        """Whom to ask, who is tried then, and whether there are others. Raises: Unavailable."""
+        addresses = self._addresses()
+        if not addresses:
+            raise Unavailable("the cluster has no meta daemon; start one with `fs3 meta`")
+        order = self._turns.order(addresses, self._runtime.now_s())
+        address = next((one for one in order if one not in tried), order[0])
+        tried.add(address)
+        return address, len(addresses) > 1
 
     def _addresses(self) -> tuple[str, ...]:
         """Of the daemons that are alive, or of all if mgmtd knows none that is."""
         nodes = [node for node in self._routing().nodes.values() if node.kind is NodeKind.META and node.endpoints]
         return tuple(node.endpoints[0] for node in nodes if node.alive) or tuple(node.endpoints[0] for node in nodes)
-
-    def _next_address(self) -> tuple[str, bool]:
-        """Whom to ask, and whether there is nobody else. Raises: Unavailable."""
-        addresses = self._addresses()
-        if not addresses:
-            raise Unavailable("the cluster has no meta daemon; start one with `fs3 meta`")
-        return self._turns.next(addresses, self._runtime.now_s())[0], len(addresses) == 1
-
-    def _another_after(self, failed: str) -> bool:
-        """Note the failure; whether another daemon can be asked at once."""
-        if not failed:
-            return False
-        now_s = self._runtime.now_s()
-        self._turns.failed(failed, now_s)
-        addresses = self._addresses()
-        return bool(addresses) and self._turns.next(addresses, now_s)[1]
 
     def _channel(self, address: str) -> Channel:
         channel = self._channels.get(address)

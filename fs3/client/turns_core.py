@@ -2,7 +2,7 @@
 
 Each client begins at another one, so that their load spreads, and stays with it: what is asked there again is in its
 caches. One that failed is asked after all others, for a while; then it counts like any other, and clients come back to
-it. If all have failed of late, the one whose failure is longest ago is next, and the caller pauses before it asks.
+it. Of those that failed of late, the one whose failure is longest ago comes first.
 """
 
 from __future__ import annotations
@@ -22,16 +22,14 @@ class Turns:
         self._start = start
         self._failed_s: dict[str, float] = {}
 
-    def next(self, addresses: Collection[str], now_s: float) -> tuple[str, bool]:
-        """The address to ask, and whether it is fresh: it has not failed of late."""
-        assert addresses, "at least one address"
+    def order(self, addresses: Collection[str], now_s: float) -> list[str]:
+        """Whom to ask first, second, and so on."""
         ordered = sorted(addresses)
-        first = self._start % len(ordered)
+        first = self._start % len(ordered) if ordered else 0
         ordered = ordered[first:] + ordered[:first]
-        for address in ordered:
-            if self._failed_s.get(address, float("-inf")) + SHUN_S <= now_s:
-                return address, True
-        return min(ordered, key=lambda address: self._failed_s[address]), False
+        failed_s = {address: self._failed_s.get(address, float("-inf")) for address in ordered}
+        shunned = {address: at_s for address, at_s in failed_s.items() if at_s + SHUN_S > now_s}
+        return [address for address in ordered if address not in shunned] + sorted(shunned, key=shunned.__getitem__)
 
     def failed(self, address: str, now_s: float) -> None:
         """`address` did not answer, or said that it cannot."""

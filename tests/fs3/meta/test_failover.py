@@ -103,7 +103,7 @@ class Pair:
 
     def first_of(self, client_id: int) -> LosesAnswers:
         """The door at which the client knocks first."""
-        address, _ = Turns(client_id).next(self.addresses, 0.0)
+        address, _ = Turns(client_id).order(self.addresses, 0.0)
         return self.doors[self.addresses.index(address)]
 
 
@@ -181,18 +181,20 @@ def test_what_one_service_did_the_other_knows_at_once(pair: Pair) -> None:
 
 def test_a_client_stays_with_the_one_that_answers_and_comes_back() -> None:
     turns, addresses = Turns(1), ("a", "b", "c")
-    assert turns.next(addresses, 0.0) == ("b", True)
+    assert turns.order(addresses, 0.0) == ["b", "c", "a"]
     turns.failed("b", 0.0)
-    assert turns.next(addresses, 0.1) == ("c", True)
+    assert turns.order(addresses, 0.1) == ["c", "a", "b"]
     turns.failed("c", 0.2)
-    assert turns.next(addresses, 0.3) == ("a", True)
     turns.failed("a", 0.3)
-    assert turns.next(addresses, 0.4) == ("b", False), "all failed: the one whose failure is longest ago"
+    assert turns.order(addresses, 0.4) == ["b", "c", "a"], (
+        "all failed: the one whose failure is longest ago comes first"
+    )
     turns.answered("c")
-    assert turns.next(addresses, 0.5) == ("c", True)
-    assert turns.next(addresses, SHUN_S) == ("b", True)
-    assert turns.next(("a", "c", "d", "e"), SHUN_S) == ("c", True), "who is gone is not asked, who is new is"
-    assert {Turns(client).next(addresses, 0.0)[0] for client in range(3)} == set(addresses)
+    assert turns.order(addresses, 0.5) == ["c", "b", "a"]
+    assert turns.order(addresses, SHUN_S) == ["b", "c", "a"]
+    assert turns.order(("a", "c", "d", "e"), SHUN_S) == ["c", "d", "e", "a"], "who is gone is not asked, who is new is"
+    assert {Turns(client).order(addresses, 0.0)[0] for client in range(3)} == set(addresses)
+    assert turns.order((), 0.0) == []
 
 
 def test_a_store_belongs_to_one_cluster(tmp_path: Path) -> None:
