@@ -88,7 +88,7 @@ class Worker:
     number: int
     draw: random.Random
     left: int
-    busy: bool = False
+    finished: bool = False
 
     @property
     def name(self) -> str:
@@ -149,6 +149,7 @@ class Workload:
     places: list[Place] = field(default_factory=list)
     workers: list[Worker] = field(default_factory=list)
     lossy_chains: set[int] = field(default_factory=set)  # on which a LOSS was recorded
+    _finished: int = 0
 
     def __post_init__(self) -> None:
         draw = self.sim.stream("workload")
@@ -175,13 +176,18 @@ class Workload:
         for worker in self.workers:
             if worker.client != number:
                 continue
-            worker.busy = worker.left > 0
-            if worker.busy:
+            if not worker.left:
+                self._finish(worker)  # its last operation ended with its client
+            else:
                 self.clients[number].spawn(lambda worker=worker: self._work(worker), name=worker.name)
 
     @property
     def done(self) -> bool:
-        return not any(worker.left or worker.busy for worker in self.workers)
+        return self._finished == len(self.workers)
+
+    def _finish(self, worker: Worker) -> None:
+        self._finished += not worker.finished
+        worker.finished = True
 
     def power_lost(self, chains: Sequence[int]) -> None:
         """A node that has replicas of these chains lost what it had not synced."""
@@ -219,7 +225,7 @@ class Workload:
                 count = min(draw.randint(2, 4), worker.left, len(self.places))
             worker.left -= count
             self._act(client, worker, count)
-        worker.busy = False
+        self._finish(worker)
 
     def _act(self, client: Client, worker: Worker, count: int) -> None:
         draw, mix = worker.draw, self.mix
