@@ -150,6 +150,28 @@ class Cluster:
                 raise Violation(f"the cluster is not well after {within_s:g} virtual seconds:\n{self.ailing()}")
             self.sim.run(self.sim.now + 0.1)
 
+    def scrub(self, within_s: float = 60.0) -> None:
+        """Have every storage daemon verify all that it has, and wait until it has. Raises: Violation."""
+        end_s = self.sim.now + within_s
+        daemons = [storage.daemon for storage in self.storages if storage.daemon is not None]
+        for daemon in daemons:
+            self.peek(partial(daemon.scrub, True))
+        scrubbers = [scrubber for daemon in daemons for scrubber in daemon.scrubbers]
+        while any(one.running for scrubber in scrubbers for one in self.peek(scrubber.progress).values()):
+            if self.sim.now >= end_s:
+                raise Violation(f"a scrub does not end within {within_s:g} virtual seconds\n{self.sim.stuck()}")
+            self.sim.run(self.sim.now + 0.1)
+
+    def damaged(self) -> list[tuple[str, tuple[int, int, int]]]:
+        """The chunks that are known to be damaged: machine, and (target, hi, lo)."""
+        return [
+            (storage.name, key)
+            for storage in self.storages
+            if storage.daemon is not None
+            for engine in storage.daemon.engines
+            for key in engine.damaged()
+        ]
+
     def well(self) -> bool:
         """Whether every chain serves with all its targets, all daemons know it, and none has work left."""
         return self.routing.ready and not self.ailing()
@@ -170,7 +192,7 @@ class Cluster:
                 continue
             if daemon.agent.routing.version != self.routing.version:
                 lines.append(f"{storage.name} knows routing {daemon.agent.routing.version}, not {self.routing.version}")
-            elif not self.peek(daemon.writes.idle):
+            elif not self.peek(daemon.writes.idle) and not any(engine.damaged() for engine in daemon.engines):
                 lines.append(f"{storage.name} has upkeep to do")
         return "\n".join(lines)
 

@@ -44,6 +44,7 @@ KINDS = (
     "disk full",
     "disk slow",
     "disk fails",
+    "bytes change on a disk",
     "lease clock jumps",
     "wall clock jumps",
     "operator drains a node",
@@ -51,7 +52,6 @@ KINDS = (
     "operator takes a target offline",
     "operator replaces disks",
 )
-REPAIRED = ("bytes change on a disk",)  # only where production repairs them
 # Of two of one kind the second begins while the first is in effect. What has no duration counts for a while.
 IMPOSSIBLE_PAIRS: dict[str, str] = {
     "messages lost + messages lost": "there is one rate for the whole network",
@@ -66,6 +66,7 @@ class Nemesis:
     def __init__(self, sim: Simulation, cluster: Cluster) -> None:
         self.sim = sim
         self.cluster = cluster
+        self.corrupted = False
         self._healed = False
         self.operator = SimOperator(cluster)
         self.operator.start()
@@ -312,6 +313,7 @@ class Nemesis:
             return False
         if not self._one(storage.disks).corrupt(self.chance, sums=self.chance.random() < 0.3):
             return False
+        self.corrupted = True
         return self._begin(kind, storage, lambda: None, self._lasts())
 
     def _others_have_it(self, storage: SimStorage) -> bool:

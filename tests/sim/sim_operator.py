@@ -96,17 +96,17 @@ class SimOperator(SimMachine):
             place = admin_pb2.Place(node_id=storage.node_id, disk=number)
             while not self.order("Replace", admin_pb2.ReplaceRequest(place=place)):
                 self.runtime.sleep(_LOOK_S)
-        for chain in list(self.cluster.routing.chains.values()):
-            lost = [
-                target
-                for target in (self.cluster.routing.targets[target_id] for target_id in chain.targets)
-                if target.node_id == storage.node_id and target.state == TargetState.LASTSRV
-            ]
-            if lost and chain.replicas == 1:
-                self.order(
-                    "RotateLastServing",
-                    admin_pb2.RotateLastServingRequest(chain_id=chain.chain_id, target_id=lost[0].target_id),
-                )
+        routing = self.cluster.routing
+        lost = [
+            target
+            for target in routing.targets.values()
+            if target.node_id == storage.node_id
+            and target.state == TargetState.LASTSRV
+            and routing.chain(target.chain_id).replicas == 1
+        ]
+        for target in lost:
+            request = admin_pb2.RotateLastServingRequest(chain_id=target.chain_id, target_id=target.target_id)
+            self.order("RotateLastServing", request)
 
     def _stop(self, storage: SimStorage) -> None:
         storage.held = True

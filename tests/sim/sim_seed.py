@@ -84,6 +84,8 @@ class _Run:
             )
         with self._phase("heal"):
             cluster.settle(within_s=_HEAL_S)
+            if nemesis.corrupted:
+                self._mend()
             last = cluster.clients[0].spawn(lambda: workload.read_all(0), name="last")
             cluster.run_until(lambda: not last.is_alive(), within_s=_HEAL_S)
             if names is not None:
@@ -93,6 +95,17 @@ class _Run:
         with self._phase("check"):
             self.invariants.histories()
             self.invariants.at_rest()
+
+    def _mend(self) -> None:
+        """What a disk has changed is found by a scrub, and repaired from the other replicas."""
+        assert self.workload is not None
+        durable = {place.chunk for place in self.workload.places if place.durable}
+        self.cluster.scrub(within_s=_HEAL_S)
+        self.cluster.run_until(
+            lambda: not any(key[1:] in durable for _, key in self.cluster.damaged()),
+            within_s=_HEAL_S,
+            what="the repair of every chunk",
+        )
 
     def _hear(self, event: Event) -> None:
         if event.kind == "start" and self.workload is not None:

@@ -81,6 +81,10 @@ def survives(seed: int, kind: str) -> Simulation:
         cluster.clients[-1].spawn(lambda lo=lo: work(lo), name=f"writer {lo}")
     cluster.run_until(lambda: nemesis.done, within_s=60)
     cluster.settle(within_s=60)
+    if "bytes" in kind:
+        assert any("is changed" in line for line in sim.transcript)
+        cluster.scrub()
+        cluster.run_until(lambda: not cluster.damaged(), within_s=60, what="the repair of every chunk")
     cluster.run_until(lambda: cluster.clients[0].storage is not None, within_s=60)
     checked: list[int] = []
 
