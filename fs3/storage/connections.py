@@ -275,6 +275,8 @@ class Peer:
             try:
                 frame = assembler.next()
                 if frame is None:
+                    if assembler.due_body is not None:
+                        _check_body(assembler.due_body)
                     if not assembler.wanted_body or not self._find_body():
                         return
                     continue
@@ -308,13 +310,9 @@ class Peer:
         self.answer(error_reply(header, error, last=True))
 
     def _find_body(self) -> bool:
-        """Memory for the body that comes next; False if that is not here yet. Raises: Invalid."""
+        """Memory for the body that comes next; False if that is not here yet."""
         header = self._assembler.header
         assert header is not None
-        if header.kind != _WRITE_KIND:
-            raise Invalid(f"a request of kind {header.kind} has no body")
-        if header.hop >= MAX_HOPS:
-            raise Invalid(f"hop {header.hop}: chains have at most {MAX_HOPS} replicas")
         share = self._pool.shares[header.hop]
 
         def grant(granted: Body) -> None:
@@ -380,6 +378,14 @@ class Peer:
                     raise PeerGone
             except BlockingIOError:
                 return
+
+
+def _check_body(header: Header) -> None:
+    """Raises: Invalid: no body may follow this header."""
+    if header.kind != _WRITE_KIND:
+        raise Invalid(f"a request of kind {header.kind} has no body")
+    if header.hop >= MAX_HOPS:
+        raise Invalid(f"hop {header.hop}: chains have at most {MAX_HOPS} replicas")
 
 
 _HELLO = int(Kind.HELLO)

@@ -2,7 +2,9 @@
 
 The owner receives into `space()`, tells `received(n)`, and takes frames with `next()` until there is none. A body goes
 straight into memory that the owner provides: `wanted_body` says for which header and of how many bytes, and nothing
-more is received until `give_body`. Sans-I/O; what is malformed raises, and the connection is over.
+more is received until `give_body`. Memory is wanted only once the beginning of the body is here, or all of it if it is
+small: who announces much and sends nothing takes none from anybody. Sans-I/O; what is malformed raises, and the
+connection is over.
 
     header (64) -> head -> crc of both -> body, if any -> frame
 """
@@ -16,6 +18,7 @@ from fs3.errors import Invalid
 from fs3.transport.frame_core import HEADER_BYTES, Header, check_head, unpack_header
 
 _BUFFER_BYTES = 64 << 10
+_EAGER_BYTES = 32 << 10  # of a body that come before there is memory for it
 _ROOM_BYTES = 8 << 10  # with less at its end, what is left in the buffer moves to its front
 
 
@@ -59,10 +62,19 @@ class FrameAssembler:
         return self._filled if self._body is not None else 0
 
     @property
+    def due_body(self) -> Header | None:
+        """The header of a body that is to come, or is coming, and has no memory yet."""
+        header = self.header
+        due = header is not None and header.body_bytes and self._head is not None and self._body is None
+        return header if due else None
+
+    @property
     def wanted_body(self) -> int:
         """How many bytes of memory the next step needs, or 0."""
-        header = self.header
-        return header.body_bytes if header is not None and self._head is not None and self._body is None else 0
+        header = self.due_body
+        if header is None or self._end - self._begin < min(header.body_bytes, _EAGER_BYTES):
+            return 0
+        return header.body_bytes
 
     def space(self) -> memoryview:
         """Where the next bytes of the stream go; not empty once `next` has said None, unless a body is wanted."""

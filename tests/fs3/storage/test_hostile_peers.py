@@ -26,13 +26,16 @@ from fs3.transport.frame_core import HEADER_BYTES, Flag, Header, Kind, pack_head
 from fs3.transport.messages import LIST_CHUNKS, Op
 
 MIB = 1 << 20
+_BEGUN = 40_000
 
 
 def _announcement(daemon: Any, size: int) -> bytes:
-    """The beginning of a WRITE that is said to bring `size` bytes."""
+    """The beginning of a WRITE that is said to bring `size` bytes, with enough of them to be given the memory."""
     updates, sums = daemon.updates([(1, Op.REPLACE, bytes(size))])
     head = updates.tobytes() + sums[0].tobytes()
-    return pack_header(Header(Kind.WRITE, 2, count=1, head_bytes=len(head), body_bytes=size), head) + head + b"begun"
+    return (
+        pack_header(Header(Kind.WRITE, 2, count=1, head_bytes=len(head), body_bytes=size), head) + head + bytes(_BEGUN)
+    )
 
 
 def test_who_announces_much_and_sends_little_keeps_no_writer_waiting(start: Callable[..., Any]) -> None:
@@ -48,6 +51,17 @@ def test_who_announces_much_and_sends_little_keeps_no_writer_waiting(start: Call
         for hoarder in hoarders:
             hoarder.close()
         daemon.until(lambda: daemon.server.pool.lent_bytes == 0, "all memory is back")
+
+
+def test_an_announcement_alone_takes_no_memory(start: Callable[..., Any]) -> None:
+    with start(max_body_bytes=MIB, max_inflight_bytes=2 * MIB, disks=1, patience=Patience(scarce_s=60.0)) as daemon:
+        hoarders = [daemon.connect() for _ in range(8)]
+        for hoarder in hoarders:
+            hoarder._sock.sendall(_announcement(daemon, MIB)[:-20_000])
+        good = daemon.connect()
+        for turn in range(20):
+            daemon.put(good, {2: random.Random(turn).randbytes(300_000)})
+        daemon.until(lambda: daemon.server.pool.lent_bytes == 0, "none of them has memory")
 
 
 def test_a_slow_body_that_nobody_waits_for_may_take_its_time(start: Callable[..., Any]) -> None:
@@ -182,7 +196,7 @@ def test_a_connection_with_work_under_way_is_never_idle(start: Callable[..., Any
         for _ in range(5):
             with pytest.raises((Busy, Unavailable)):
                 daemon.connect()
-        busy._sock.sendall(bytes(MIB - len(b"begun")))
+        busy._sock.sendall(bytes(MIB - _BEGUN))
         header = unpack_header(busy._sock.recv(HEADER_BYTES, socket.MSG_WAITALL))
         assert (header.kind, header.count, header.status) == (Kind.WRITE, 1, 0)
 

@@ -97,6 +97,25 @@ def test_malformed(stream: bytes, error: type[Fs3Error]) -> None:
         _feed(_assembler(), stream, [17])
 
 
+def test_memory_is_wanted_once_the_beginning_of_the_body_is_here() -> None:
+    for size, enough in ((10, 10), (32 << 10, 32 << 10), (300_000, 32 << 10)):
+        assembler = FrameAssembler(max_head_bytes=100, max_body_bytes=1 << 20)
+        stream = _frame(1, b"head", bytes(size))
+        at = len(stream) - size + enough - 1
+        left = memoryview(stream)[:at]
+        while left:
+            space = assembler.space()
+            taken = min(len(space), len(left), 1_000)
+            space[:taken] = left[:taken]
+            assembler.received(taken)
+            left = left[taken:]
+            assert assembler.next() is None and assembler.wanted_body == 0
+        assert assembler.due_body is not None
+        assembler.space()[:1] = stream[at : at + 1]
+        assembler.received(1)
+        assert assembler.next() is None and assembler.wanted_body == size
+
+
 def test_no_memory_is_asked_for_a_frame_whose_head_is_damaged() -> None:
     assembler = _assembler()
     stream = bytearray(_frame(1, b"head", b"body"))

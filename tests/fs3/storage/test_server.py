@@ -190,9 +190,9 @@ def test_memory_comes_back_from_a_writer_that_goes_away(start: Callable[..., Any
     with start(max_body_bytes=1 << 20, max_inflight_bytes=1 << 20, disks=1) as daemon:
         gone, waiting, other = daemon.connect(), daemon.connect(), daemon.connect()
         frame = pack_header(Header(Kind.WRITE, 1, body_bytes=1 << 20))
-        gone._sock.sendall(frame + bytes(1000))
+        gone._sock.sendall(frame + bytes(40_000))
         daemon.until(lambda: daemon.server.pool.lent_bytes > 0, "the first has the memory")
-        waiting._sock.sendall(frame)
+        waiting._sock.sendall(frame + bytes(40_000))
         gone.close()
         daemon.until(lambda: len(daemon.server.threads[0].peers) + len(daemon.server.threads[1].peers) == 2, "it left")
         waiting.close()
