@@ -183,7 +183,8 @@ class Source:
         if way == 4:
             role = Role.CHAIN if number % 4 else Role.CLIENT
             body_bytes, hop = self.target.max_body_bytes, number % 8 if role is Role.CHAIN else 0
-            return self.hello(role) + self.frame(Kind.WRITE, bytes(80), count=1, body_bytes=body_bytes, hop=hop)
+            begun = bytes(40_000 if number % 5 == 0 else 10)  # enough to be given memory, or not
+            return self.hello(role) + self.frame(Kind.WRITE, bytes(80), begun, count=1, body_bytes=body_bytes, hop=hop)
         chain, version = self.target.chains[0]
         ranges = b"".join(
             _RANGE.pack(HOSTILE_HI, at % _CHUNKS, at * 7 + 1, 200_000, chain, version) for at in range(60)
