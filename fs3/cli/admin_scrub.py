@@ -11,7 +11,7 @@ from fs3.cli.admin_show import connected, json_option, secret_option, show, url_
 from fs3.client.meta import MetaClient
 from fs3.client.scrub import DamagedChunk, ScrubReport, TargetScrub, scrub
 from fs3.errors import Fs3Error, Unavailable
-from fs3.ids import KIND_FILE, MAX_INODE, chunk_bytes, chunk_kind, chunk_name
+from fs3.ids import KIND_FILE, MAX_INODE, chunk_bytes, chunk_kind, chunk_name, file_chunk
 from fs3.mgmtd.named_core import find_storage_node
 
 _META_S = 5.0
@@ -61,9 +61,10 @@ def scrub_status(url: str, nodes: tuple[int, ...], as_json: bool, secret: str) -
 @click.command("damaged", short_help="Show damaged chunks that are not repaired.")
 @url_argument
 @_nodes
+@click.option("--paths", "with_paths", is_flag=True, help="Look through the whole tree for the names of their files.")
 @json_option
 @secret_option
-def damaged(url: str, nodes: tuple[int, ...], as_json: bool, secret: str) -> int:
+def damaged(url: str, nodes: tuple[int, ...], with_paths: bool, as_json: bool, secret: str) -> int:
     """Show chunks whose bytes fail their sums and that could not be repaired yet, with the file each belongs to.
 
     Exits 1 if there are any.
@@ -76,7 +77,9 @@ def damaged(url: str, nodes: tuple[int, ...], as_json: bool, secret: str) -> int
             lambda: client.mgmtd.routing, client.mgmtd.credentials, 1, refresh=lambda: client.mgmtd.refresh(0, 1.0)
         )
         try:
-            rows = [_damage_row(one, _file_of(one, meta)) for one in report.damaged]
+            wanted = {one.hi & MAX_INODE for one in report.damaged if chunk_kind(one.hi) == KIND_FILE}
+            paths = _paths(meta, wanted) if with_paths else {}
+            rows = [_damage_row(one, paths.get(one.hi) or _file_of(one, meta)) for one in report.damaged]
         finally:
             meta.close()
     show(rows, as_json=as_json, empty="no damaged chunks are known")
@@ -140,6 +143,22 @@ def _file_of(one: DamagedChunk, meta: MetaClient) -> str:
         return f"{chunk_name(one.hi, one.lo)} ({error})"
     gone = ", which is removed" if found.dead else ", an orphan"
     return chunk_name(one.hi, one.lo) + (gone if found.inode is None else "")
+
+
+def _paths(meta: MetaClient, inode_ids: set[int]) -> dict[int, str]:
+    """The path of each file that has a name, by the upper half of its chunks' ids; walks the whole tree."""
+    found: dict[int, str] = {}
+    directories = ["/"] if inode_ids else []
+    while directories:
+        directory = directories.pop()
+        for page in meta.list(directory):
+            for entry in page:
+                path = f"{directory.rstrip('/')}/{entry.name}"
+                if entry.inode.is_directory:
+                    directories.append(path)
+                elif entry.inode.inode_id in inode_ids:
+                    found[file_chunk(entry.inode.inode_id, 0)[0]] = path
+    return found
 
 
 def _when(time_ns: int) -> str:
