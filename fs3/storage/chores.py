@@ -48,6 +48,11 @@ class Chores:
         with self._changed:
             return not self._running and not self._when
 
+    def resting(self) -> bool:
+        """Whether nothing runs; what is due later may wait."""
+        with self._changed:
+            return not self._running
+
     def close(self) -> None:
         """Start nothing more and wait for what runs."""
         with self._changed:

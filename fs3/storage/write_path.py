@@ -258,8 +258,8 @@ class WritePath:
         return stats_of(self.state, self._replication, self.repair.counts)
 
     def idle(self) -> bool:
-        """Whether no upkeep runs or waits, but for what is forgotten some day."""
-        return self._chores.idle() and self._syncs.idle()
+        """Whether no upkeep runs or waits; what is to be forgotten may wait."""
+        return self._chores.idle() and self._syncs.idle() and self._housekeeping.resting()
 
     # From a frame to items
 
