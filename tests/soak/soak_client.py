@@ -184,7 +184,7 @@ class Load:
             self._read_file(path)
         else:
             self._write_file(path, rng.getrandbits(30), rng.choice((100, 5_000, 300_000, 1_500_000)))
-        time.sleep(0.05)
+        self._stop.wait(0.05)
 
     def _write_file(self, path: str, seed: int, size: int) -> None:
         before = self.files.get(path, [])
