@@ -38,9 +38,9 @@ class Disk:
     close: Callable[[], None]  # let go of the disk, after its metadata and files were closed
 
 
-def folder_disk(path: Path, *, cluster_id: str, create: bool, write_buffer_bytes: int) -> Disk:
+def folder_disk(path: Path, *, cluster_id: str, node_id: int, create: bool, write_buffer_bytes: int) -> Disk:
     """The disk in folder `path`. Raises: as `Engine.open`."""
-    lock = _claim(path, cluster_id=cluster_id, create=create)
+    lock = _claim(path, cluster_id=cluster_id, node_id=node_id, create=create)
     try:
         metadata = Metadata(path / "metadata", write_buffer_bytes=write_buffer_bytes)
     except BaseException:
@@ -62,11 +62,11 @@ def _free_bytes(path: Path) -> int:
     return disk.f_bavail * disk.f_frsize
 
 
-def _claim(path: Path, *, cluster_id: str, create: bool) -> int:
+def _claim(path: Path, *, cluster_id: str, node_id: int, create: bool) -> int:
     """Make or recognise the folder and lock it; the lock is a descriptor to keep open.
 
-    Raises: NotFound-like `Invalid` (no such folder, or not an engine's), PermissionDenied (another cluster's),
-        Unavailable (in use).
+    Raises: NotFound-like `Invalid` (no such folder, or not an engine's), PermissionDenied (another cluster's,
+        or another node's), Unavailable (in use).
     """
     marker = path / _MARKER
     if not marker.exists() and not create:
@@ -82,39 +82,50 @@ def _claim(path: Path, *, cluster_id: str, create: bool) -> int:
         os.ftruncate(lock, 0)
         os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
         if marker.exists():
-            _check_marker(path, marker, cluster_id)
+            _check_marker(path, marker, cluster_id, node_id)
         else:
-            _write_marker(path, marker, cluster_id)
+            _make_folder(path)
+            _write_marker(marker, cluster_id, node_id)
     except BaseException:
         os.close(lock)
         raise
     return lock
 
 
-def _check_marker(path: Path, marker: Path, cluster_id: str) -> None:
+def _check_marker(path: Path, marker: Path, cluster_id: str, node_id: int) -> None:
     try:
         found = json.loads(marker.read_text(encoding="utf-8"))
-        version, owner = found["format"], found["cluster_id"]
+        version, owner, node = found["format"], found["cluster_id"], int(found.get("node_id", 0))
     except (ValueError, KeyError, TypeError):
         raise Corrupt(f"{marker}: damaged; restore the file, or empty the folder to refill it") from None
     if version != FORMAT:
         raise Invalid(f"{path}: chunk engine format {version}; this fs3 reads format {FORMAT}")
     if owner != cluster_id:
         raise PermissionDenied(f"{path}: belongs to cluster {owner!r}, not to {cluster_id!r}; give each its own folder")
+    if node and node_id and node != node_id:
+        raise PermissionDenied(
+            f"{path}: the disk of node {node}, and this daemon has node_id {node_id}; give it that node_id, or a disk of"
+            " its own"
+        )
+    if node_id and not node:
+        _write_marker(marker, cluster_id, node_id)
 
 
-def _write_marker(path: Path, marker: Path, cluster_id: str) -> None:
+def _make_folder(path: Path) -> None:
     strangers = sorted(entry.name for entry in path.iterdir() if entry.name not in (_LOCK, _MARKER + ".new", "blocks"))
     if strangers:
         raise Invalid(f"{path}: not empty ({strangers[0]} is there); give the chunk engine a folder of its own")
     (path / "blocks").mkdir(exist_ok=True)
+
+
+def _write_marker(marker: Path, cluster_id: str, node_id: int) -> None:
     draft = marker.with_suffix(".new")
     with draft.open("w", encoding="utf-8") as file:
-        json.dump({"format": FORMAT, "cluster_id": cluster_id}, file)
+        json.dump({"format": FORMAT, "cluster_id": cluster_id, "node_id": node_id}, file)
         file.flush()
         os.fsync(file.fileno())
     draft.rename(marker)
-    sync_folder(path)
+    sync_folder(marker.parent)
 
 
 def _booted_since(path: Path) -> bool:

@@ -99,6 +99,7 @@ class Engine:
         path: Path | str,
         *,
         cluster_id: str,
+        node_id: int = 0,
         create: bool = False,
         config: EngineConfig | None = None,
         step: Step = no_step,
@@ -107,13 +108,17 @@ class Engine:
 
         Raises:
             Invalid: no engine there, a folder with other things in it, or another format.
-            PermissionDenied: the folder belongs to another cluster.
+            PermissionDenied: the folder belongs to another cluster, or to another node of it (0: any may open it).
             Unavailable: another process has it open.
             Corrupt: its metadata or a block file is damaged; nothing was changed.
         """
         config = config or EngineConfig()
         disk = folder_disk(
-            Path(path), cluster_id=cluster_id, create=create, write_buffer_bytes=config.write_buffer_bytes
+            Path(path),
+            cluster_id=cluster_id,
+            node_id=node_id,
+            create=create,
+            write_buffer_bytes=config.write_buffer_bytes,
         )
         return cls(disk, config, step=step)
 

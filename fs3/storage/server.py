@@ -239,7 +239,9 @@ class StorageServer:
     def _open_engines(self, cluster_id: str, opened: contextlib.ExitStack) -> Iterator[Engine]:
         for disk in self.config.disks:
             try:
-                engine = Engine.open(disk, cluster_id=cluster_id, create=True, config=self.config.engine)
+                engine = Engine.open(
+                    disk, cluster_id=cluster_id, node_id=self.config.node_id, create=True, config=self.config.engine
+                )
             except OSError as error:
                 raise Invalid(f"disk {disk}: {error.strerror}; name a folder that can be written") from None
             opened.callback(engine.close)

@@ -438,6 +438,29 @@ def test_a_full_disk_at_any_step_leaves_a_whole_engine(
     engine.put_state(TARGET, b"k", b"v")  # syncs: nothing is left in quarantine, and nothing leaked
     assert engine.stats().used_bytes == engine.target_usage(TARGET)[0]
     engine.close()
+
+
+@pytest.mark.parametrize("refused", [1, 2, 3])
+def test_a_drop_that_a_full_disk_stops_is_gone_on_with(refused: int, tmp_path: Path) -> None:
+    left = 0
+
+    def step(what: str, _file: int, _offset: int, _length: int) -> None:
+        nonlocal left
+        left -= what == "write metadata"
+        if what == "write metadata" and left == 0:
+            raise NoSpace("full")
+
+    engine = Engine.open(tmp_path / "disk", cluster_id="c", create=True, config=CONFIG, step=step)
+    engine.create_target(TARGET, 1)
+    engine.stage_and_commit([update(lo, Op.REPLACE, b"gone", client=5) for lo in range(3)])
+    left = refused
+    with pytest.raises(NoSpace):
+        engine.drop_target(TARGET)
+    engine.drop_target(TARGET)
+    engine.create_target(TARGET, 2)
+    engine.put_state(TARGET, b"k", b"v")
+    assert (engine.stats().used_bytes, engine.stats().chunks, engine.dedup_records(TARGET)) == (0, 0, [])
+    engine.close()
     engine = Engine.open(tmp_path / "disk", cluster_id="c", config=CONFIG)
     assert content(engine, 0) == expected
     engine.close()
@@ -564,3 +587,12 @@ def test_many_writers_and_readers_at_once(engine: Engine) -> None:
     assert (stats.pending, stats.quarantined, stats.holds) == (0, 0, 0)
     assert stats.used_bytes == engine.target_usage(TARGET)[0]
     assert stats.groups < stats.updates
+
+
+def test_a_disk_belongs_to_one_node(tmp_path: Path) -> None:
+    Engine.open(tmp_path / "disk", cluster_id="c", create=True, config=CONFIG).close()  # of before nodes were noted
+    Engine.open(tmp_path / "disk", cluster_id="c", node_id=7, config=CONFIG).close()
+    with pytest.raises(PermissionDenied, match="the disk of node 7, and this daemon has node_id 8"):
+        Engine.open(tmp_path / "disk", cluster_id="c", node_id=8, config=CONFIG)
+    Engine.open(tmp_path / "disk", cluster_id="c", node_id=7, config=CONFIG).close()
+    Engine.open(tmp_path / "disk", cluster_id="c", config=CONFIG).close()  # a tool that names no node
