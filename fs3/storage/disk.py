@@ -104,8 +104,8 @@ def _check_marker(path: Path, marker: Path, cluster_id: str, node_id: int) -> No
         raise PermissionDenied(f"{path}: belongs to cluster {owner!r}, not to {cluster_id!r}; give each its own folder")
     if node and node_id and node != node_id:
         raise PermissionDenied(
-            f"{path}: the disk of node {node}, and this daemon has node_id {node_id}; give it that node_id, or a disk of"
-            " its own"
+            f"{path}: the disk of node {node}, and this daemon has node_id {node_id}; give it that node_id, or a disk"
+            " of its own"
         )
     if node_id and not node:
         _write_marker(marker, cluster_id, node_id)
