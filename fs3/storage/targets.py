@@ -39,6 +39,7 @@ class Targets:
         self._published = published
         self._locks = locks
         self._changing = runtime.lock()
+        self._dropping: set[int] = set()  # a drop of them has begun; on a full disk it has to be gone on with
 
     def check(self, target_id: int) -> None:
         """Raises: NotFound."""
@@ -48,6 +49,8 @@ class Targets:
     def create(self, target_id: int, chain_id: int) -> None:
         """Raises: Exists (other chain)."""
         with self._changing:
+            if target_id in self._dropping:
+                self._drop(target_id)
             known = self.records.get(target_id)
             if known is None:
                 key = md.target_prefix(md.TARGET, target_id)
@@ -57,31 +60,34 @@ class Targets:
                 raise Exists(f"target {target_id} is of chain {known.chain_id}, not {chain_id}; drop it first")
 
     def drop(self, target_id: int) -> None:
-        """Forget a target and all that belongs to it."""
+        """Forget a target and all that belongs to it. Raises: NoSpace: not all of it yet; the same call goes on."""
         with self._changing:
-            if target_id not in self.records:
-                return
-            self.records = {key: value for key, value in self.records.items() if key != target_id}
-            self._locks.wait_for_target(target_id)
-            # First the target itself: if we stop after it, the next opening deletes the rest.
-            self._committer.submit([(md.target_prefix(md.TARGET, target_id), None)], nothing, sync=True)
-            chunks = [(target_id, hi, lo) for hi, lo in self._published.index.keys_of(target_id)]
-            for first in range(0, len(chunks), _DROP_BATCH):
-                some = chunks[first : first + _DROP_BATCH]
-                puts = [
-                    (md.chunk_key(kind, *key), None) for key in some for kind in (md.COMMITTED, md.PENDING, md.DAMAGED)
-                ]
-                self._committer.submit(puts, functools.partial(self._published.drop, some), sync=False)
-            owners = [(record.client, record.channel) for record in self.results(target_id)]
-            rest: list[Put] = [(md.result_key(target_id, *owner), None) for owner in owners]
-            rest += [(key, None) for key, _ in self._metadata.scan(md.target_prefix(md.STATE, target_id))]
+            if target_id in self.records or target_id in self._dropping:
+                self._drop(target_id)
 
-            def publish(_batch: int) -> None:
-                self._published.usage.pop(target_id, None)
-                for owner in owners:
-                    self._published.results.pop((target_id, *owner), None)
+    def _drop(self, target_id: int) -> None:
+        """Every step may be repeated."""
+        self._dropping.add(target_id)
+        self.records = {key: value for key, value in self.records.items() if key != target_id}
+        self._locks.wait_for_target(target_id)
+        # First the target itself: if we stop after it, the next opening deletes the rest.
+        self._committer.submit([(md.target_prefix(md.TARGET, target_id), None)], nothing, sync=True)
+        chunks = [(target_id, hi, lo) for hi, lo in self._published.index.keys_of(target_id)]
+        for first in range(0, len(chunks), _DROP_BATCH):
+            some = chunks[first : first + _DROP_BATCH]
+            puts = [(md.chunk_key(kind, *key), None) for key in some for kind in (md.COMMITTED, md.PENDING, md.DAMAGED)]
+            self._committer.submit(puts, functools.partial(self._published.drop, some), sync=False)
+        owners = [(record.client, record.channel) for record in self.results(target_id)]
+        rest: list[Put] = [(md.result_key(target_id, *owner), None) for owner in owners]
+        rest += [(key, None) for key, _ in self._metadata.scan(md.target_prefix(md.STATE, target_id))]
 
-            self._committer.submit(rest, publish, sync=True)
+        def publish(_batch: int) -> None:
+            self._published.usage.pop(target_id, None)
+            for owner in owners:
+                self._published.results.pop((target_id, *owner), None)
+
+        self._committer.submit(rest, publish, sync=True)
+        self._dropping.discard(target_id)
 
     def get_state(self, target_id: int, key: bytes) -> bytes | None:
         return self._metadata.get(md.target_prefix(md.STATE, target_id) + key)

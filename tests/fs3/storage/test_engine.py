@@ -438,6 +438,9 @@ def test_a_full_disk_at_any_step_leaves_a_whole_engine(
     engine.put_state(TARGET, b"k", b"v")  # syncs: nothing is left in quarantine, and nothing leaked
     assert engine.stats().used_bytes == engine.target_usage(TARGET)[0]
     engine.close()
+    engine = Engine.open(tmp_path / "disk", cluster_id="c", config=CONFIG)
+    assert content(engine, 0) == expected
+    engine.close()
 
 
 @pytest.mark.parametrize("refused", [1, 2, 3])
@@ -460,9 +463,6 @@ def test_a_drop_that_a_full_disk_stops_is_gone_on_with(refused: int, tmp_path: P
     engine.create_target(TARGET, 2)
     engine.put_state(TARGET, b"k", b"v")
     assert (engine.stats().used_bytes, engine.stats().chunks, engine.dedup_records(TARGET)) == (0, 0, [])
-    engine.close()
-    engine = Engine.open(tmp_path / "disk", cluster_id="c", config=CONFIG)
-    assert content(engine, 0) == expected
     engine.close()
 
 
