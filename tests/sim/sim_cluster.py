@@ -65,6 +65,7 @@ class Shape:
     chains_per_disk: int = 1
     lease_s: float = 2.0
     session_s: float = 10.0
+    tombstone_s: float = 600.0
     stall_s: float = 0.6
     drift: float = 0.0005  # clocks go wrong by at most so much
     wipes: bool = False  # disks may be replaced by empty ones: clients use no chain of one replica
@@ -82,6 +83,8 @@ class Shape:
             clients=chance.choice([2, 3]),
             lease_s=chance.choice([1.0, 2.0]),
             wipes=chance.random() < 0.3,
+            session_s=chance.choice([1.5, 3.0, 10.0]),
+            tombstone_s=chance.choice([0.5, 2.0, 600.0]),
         )
 
 
@@ -402,6 +405,7 @@ class SimStorage(SimMachine):
             node_id=self.node_id,
             mgmtd=cluster.addresses,
             disks=tuple(Path(disk.name) for disk in self.disks),
+            tombstone_s=cluster.shape.tombstone_s,
             scrub_bytes_s=8 << 20,
             scrub_every_s=max(1.0, 3 * cluster.shape.lease_s),
             engine=EngineConfig(file_bytes=1 << 20, group_bytes=256 << 10, reserve_bytes=0, index_chunks=64),
