@@ -64,6 +64,11 @@ class Rounds:
             said = {"addresses": list(cluster.shape.addresses), "secret": "", "number": number, "seed": number}
             said |= {"replicas": 3, "out": str(path), "begun_ns": self.begun_ns}
             self._load.append(subprocess.Popen([sys.executable, script, json.dumps(said)], stdin=subprocess.DEVNULL))
+        until_s = time.monotonic() + 60.0
+        while not all(path.exists() and path.stat().st_size for path in self._out):  # the load has begun
+            if time.monotonic() > until_s:
+                raise SystemExit("failover: the load does not begin")
+            self.pause.wait(0.1)
         self.pause.wait(_BEFORE_S)
 
     def kill(self, kind: str, name: str) -> None:
