@@ -3,17 +3,19 @@
 At every published routing  its version and every chain's only rise, and a chain that changed has a new one; at most
                             one SYNCING target a chain; the order SERVING, LASTSRV, SYNCING, WAITING, OFFLINE; somebody
                             holds the data; who is taken out of SERVING because it was not heard of serves no more
+At every answer of a mgmtd  no other one may answer at that moment
 At every observer           the routing version only rises within one run of a process
 At every commit of a chunk  its version only rises on a target that serves
 Once quiet (`at_rest`)      replicas are the same: content, versions, sums, tombstones, results of clients; nothing is
                             pending, locked, lent or waiting; every block is in use by exactly one record, or free
 Over the whole history      every chunk's is linearizable (sim_linearize.py)
 
-The first half listens to the simulator's events and to `Published.commit`, and costs next to nothing.
+The first half listens to the simulator's events, at `Published.commit` and at `Election.deciding`; it costs little.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -25,7 +27,10 @@ from sim_linearize import Verdict, check
 from sim_workload import Workload
 
 from fs3.client import identity
+from fs3.errors import NotPrimary
 from fs3.ids import chunk_name
+from fs3.mgmtd.election import Election
+from fs3.mgmtd.primary import Primary
 from fs3.routing import Routing, Target, TargetState
 from fs3.storage.allocator_core import Block
 from fs3.storage.published import Published
@@ -75,6 +80,7 @@ class Invariants:
         self._learned: dict[str, int] = {}
         self._published_version = 0
         self._commit: Callable[..., None] | None = None
+        self._deciding: Callable[..., Primary] | None = None
         self.operator_moves: set[int] = set()  # targets that an operator took out of service: not for want of a lease
         sim.subscribe(self.hear)
 
@@ -86,11 +92,24 @@ class Invariants:
             commit(published, key, version, batch)
 
         Published.commit = watched  # type: ignore[method-assign]
+        self._deciding = deciding = Election.deciding
+
+        def alone(election: Election) -> Primary:
+            primary = deciding(election)
+            for mgmtd in self._cluster.mgmtds:
+                if mgmtd.alive and mgmtd.election is not None and mgmtd.election is not election:
+                    with contextlib.suppress(NotPrimary):
+                        other = deciding(mgmtd.election)
+                        raise Violation(f"two mgmtds decide: epoch {primary.epoch} and {other.epoch}, {mgmtd.name}")
+            return primary
+
+        Election.deciding = alone  # type: ignore[method-assign]
         return self
 
     def __exit__(self, *_: object) -> None:
-        assert self._commit is not None
+        assert self._commit is not None and self._deciding is not None
         Published.commit = self._commit  # type: ignore[method-assign]
+        Election.deciding = self._deciding  # type: ignore[method-assign]
 
     # Events
 
