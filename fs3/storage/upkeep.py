@@ -49,13 +49,14 @@ class Upkeep:
             return _AGAIN_S
         self._wanted.pop(target_id, None)
         engine = self._state.engine(target_id)
-        if target_id in engine.targets():
-            _, chunks = engine.target_usage(target_id)
-            try:
-                engine.drop_target(target_id)
-            except Unavailable as error:
-                self._state.broken(engine, error)
-                return None  # its next opening finishes it, or mgmtd asks again
+        known = target_id in engine.targets()
+        _, chunks = engine.target_usage(target_id)
+        try:
+            engine.drop_target(target_id)  # if it is not known any more: goes on with what a full disk stopped
+        except Unavailable as error:
+            self._state.broken(engine, error)
+            return None  # its next opening finishes it, or mgmtd asks again
+        if known:
             _LOG.info("target %d is deleted, with %d chunks: it is in no chain any more", target_id, chunks)
         return None
 
