@@ -290,7 +290,7 @@ class SimMachine:
         """Run `body` on a thread of the process."""
         return self.runtime.spawn(body, name=name)
 
-    def exits(self, error: Fs3Error) -> None:
+    def exits(self, error: Exception) -> None:
         """The daemon ends by itself, as in production; a supervisor starts it again."""
         process = self.process
         self.sim.note(f"exits: {type(error).__name__}: {error}", process)
@@ -428,7 +428,7 @@ class SimStorage(SimMachine):
             engines = [
                 Engine(disk.attach(self.process), self.config.engine, runtime=self.runtime) for disk in self.disks
             ]
-        except Fs3Error as error:
+        except (Fs3Error, OSError) as error:  # an OSError: fs3/storage/server.py says so in one line, and ends
             self.exits(error)
             return
         self.daemon = daemon = StorageDaemon(

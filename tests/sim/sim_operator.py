@@ -15,6 +15,7 @@ from sim_control import SimChannel
 
 from fs3.client.control import ControlService
 from fs3.errors import Fs3Error, Unavailable
+from fs3.ids import NodeId
 from fs3.pb import admin_pb2
 from fs3.routing import TargetState
 from fs3.transport.rpc import Credentials
@@ -95,17 +96,23 @@ class SimOperator(SimMachine):
         for number in range(len(storage.disks)):
             place = admin_pb2.Place(node_id=storage.node_id, disk=number)
             self.order("Replace", admin_pb2.ReplaceRequest(place=place))  # refused where a drain has left no targets
-        routing = self.cluster.routing
-        lost = [
+        while not self._accepted(storage):
+            self.runtime.sleep(_LOOK_S)
+
+    def _accepted(self, storage: SimStorage) -> bool:
+        """Whether what had its one replica there serves again, empty; accepts the loss where that is due."""
+        routing, daemon = self.cluster.routing, storage.daemon
+        targets = [
             target
             for target in routing.targets.values()
-            if target.node_id == storage.node_id
-            and target.state == TargetState.LASTSRV
-            and routing.chain(target.chain_id).replicas == 1
+            if target.node_id == storage.node_id and routing.chain(target.chain_id).replicas == 1
         ]
-        for target in lost:
-            request = admin_pb2.RotateLastServingRequest(chain_id=target.chain_id, target_id=target.target_id)
-            self.order("RotateLastServing", request)
+        for target in targets:
+            if target.state == TargetState.LASTSRV and not target.accept_loss:
+                request = admin_pb2.RotateLastServingRequest(chain_id=target.chain_id, target_id=target.target_id)
+                self.order("RotateLastServing", request)
+        known = daemon is not None and routing.nodes[NodeId(storage.node_id)].generation == daemon.generation
+        return known and all(target.state == TargetState.SERVING for target in targets)
 
     def _stop(self, storage: SimStorage) -> None:
         storage.held = True
