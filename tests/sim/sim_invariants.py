@@ -8,6 +8,7 @@ At every observer           the routing version only rises within one run of a p
 At every commit of a chunk  its version only rises on a target that serves
 Once quiet (`at_rest`)      replicas are the same: content, versions, sums, tombstones, results of clients; nothing is
                             pending, locked, lent or waiting; every block is in use by exactly one record, or free
+After a restart of all      (`after_restart`) every committed version is there, and every block in use or free
 Over the whole history      every chunk's is linearizable (sim_linearize.py)
 
 The first half listens to the simulator's events, at `Published.commit` and at `Election.deciding`; it costs little.
@@ -260,6 +261,50 @@ class Invariants:
             raise Violation(f"client {number}: {known.channels._lent} update channels are lent")
         if any(peers._load.values()):
             raise Violation(f"client {number}: bytes are still owed: {peers._load}")
+
+    def after_restart(self, *, power: bool) -> None:
+        """End all storage daemons at once, `power` and all, and look at what their disks hold. Raises: Violation.
+
+        Every committed chunk must be there, committed or, as its commit need not be synced in front of the tail,
+        pending; one that is not synced by its contract may have lost its latest changes.
+        """
+        before = {storage.name: self._committed_chunks(storage) for storage in self._cluster.storages}
+        for storage in self._cluster.storages:
+            if power:
+                storage.lose_power()
+                storage.power_on()
+            else:
+                storage.kill("for a look at its disk")
+            storage.start()
+        up = lambda: all(storage.daemon is not None for storage in self._cluster.storages)  # noqa: E731
+        self._cluster.run_until(up, within_s=60.0, what="that all daemons open their disks")
+        for storage in self._cluster.storages:
+            after = self._committed_chunks(storage)
+            for key, version in before[storage.name].items():
+                if after.get(key, 0) != version and (not power or key[1:] in self._durable()):
+                    now = f"version {after[key]}" if key in after else "nothing"
+                    raise WatchedChunk(
+                        key[1:],
+                        self._cluster.routing.targets[key[0]].chain_id,
+                        f"target {key[0]}, {chunk_name(*key[1:])}: version {version} is {now} after a restart",
+                    )
+            for disk, engine in enumerate(storage.daemon.engines):
+                blocks_add_up(engine, f"node {storage.node_id}, disk {disk}, opened again")
+
+    def _committed_chunks(self, storage: Any) -> dict[tuple[int, int, int], int]:
+        """The newest version, pending or not, of each chunk on a daemon's disks."""
+        found = {}
+        for engine in storage.daemon.engines:
+            for target_id in sorted(engine.targets()):
+                if target_id in self._cluster.routing.targets:
+                    for one in _all(engine.metas, target_id):
+                        key = (target_id, int(one["hi"]), int(one["lo"]))
+                        found[key] = max(int(one["version"]), int(one["pending"]))
+        return found
+
+    def _durable(self) -> set[Chunk]:
+        assert self.workload is not None
+        return {place.chunk for place in self.workload.places if place.durable}
 
     def _channels_in_use(self) -> list[tuple[int, int]]:
         """The update channels that clients will use again, so that every answer on them was definite."""

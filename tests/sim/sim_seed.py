@@ -95,6 +95,7 @@ class _Run:
         with self._phase("check"):
             self.invariants.histories()
             self.invariants.at_rest()
+            self.invariants.after_restart(power=sim.stream("restart").random() < 0.5)
 
     def _mend(self) -> None:
         """What a disk has changed is found by a scrub, and repaired from the other replicas."""
