@@ -3,7 +3,7 @@
 At every published routing  its version and every chain's only rise, and a chain that changed has a new one; at most
                             one SYNCING target a chain; the order SERVING, LASTSRV, SYNCING, WAITING, OFFLINE; somebody
                             holds the data; who is taken out of SERVING because it was not heard of serves no more
-At every answer of a mgmtd  no other one may answer at that moment
+At every answer of a mgmtd  no other one may answer at that moment, if their clocks go at one rate
 At every observer           the routing version only rises within one run of a process
 At every commit of a chunk  its version only rises on a target that serves
 Once quiet (`at_rest`)      replicas are the same: content, versions, sums, tombstones, results of clients; nothing is
@@ -80,6 +80,7 @@ class Invariants:
         self.workload = workload
         self._learned: dict[str, int] = {}
         self._published_version = 0
+        self._clocks_agree = True  # of the mgmtds: no lease excludes two of them otherwise
         self._commit: Callable[..., None] | None = None
         self._deciding: Callable[..., Primary] | None = None
         self.operator_moves: set[int] = set()  # targets that an operator took out of service: not for want of a lease
@@ -97,7 +98,7 @@ class Invariants:
 
         def alone(election: Election) -> Primary:
             primary = deciding(election)
-            for mgmtd in self._cluster.mgmtds:
+            for mgmtd in self._cluster.mgmtds if self._clocks_agree else ():
                 if mgmtd.alive and mgmtd.election is not None and mgmtd.election is not election:
                     with contextlib.suppress(NotPrimary):
                         other = deciding(mgmtd.election)
@@ -124,6 +125,8 @@ class Invariants:
                 if version < self._learned.get(event.process, 0):
                     raise Violation(f"{event.process} went back to routing version {version}")
                 self._learned[event.process] = version
+            case "fault" if event.fields["what"] == "lease clock jumps" and event.process.startswith("mgmtd"):
+                self._clocks_agree = False
             case "start":
                 self._learned.pop(event.process, None)
             case "power_loss" if self.workload is not None:
@@ -308,10 +311,11 @@ class Invariants:
 
     def _channels_in_use(self) -> list[tuple[int, int]]:
         """The update channels that clients will use again, so that every answer on them was definite."""
-        found = []
+        found: list[tuple[int, int]] = []
+        sessions = self._cluster.primary.sessions.table
         for client in self._cluster.clients:
             known = identity._identities.get(client.mgmtd) if client.alive else None
-            if known is not None:
+            if known is not None and not sessions.ended(known.client_id):
                 found += [(known.client_id, channel.channel) for channel in known.channels._free]
         return found
 
