@@ -15,6 +15,7 @@ from sim_history import Chunk, Outcome
 from sim_invariants import ChainViolation, Invariants, NotLinearizable, WatchedChunk
 from sim_kernel import Event, Simulation, Violation
 from sim_names import Names
+from sim_promises import Promises
 from sim_story import Story
 from sim_workload import Mix, Workload
 
@@ -56,6 +57,7 @@ class _Run:
         self.workload: Workload | None = None
         self.names: Names | None = None
         self.invariants = Invariants(self.sim, self.cluster)
+        self.promises = Promises(self.sim, self.cluster)
         self.phases: dict[str, float] = {}
         if coverage is not None:
             coverage.begin_seed()
@@ -69,7 +71,7 @@ class _Run:
             cluster.start()
             cluster.wait_ready()
         self.workload = workload = Workload(sim, cluster.clients, cluster.chains, self.mix)
-        self.invariants.workload = workload
+        self.invariants.workload = self.promises.workload = workload
         if cluster.metas:
             self.names = Names(sim, cluster, self.mix.operations // 4, self.mix.pause_s * 2)
         names = self.names
@@ -148,7 +150,7 @@ def _run(
     chunk: Chunk | None = None
     chain: int | None = None
     try:
-        with run.invariants, story or contextlib.nullcontext():
+        with run.invariants, run.promises, story or contextlib.nullcontext():
             run.go()
     except Violation as error:
         violation, kind = str(error), type(error).__name__

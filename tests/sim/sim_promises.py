@@ -1,0 +1,160 @@
+"""What production modules promise each other in so many words, looked at from inside while a cluster runs.
+
+A history shows a broken promise only where somebody reads the right chunk at the right moment. These show it at once:
+
+An update is one version      (craq_core.py) one (client, channel, seq) is committed as one version of one chunk, on
+                              whatever replicas and however often it was sent
+Who has forgotten knows why   (session_fence.py) a target that serves, or was the last that did, and lacks the result
+                              of an update which its chain has applied, has the update pending, or knows, also after a
+                              restart, that the client's session is over
+Runs do not come back         (lease_core.py) a node's generation in the routing is never again one that another has
+                              replaced
+Marked damage is not sent     (repair.py) a range of a chunk that is marked gets no bytes
+No damage by itself           bytes fail their sums only where a disk has failed, lost power or changed bytes
+
+What a chain may have lost by contract (`Workload.lossy_chains`) is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from sim_history import Chunk
+from sim_invariants import ChainViolation, WatchedChunk
+from sim_kernel import Event, Simulation, Violation
+from sim_workload import Workload
+
+from fs3.ids import chunk_name
+from fs3.routing import Routing, TargetState
+from fs3.storage.published import Published
+from fs3.storage.read_path import ReadPath
+from fs3.storage.session_fence import FENCE
+from fs3.transport.frame_core import Kind
+
+_HOLDERS = (TargetState.SERVING, TargetState.LASTSRV)
+_REPORT = int(Kind.REPORT)
+
+
+class Promises:
+    """Of one run. Enter it while the simulation runs, inside of `Invariants`."""
+
+    def __init__(self, sim: Simulation, cluster: Any) -> None:
+        self.workload: Workload | None = None
+        self._cluster = cluster
+        self._applied: dict[tuple[int, int, int], tuple[Chunk, int]] = {}  # client, channel, seq
+        self._last: dict[int, dict[tuple[int, int], tuple[int, Chunk]]] = {}  # chain -> client, channel -> seq, chunk
+        self._generation: dict[int, int] = {}
+        self._replaced: set[tuple[int, int]] = set()
+        self._disks_are_well = True
+        self._commit: Callable[..., None] | None = None
+        self._reply: Callable[..., Any] | None = None
+        sim.subscribe(self.hear)
+
+    def __enter__(self) -> Promises:
+        self._commit = commit = Published.commit
+        self._reply = reply = ReadPath._reply
+
+        def watched(published: Published, key: tuple[int, int, int], version: Any, batch: int) -> None:
+            if version is not None and version.client:
+                self._one_version(key, version)
+            commit(published, key, version, batch)
+
+        def honest(path: ReadPath, header: Any, ranges: Any, results: Any, *rest: Any, **more: Any) -> Any:
+            self._not_damaged(path, ranges, results)
+            return reply(path, header, ranges, results, *rest, **more)
+
+        Published.commit = watched  # type: ignore[method-assign]
+        ReadPath._reply = honest  # type: ignore[method-assign]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._commit is not None and self._reply is not None
+        Published.commit = self._commit  # type: ignore[method-assign]
+        ReadPath._reply = self._reply  # type: ignore[method-assign]
+
+    def hear(self, event: Event) -> None:
+        """For `Simulation.subscribe`. Raises: Violation."""
+        match event.kind:
+            case "routing":
+                self._runs(event.fields["after"])
+                self.results_are_known(event.fields["after"])
+            case "disk":
+                self._disks_are_well = self._disks_are_well and event.fields["what"] in ("full", "replaced")
+            case "frame" if event.fields["kind"] == _REPORT and self._disks_are_well:
+                raise Violation(f"{event.fields['sender']} was sent bytes that fail their sums by {event.process}")
+
+    # One update, one version
+
+    def _one_version(self, key: tuple[int, int, int], version: Any) -> None:
+        target = self._cluster.routing.targets.get(key[0])
+        if target is None or self._is_lossy(target.chain_id):
+            return
+        identity = (version.client, version.channel, version.seq)
+        now = (key[1:], version.version)
+        was = self._applied.setdefault(identity, now)
+        if was != now:
+            said = "client {}, channel {}, number {}".format(*identity)
+            raise WatchedChunk(
+                key[1:],
+                target.chain_id,
+                f"the update of {said} is version {was[1]} of {chunk_name(*was[0])}, and on target {key[0]}"
+                f" version {now[1]} of {chunk_name(*now[0])}",
+            )
+        last = self._last.setdefault(target.chain_id, {})
+        if last.get(identity[:2], (-1, now[0]))[0] < version.seq:
+            last[identity[:2]] = version.seq, now[0]
+
+    def _is_lossy(self, chain_id: int) -> bool:
+        return self.workload is None or chain_id in self.workload.lossy_chains
+
+    # Who has forgotten knows why
+
+    def results_are_known(self, routing: Routing) -> None:
+        """Raises: ChainViolation."""
+        for storage in self._cluster.storages:
+            if not storage.alive or storage.daemon is None:
+                continue
+            for engine in storage.daemon.engines:
+                for target_id in engine.targets():
+                    target = routing.targets.get(target_id)
+                    if target is not None and target.state in _HOLDERS and not self._is_lossy(target.chain_id):
+                        self._knows(storage, engine, target)
+
+    def _knows(self, storage: Any, engine: Any, target: Any) -> None:
+        table = storage.daemon.writes._sessions._table
+        if int.from_bytes(engine.get_state(target.target_id, FENCE) or b"", "little") > table.version:
+            return  # it is not sure of anybody
+        for (client, channel), (seq, chunk) in self._last.get(target.chain_id, {}).items():
+            entry = engine.dedup(target.target_id, client, channel)
+            if (entry is not None and entry.seq >= seq) or table.ended(client):
+                continue
+            pending = engine._published.pending.get((target.target_id, *chunk))
+            if pending is not None and (pending.client, pending.channel) == (client, channel):
+                continue
+            raise ChainViolation(
+                target.chain_id,
+                f"target {target.target_id} of node {storage.node_id}, {target.state.name}, does not know update {seq}"
+                f" of client {client}, channel {channel}, which its chain has applied to {chunk_name(*chunk)}",
+            )
+
+    # Runs do not come back
+
+    def _runs(self, routing: Routing) -> None:
+        for node in routing.nodes.values():
+            before = self._generation.get(node.node_id, node.generation)
+            if node.generation != before:
+                self._replaced.add((node.node_id, before))
+                if (node.node_id, node.generation) in self._replaced:
+                    raise Violation(f"node {node.node_id} is back to a run that another has replaced")
+            self._generation[node.node_id] = node.generation
+
+    # Marked damage is not sent
+
+    def _not_damaged(self, path: ReadPath, ranges: Any, results: Any) -> None:
+        marked = {key for engine in path._engines for key in engine.damaged()}
+        table = path._serving.reads
+        for row in range(len(ranges)) if marked else ():
+            key = (int(table.target[int(ranges["chain"][row])]), int(ranges["hi"][row]), int(ranges["lo"][row]))
+            if results["length"][row] and key in marked:
+                raise Violation(f"target {key[0]} sends {chunk_name(*key[1:])}, which it knows to be damaged")
