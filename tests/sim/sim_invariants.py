@@ -83,7 +83,6 @@ class Invariants:
         self._clocks_agree = True  # of the mgmtds: no lease excludes two of them otherwise
         self._commit: Callable[..., None] | None = None
         self._deciding: Callable[..., Primary] | None = None
-        self.operator_moves: set[int] = set()  # targets that an operator took out of service: not for want of a lease
         sim.subscribe(self.hear)
 
     def __enter__(self) -> Invariants:
@@ -170,9 +169,12 @@ class Invariants:
                 self._off_duty(then, target)
 
     def _off_duty(self, before: Target, after: Target) -> None:
-        """mgmtd counts a target out: its daemon must know by its own clock, unless it said so itself."""
+        """mgmtd counts a target out, and others go on: its daemon must know by its own clock, or have said so itself.
+
+        As LASTSRV it may not know yet: nobody else serves, so nothing can pass it by.
+        """
         storage = self._storage_of(before)
-        if storage is None or before.target_id in self.operator_moves:
+        if storage is None or after.state is TargetState.LASTSRV:
             return
         daemon = storage.daemon
         stand = daemon.writes.state.stand(before.target_id)
