@@ -70,6 +70,7 @@ class Shape:
     drift: float = 0.0005  # clocks go wrong by at most so much
     wipes: bool = False  # disks may be replaced by empty ones: clients use no chain of one replica
     capacity_bytes: int = 64 << 20
+    recovery_bytes_s: int = 1 << 30  # little: a replica is SYNCING for long, and meets more updates meanwhile
 
     @classmethod
     def drawn(cls, chance: random.Random) -> Shape:
@@ -82,9 +83,10 @@ class Shape:
             replicas=chance.choice([2, 3, 3]),
             clients=chance.choice([2, 3]),
             lease_s=chance.choice([1.0, 2.0]),
-            wipes=chance.random() < 0.3,
+            wipes=chance.random() < 0.5,
             session_s=chance.choice([1.5, 3.0, 10.0]),
             tombstone_s=chance.choice([0.5, 2.0, 600.0]),
+            recovery_bytes_s=chance.choice([1 << 30, 1 << 30, 200_000, 50_000]),
         )
 
 
@@ -406,6 +408,7 @@ class SimStorage(SimMachine):
             mgmtd=cluster.addresses,
             disks=tuple(Path(disk.name) for disk in self.disks),
             tombstone_s=cluster.shape.tombstone_s,
+            recovery_bytes_s=cluster.shape.recovery_bytes_s,
             scrub_bytes_s=8 << 20,
             scrub_every_s=max(1.0, 3 * cluster.shape.lease_s),
             engine=EngineConfig(file_bytes=1 << 20, group_bytes=256 << 10, reserve_bytes=0, index_chunks=64),

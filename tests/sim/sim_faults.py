@@ -311,7 +311,8 @@ class Nemesis:
         storage = self.cluster.storages[0]
         if not self._others_have_it(storage):
             return False
-        if not self._one(storage.disks).corrupt(self.chance, sums=self.chance.random() < 0.3):
+        disk, some = self._one(storage.disks), self.chance.choice([1, 4, 16])  # most bytes belong to no chunk any more
+        if not any([disk.corrupt(self.chance, sums=self.chance.random() < 0.3) for _ in range(some)]):
             return False
         self.corrupted = True
         return self._begin(kind, storage, lambda: None, self._lasts())

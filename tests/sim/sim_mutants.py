@@ -100,7 +100,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "readers see a version before its record is on stable storage",
         _COMMIT,
         "            self._publish([batch for batch in group if not batch.sync])\n",
-        "            for batch in group:\n                batch.publish(self._number)\n"
+        "            for batch in group:\n                batch.publish(self._number)\n                batch.publish = nothing\n"
         "            self._publish([batch for batch in group if not batch.sync])\n",
         bug=6,
     ),

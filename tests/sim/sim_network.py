@@ -44,6 +44,7 @@ class Network:
         self.twice = 0.0  # how likely a control request is met twice
         self.extra_s: dict[str, float] = {}  # machine -> slow network card
         self._cut: dict[tuple[str, str], int] = {}
+        self._cut_since_s: dict[tuple[str, str], float] = {}
         self._number = 0
         self.random = sim.stream("network")
 
@@ -75,6 +76,7 @@ class Network:
         """Nothing gets from a to b any more, nor back unless `one_way`; counted, so cuts may overlap."""
         for pair in ((a, b),) if one_way else ((a, b), (b, a)):
             self._cut[pair] = self._cut.get(pair, 0) + 1
+            self._cut_since_s.setdefault(pair, self.sim.now)
 
     def mend(self, a: str, b: str, *, one_way: bool = False) -> None:
         """Undo a `cut`."""
@@ -84,8 +86,9 @@ class Network:
                 self._cut[pair] = left
                 continue
             del self._cut[pair]
+            lasted_s = self.sim.now - self._cut_since_s.pop(pair)
             for wire in self.wires.values():
-                wire.link_is_back(*pair)
+                wire.link_is_back(*pair, lasted_s)
 
     def is_cut(self, a: str, b: str) -> bool:
         return (a, b) in self._cut
@@ -158,10 +161,10 @@ class Wire:
                 broken(why)
         self._forget()
 
-    def link_is_back(self, a: str, b: str) -> None:
+    def link_is_back(self, a: str, b: str, lasted_s: float) -> None:
         for end in (0, 1):
             if (self.names[end], self.names[1 - end]) == (a, b):
-                self._pipes[end].flush()
+                self._pipes[end].flush(lasted_s)
 
     def machine_is_back(self, name: str) -> None:
         """It has forgotten the connection: the other end is reset when it sends something, or soon by keepalives."""
@@ -206,11 +209,11 @@ class _Pipe:
         self._wire = None  # type: ignore[assignment]  # whatever is on its way finds nothing to arrive at
         self._held.clear()
 
-    def flush(self) -> None:
-        """The link is back: TCP sends again, when its timer next runs out."""
+    def flush(self, lasted_s: float) -> None:
+        """The link is back: TCP sends again when its timer next runs out, which it has doubled again and again."""
         if self._held:
             network = self._wire.network
-            network.sim.after(network.random.random() * 0.4, self._deliver_held)
+            network.sim.after(network.random.random() * max(0.4, lasted_s), self._deliver_held)
 
     def _deliver_held(self) -> None:
         if self._wire is None:
