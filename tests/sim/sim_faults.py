@@ -75,7 +75,9 @@ class Nemesis:
         self._ends: dict[int, tuple[str, End]] = {}
         self._number = 0
         count = self.chance.choice([2, 3, 4, 6, 9, len(KINDS)])
-        self.kinds = sorted(self.chance.sample(KINDS, count), key=KINDS.index)
+        # Bytes that change come to nothing where others do not have them, or where they are no chunk's any more.
+        kinds = {*self.chance.sample(KINDS, count), *self.chance.choice([(), (), ("bytes change on a disk",)])}
+        self.kinds = sorted(kinds, key=KINDS.index)
         self.every_s = self._lease_s * self.chance.choice([0.3, 0.6, 1.0, 2.0])
 
     @property
