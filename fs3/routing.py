@@ -121,6 +121,7 @@ class Disk:
     path: str
     total_bytes: int
     free_bytes: int
+    fullness: int = 0  # 1: nearly full, 2: takes no new chunks, 3: takes no writes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -309,6 +310,7 @@ def disk_to_pb(disk: Disk) -> mgmtd_pb2.DiskInfo:
         path=disk.path,
         total_bytes=disk.total_bytes,
         free_bytes=disk.free_bytes,
+        fullness=disk.fullness,
     )
 
 
@@ -319,6 +321,7 @@ def disk_from_pb(message: mgmtd_pb2.DiskInfo) -> Disk:
         path=message.path,
         total_bytes=message.total_bytes,
         free_bytes=message.free_bytes,
+        fullness=message.fullness,
     )
 
 

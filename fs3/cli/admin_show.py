@@ -11,7 +11,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from fs3.cli.status import coloured, size
+from fs3.cli.status import FULLNESS, coloured, size
 from fs3.client.admin import AdminClient
 from fs3.mgmtd.named_core import check_chain, find_storage_node
 from fs3.routing import Node, NodeKind, Routing, Target, TargetState
@@ -165,6 +165,7 @@ def _node_rows(routing: Routing, node: Node) -> list[dict[str, Any]]:
                 "used": sum(target.used_bytes for target in there) if number is not None else None,
                 "free": disk.free_bytes if disk is not None else None,
                 "size": disk.total_bytes if disk is not None else None,
+                "full": FULLNESS[min(disk.fullness, len(FULLNESS) - 1)] if disk is not None else None,
                 "wish": "draining" if number in node.closed_disks else None,
             }
         )

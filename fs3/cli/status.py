@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fs3.client.mgmtd import MgmtdClient
-from fs3.routing import Chain, Node, NodeKind, Routing, TargetState
+from fs3.routing import Chain, Disk, Node, NodeKind, Routing, TargetState
 from fs3.url import parse_url
 
 _COLOURS = {
@@ -22,6 +22,7 @@ _COLOURS = {
     TargetState.OFFLINE: "red",
 }
 _TABLE_COLUMNS = 120
+FULLNESS = ("", "nearly full", "no new chunks", "no writes")  # by `Disk.fullness`
 
 
 @click.command()
@@ -86,6 +87,7 @@ def as_data(routing: Routing) -> dict[str, Any]:
                 "path": disk.path,
                 "total_bytes": disk.total_bytes,
                 "free_bytes": disk.free_bytes,
+                "fullness": disk.fullness,
             }
             for disk in routing.disks
         ],
@@ -130,6 +132,15 @@ def _nodes(routing: Routing) -> list[Node]:
     return sorted(routing.nodes.values(), key=lambda node: (-node.kind, node.node_id))
 
 
+def _free(disks: list[Disk]) -> str:
+    """What is free on a node's disks, and what the fullest of them does not take any more."""
+    if not disks:
+        return ""
+    worst = max(disk.fullness for disk in disks)
+    free = size(sum(disk.free_bytes for disk in disks))
+    return f"{free} [red]{FULLNESS[min(worst, len(FULLNESS) - 1)]}[/red]" if worst else free
+
+
 def _print(console: Console, routing: Routing, *, all_chains: bool) -> None:
     versions = sorted({node.version for node in routing.nodes.values() if node.version})
     console.print(f"cluster {routing.cluster_id}, routing version {routing.version}, fs3 {' and '.join(versions)}")
@@ -171,7 +182,7 @@ def _node_table(routing: Routing) -> Table:
             " ".join(node.endpoints),
             "\n".join(coloured(state, f"{counts[state]} {state.name.lower()}") for state in sorted(counts)),
             size(sum(target.used_bytes for target in targets)) if targets else "",
-            size(sum(disk.free_bytes for disk in disks)) if disks else "",
+            _free(disks),
             size(sum(disk.total_bytes for disk in disks)) if disks else "",
             *((node.version,) if len(versions) > 1 else ()),
         )

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from fs3.pb import common_pb2 as fs3_dot_pb_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12\x66s3/pb/mgmtd.proto\x12\x06\x66s3.pb\x1a\x13\x66s3/pb/common.proto\"\x80\x02\n\x08NodeInfo\x12\x0f\n\x07node_id\x18\x01 \x01(\r\x12\x1e\n\x04kind\x18\x02 \x01(\x0e\x32\x10.fs3.pb.NodeKind\x12\x11\n\tendpoints\x18\x03 \x03(\t\x12\x0c\n\x04host\x18\x04 \x01(\t\x12\x12\n\ngeneration\x18\x05 \x01(\x04\x12\r\n\x05\x61live\x18\x06 \x01(\x08\x12\x0f\n\x07version\x18\x07 \x01(\t\x12\x0f\n\x07metrics\x18\x08 \x01(\t\x12\x16\n\x0eunix_endpoints\x18\t \x03(\t\x12\x1d\n\x15last_heartbeat_age_ms\x18\n \x01(\x04\x12\x10\n\x08\x64raining\x18\x0f \x01(\x08\x12\x14\n\x0c\x63losed_disks\x18\x10 \x03(\r\"\x9c\x02\n\nTargetInfo\x12\x11\n\ttarget_id\x18\x01 \x01(\r\x12\x0f\n\x07node_id\x18\x02 \x01(\r\x12\x0c\n\x04\x64isk\x18\x03 \x01(\r\x12\x0e\n\x06worker\x18\x04 \x01(\r\x12\x10\n\x08\x63hain_id\x18\x05 \x01(\r\x12\"\n\x05state\x18\x06 \x01(\x0e\x32\x13.fs3.pb.TargetState\x12\'\n\x0blocal_state\x18\x07 \x01(\x0e\x32\x12.fs3.pb.LocalState\x12\x12\n\nused_bytes\x18\x08 \x01(\x04\x12\x0e\n\x06\x63hunks\x18\t \x01(\x04\x12\x10\n\x08\x64raining\x18\n \x01(\x08\x12\x10\n\x08\x64isabled\x18\x0b \x01(\x08\x12\x13\n\x0b\x61\x63\x63\x65pt_loss\x18\x0c \x01(\x08\x12\x10\n\x08replaces\x18\r \x01(\r\"f\n\tChainInfo\x12\x10\n\x08\x63hain_id\x18\x01 \x01(\r\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x0f\n\x07targets\x18\x03 \x03(\r\x12\x10\n\x08replicas\x18\x04 \x01(\r\x12\x13\n\x0bjoins_table\x18\x05 \x01(\r\"Q\n\nChainTable\x12\x10\n\x08table_id\x18\x01 \x01(\r\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x10\n\x08replicas\x18\x03 \x01(\r\x12\x0e\n\x06\x63hains\x18\x04 \x03(\r\"`\n\x08\x44iskInfo\x12\x0f\n\x07node_id\x18\x01 \x01(\r\x12\x0c\n\x04\x64isk\x18\x02 \x01(\r\x12\x0c\n\x04path\x18\x03 \x01(\t\x12\x13\n\x0btotal_bytes\x18\x04 \x01(\x04\x12\x12\n\nfree_bytes\x18\x05 \x01(\x04\"\x83\x02\n\x07Routing\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x1f\n\x05nodes\x18\x03 \x03(\x0b\x32\x10.fs3.pb.NodeInfo\x12#\n\x07targets\x18\x04 \x03(\x0b\x32\x12.fs3.pb.TargetInfo\x12!\n\x06\x63hains\x18\x05 \x03(\x0b\x32\x11.fs3.pb.ChainInfo\x12\"\n\x06tables\x18\x06 \x03(\x0b\x32\x12.fs3.pb.ChainTable\x12\x1f\n\x05\x64isks\x18\x07 \x03(\x0b\x32\x10.fs3.pb.DiskInfo\x12\r\n\x05ready\x18\x08 \x01(\x08\x12\x16\n\x0elast_target_id\x18\x0c \x01(\r\"\x91\x01\n\x0b\x43lusterInfo\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x10\n\x08protocol\x18\x02 \x01(\r\x12\x10\n\x08lease_ms\x18\x03 \x01(\r\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x14\n\x0cwants_secret\x18\x05 \x01(\x08\x12\x0f\n\x07primary\x18\x06 \x01(\t\x12\x12\n\nsession_ms\x18\x07 \x01(\r\"a\n\x0cPrimaryClaim\x12\x0f\n\x07node_id\x18\x01 \x01(\r\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\x12\x0c\n\x04\x62\x65\x61t\x18\x05 \x01(\x04\">\n\rClientSession\x12\x12\n\nsession_id\x18\x01 \x01(\x04\x12\x0c\n\x04host\x18\x02 \x01(\t\x12\x0b\n\x03pid\x18\x03 \x01(\r\">\n\x0cSessionTable\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x0f\n\x07last_id\x18\x02 \x01(\x04\x12\x0c\n\x04live\x18\x03 \x03(\x04\"~\n\x0bLocalTarget\x12\x11\n\ttarget_id\x18\x01 \x01(\r\x12!\n\x05state\x18\x02 \x01(\x0e\x32\x12.fs3.pb.LocalState\x12\x15\n\rchain_version\x18\x03 \x01(\r\x12\x12\n\nused_bytes\x18\x04 \x01(\x04\x12\x0e\n\x06\x63hunks\x18\x05 \x01(\x04\"\xa8\x01\n\x10HeartbeatRequest\x12\x1e\n\x04node\x18\x01 \x01(\x0b\x32\x10.fs3.pb.NodeInfo\x12$\n\x07targets\x18\x02 \x03(\x0b\x32\x13.fs3.pb.LocalTarget\x12\x1f\n\x05\x64isks\x18\x03 \x03(\x0b\x32\x10.fs3.pb.DiskInfo\x12\x15\n\rknown_routing\x18\x04 \x01(\x04\x12\x16\n\x0eknown_sessions\x18\x05 \x01(\x04\"A\n\x0c\x43reateTarget\x12\x11\n\ttarget_id\x18\x01 \x01(\r\x12\x10\n\x08\x63hain_id\x18\x02 \x01(\r\x12\x0c\n\x04\x64isk\x18\x03 \x01(\r\"\xaf\x01\n\x0eHeartbeatReply\x12\x10\n\x08lease_ms\x18\x01 \x01(\r\x12 \n\x07routing\x18\x02 \x01(\x0b\x32\x0f.fs3.pb.Routing\x12$\n\x06\x63reate\x18\x03 \x03(\x0b\x32\x14.fs3.pb.CreateTarget\x12\x0c\n\x04\x64rop\x18\n \x03(\r\x12&\n\x08sessions\x18\x04 \x01(\x0b\x32\x14.fs3.pb.SessionTable\x12\r\n\x05\x65poch\x18\x05 \x01(\x04\";\n\x11GetRoutingRequest\x12\x15\n\rknown_version\x18\x01 \x01(\x04\x12\x0f\n\x07wait_ms\x18\x02 \x01(\r\"B\n\x0fGetRoutingReply\x12 \n\x07routing\x18\x01 \x01(\x0b\x32\x0f.fs3.pb.Routing\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\"5\n\x0eGoodbyeRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\r\x12\x12\n\ngeneration\x18\x02 \x01(\x04\"5\n\x0eSuspectRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\r\x12\x12\n\ngeneration\x18\x02 \x01(\x04\"/\n\x12OpenSessionRequest\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\r\":\n\x10OpenSessionReply\x12\x12\n\nsession_id\x18\x01 \x01(\x04\x12\x12\n\nsession_ms\x18\x02 \x01(\r\"*\n\x13RenewSessionRequest\x12\x13\n\x0bsession_ids\x18\x01 \x03(\x04\"\"\n\x11RenewSessionReply\x12\r\n\x05\x65nded\x18\x01 \x03(\x04\"*\n\x13\x43loseSessionRequest\x12\x13\n\x0bsession_ids\x18\x01 \x03(\x04\x32\xeb\x03\n\x05Mgmtd\x12\x34\n\x0eGetClusterInfo\x12\r.fs3.pb.Empty\x1a\x13.fs3.pb.ClusterInfo\x12@\n\nGetRouting\x12\x19.fs3.pb.GetRoutingRequest\x1a\x17.fs3.pb.GetRoutingReply\x12=\n\tHeartbeat\x12\x18.fs3.pb.HeartbeatRequest\x1a\x16.fs3.pb.HeartbeatReply\x12\x30\n\x07Goodbye\x12\x16.fs3.pb.GoodbyeRequest\x1a\r.fs3.pb.Empty\x12\x30\n\x07Suspect\x12\x16.fs3.pb.SuspectRequest\x1a\r.fs3.pb.Empty\x12\x43\n\x0bOpenSession\x12\x1a.fs3.pb.OpenSessionRequest\x1a\x18.fs3.pb.OpenSessionReply\x12\x46\n\x0cRenewSession\x12\x1b.fs3.pb.RenewSessionRequest\x1a\x19.fs3.pb.RenewSessionReply\x12:\n\x0c\x43loseSession\x12\x1b.fs3.pb.CloseSessionRequest\x1a\r.fs3.pb.Emptyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12\x66s3/pb/mgmtd.proto\x12\x06\x66s3.pb\x1a\x13\x66s3/pb/common.proto\"\x80\x02\n\x08NodeInfo\x12\x0f\n\x07node_id\x18\x01 \x01(\r\x12\x1e\n\x04kind\x18\x02 \x01(\x0e\x32\x10.fs3.pb.NodeKind\x12\x11\n\tendpoints\x18\x03 \x03(\t\x12\x0c\n\x04host\x18\x04 \x01(\t\x12\x12\n\ngeneration\x18\x05 \x01(\x04\x12\r\n\x05\x61live\x18\x06 \x01(\x08\x12\x0f\n\x07version\x18\x07 \x01(\t\x12\x0f\n\x07metrics\x18\x08 \x01(\t\x12\x16\n\x0eunix_endpoints\x18\t \x03(\t\x12\x1d\n\x15last_heartbeat_age_ms\x18\n \x01(\x04\x12\x10\n\x08\x64raining\x18\x0f \x01(\x08\x12\x14\n\x0c\x63losed_disks\x18\x10 \x03(\r\"\x9c\x02\n\nTargetInfo\x12\x11\n\ttarget_id\x18\x01 \x01(\r\x12\x0f\n\x07node_id\x18\x02 \x01(\r\x12\x0c\n\x04\x64isk\x18\x03 \x01(\r\x12\x0e\n\x06worker\x18\x04 \x01(\r\x12\x10\n\x08\x63hain_id\x18\x05 \x01(\r\x12\"\n\x05state\x18\x06 \x01(\x0e\x32\x13.fs3.pb.TargetState\x12\'\n\x0blocal_state\x18\x07 \x01(\x0e\x32\x12.fs3.pb.LocalState\x12\x12\n\nused_bytes\x18\x08 \x01(\x04\x12\x0e\n\x06\x63hunks\x18\t \x01(\x04\x12\x10\n\x08\x64raining\x18\n \x01(\x08\x12\x10\n\x08\x64isabled\x18\x0b \x01(\x08\x12\x13\n\x0b\x61\x63\x63\x65pt_loss\x18\x0c \x01(\x08\x12\x10\n\x08replaces\x18\r \x01(\r\"f\n\tChainInfo\x12\x10\n\x08\x63hain_id\x18\x01 \x01(\r\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x0f\n\x07targets\x18\x03 \x03(\r\x12\x10\n\x08replicas\x18\x04 \x01(\r\x12\x13\n\x0bjoins_table\x18\x05 \x01(\r\"Q\n\nChainTable\x12\x10\n\x08table_id\x18\x01 \x01(\r\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x10\n\x08replicas\x18\x03 \x01(\r\x12\x0e\n\x06\x63hains\x18\x04 \x03(\r\"r\n\x08\x44iskInfo\x12\x0f\n\x07node_id\x18\x01 \x01(\r\x12\x0c\n\x04\x64isk\x18\x02 \x01(\r\x12\x0c\n\x04path\x18\x03 \x01(\t\x12\x13\n\x0btotal_bytes\x18\x04 \x01(\x04\x12\x12\n\nfree_bytes\x18\x05 \x01(\x04\x12\x10\n\x08\x66ullness\x18\x06 \x01(\r\"\x83\x02\n\x07Routing\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x1f\n\x05nodes\x18\x03 \x03(\x0b\x32\x10.fs3.pb.NodeInfo\x12#\n\x07targets\x18\x04 \x03(\x0b\x32\x12.fs3.pb.TargetInfo\x12!\n\x06\x63hains\x18\x05 \x03(\x0b\x32\x11.fs3.pb.ChainInfo\x12\"\n\x06tables\x18\x06 \x03(\x0b\x32\x12.fs3.pb.ChainTable\x12\x1f\n\x05\x64isks\x18\x07 \x03(\x0b\x32\x10.fs3.pb.DiskInfo\x12\r\n\x05ready\x18\x08 \x01(\x08\x12\x16\n\x0elast_target_id\x18\x0c \x01(\r\"\x91\x01\n\x0b\x43lusterInfo\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x10\n\x08protocol\x18\x02 \x01(\r\x12\x10\n\x08lease_ms\x18\x03 \x01(\r\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x14\n\x0cwants_secret\x18\x05 \x01(\x08\x12\x0f\n\x07primary\x18\x06 \x01(\t\x12\x12\n\nsession_ms\x18\x07 \x01(\r\"a\n\x0cPrimaryClaim\x12\x0f\n\x07node_id\x18\x01 \x01(\r\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\x12\x0c\n\x04\x62\x65\x61t\x18\x05 \x01(\x04\">\n\rClientSession\x12\x12\n\nsession_id\x18\x01 \x01(\x04\x12\x0c\n\x04host\x18\x02 \x01(\t\x12\x0b\n\x03pid\x18\x03 \x01(\r\">\n\x0cSessionTable\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x0f\n\x07last_id\x18\x02 \x01(\x04\x12\x0c\n\x04live\x18\x03 \x03(\x04\"~\n\x0bLocalTarget\x12\x11\n\ttarget_id\x18\x01 \x01(\r\x12!\n\x05state\x18\x02 \x01(\x0e\x32\x12.fs3.pb.LocalState\x12\x15\n\rchain_version\x18\x03 \x01(\r\x12\x12\n\nused_bytes\x18\x04 \x01(\x04\x12\x0e\n\x06\x63hunks\x18\x05 \x01(\x04\"\xa8\x01\n\x10HeartbeatRequest\x12\x1e\n\x04node\x18\x01 \x01(\x0b\x32\x10.fs3.pb.NodeInfo\x12$\n\x07targets\x18\x02 \x03(\x0b\x32\x13.fs3.pb.LocalTarget\x12\x1f\n\x05\x64isks\x18\x03 \x03(\x0b\x32\x10.fs3.pb.DiskInfo\x12\x15\n\rknown_routing\x18\x04 \x01(\x04\x12\x16\n\x0eknown_sessions\x18\x05 \x01(\x04\"A\n\x0c\x43reateTarget\x12\x11\n\ttarget_id\x18\x01 \x01(\r\x12\x10\n\x08\x63hain_id\x18\x02 \x01(\r\x12\x0c\n\x04\x64isk\x18\x03 \x01(\r\"\xaf\x01\n\x0eHeartbeatReply\x12\x10\n\x08lease_ms\x18\x01 \x01(\r\x12 \n\x07routing\x18\x02 \x01(\x0b\x32\x0f.fs3.pb.Routing\x12$\n\x06\x63reate\x18\x03 \x03(\x0b\x32\x14.fs3.pb.CreateTarget\x12\x0c\n\x04\x64rop\x18\n \x03(\r\x12&\n\x08sessions\x18\x04 \x01(\x0b\x32\x14.fs3.pb.SessionTable\x12\r\n\x05\x65poch\x18\x05 \x01(\x04\";\n\x11GetRoutingRequest\x12\x15\n\rknown_version\x18\x01 \x01(\x04\x12\x0f\n\x07wait_ms\x18\x02 \x01(\r\"B\n\x0fGetRoutingReply\x12 \n\x07routing\x18\x01 \x01(\x0b\x32\x0f.fs3.pb.Routing\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\"5\n\x0eGoodbyeRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\r\x12\x12\n\ngeneration\x18\x02 \x01(\x04\"5\n\x0eSuspectRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\r\x12\x12\n\ngeneration\x18\x02 \x01(\x04\"/\n\x12OpenSessionRequest\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\r\":\n\x10OpenSessionReply\x12\x12\n\nsession_id\x18\x01 \x01(\x04\x12\x12\n\nsession_ms\x18\x02 \x01(\r\"*\n\x13RenewSessionRequest\x12\x13\n\x0bsession_ids\x18\x01 \x03(\x04\"\"\n\x11RenewSessionReply\x12\r\n\x05\x65nded\x18\x01 \x03(\x04\"*\n\x13\x43loseSessionRequest\x12\x13\n\x0bsession_ids\x18\x01 \x03(\x04\x32\xeb\x03\n\x05Mgmtd\x12\x34\n\x0eGetClusterInfo\x12\r.fs3.pb.Empty\x1a\x13.fs3.pb.ClusterInfo\x12@\n\nGetRouting\x12\x19.fs3.pb.GetRoutingRequest\x1a\x17.fs3.pb.GetRoutingReply\x12=\n\tHeartbeat\x12\x18.fs3.pb.HeartbeatRequest\x1a\x16.fs3.pb.HeartbeatReply\x12\x30\n\x07Goodbye\x12\x16.fs3.pb.GoodbyeRequest\x1a\r.fs3.pb.Empty\x12\x30\n\x07Suspect\x12\x16.fs3.pb.SuspectRequest\x1a\r.fs3.pb.Empty\x12\x43\n\x0bOpenSession\x12\x1a.fs3.pb.OpenSessionRequest\x1a\x18.fs3.pb.OpenSessionReply\x12\x46\n\x0cRenewSession\x12\x1b.fs3.pb.RenewSessionRequest\x1a\x19.fs3.pb.RenewSessionReply\x12:\n\x0c\x43loseSession\x12\x1b.fs3.pb.CloseSessionRequest\x1a\r.fs3.pb.Emptyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,43 +41,43 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CHAINTABLE']._serialized_start=701
   _globals['_CHAINTABLE']._serialized_end=782
   _globals['_DISKINFO']._serialized_start=784
-  _globals['_DISKINFO']._serialized_end=880
-  _globals['_ROUTING']._serialized_start=883
-  _globals['_ROUTING']._serialized_end=1142
-  _globals['_CLUSTERINFO']._serialized_start=1145
-  _globals['_CLUSTERINFO']._serialized_end=1290
-  _globals['_PRIMARYCLAIM']._serialized_start=1292
-  _globals['_PRIMARYCLAIM']._serialized_end=1389
-  _globals['_CLIENTSESSION']._serialized_start=1391
-  _globals['_CLIENTSESSION']._serialized_end=1453
-  _globals['_SESSIONTABLE']._serialized_start=1455
-  _globals['_SESSIONTABLE']._serialized_end=1517
-  _globals['_LOCALTARGET']._serialized_start=1519
-  _globals['_LOCALTARGET']._serialized_end=1645
-  _globals['_HEARTBEATREQUEST']._serialized_start=1648
-  _globals['_HEARTBEATREQUEST']._serialized_end=1816
-  _globals['_CREATETARGET']._serialized_start=1818
-  _globals['_CREATETARGET']._serialized_end=1883
-  _globals['_HEARTBEATREPLY']._serialized_start=1886
-  _globals['_HEARTBEATREPLY']._serialized_end=2061
-  _globals['_GETROUTINGREQUEST']._serialized_start=2063
-  _globals['_GETROUTINGREQUEST']._serialized_end=2122
-  _globals['_GETROUTINGREPLY']._serialized_start=2124
-  _globals['_GETROUTINGREPLY']._serialized_end=2190
-  _globals['_GOODBYEREQUEST']._serialized_start=2192
-  _globals['_GOODBYEREQUEST']._serialized_end=2245
-  _globals['_SUSPECTREQUEST']._serialized_start=2247
-  _globals['_SUSPECTREQUEST']._serialized_end=2300
-  _globals['_OPENSESSIONREQUEST']._serialized_start=2302
-  _globals['_OPENSESSIONREQUEST']._serialized_end=2349
-  _globals['_OPENSESSIONREPLY']._serialized_start=2351
-  _globals['_OPENSESSIONREPLY']._serialized_end=2409
-  _globals['_RENEWSESSIONREQUEST']._serialized_start=2411
-  _globals['_RENEWSESSIONREQUEST']._serialized_end=2453
-  _globals['_RENEWSESSIONREPLY']._serialized_start=2455
-  _globals['_RENEWSESSIONREPLY']._serialized_end=2489
-  _globals['_CLOSESESSIONREQUEST']._serialized_start=2491
-  _globals['_CLOSESESSIONREQUEST']._serialized_end=2533
-  _globals['_MGMTD']._serialized_start=2536
-  _globals['_MGMTD']._serialized_end=3027
+  _globals['_DISKINFO']._serialized_end=898
+  _globals['_ROUTING']._serialized_start=901
+  _globals['_ROUTING']._serialized_end=1160
+  _globals['_CLUSTERINFO']._serialized_start=1163
+  _globals['_CLUSTERINFO']._serialized_end=1308
+  _globals['_PRIMARYCLAIM']._serialized_start=1310
+  _globals['_PRIMARYCLAIM']._serialized_end=1407
+  _globals['_CLIENTSESSION']._serialized_start=1409
+  _globals['_CLIENTSESSION']._serialized_end=1471
+  _globals['_SESSIONTABLE']._serialized_start=1473
+  _globals['_SESSIONTABLE']._serialized_end=1535
+  _globals['_LOCALTARGET']._serialized_start=1537
+  _globals['_LOCALTARGET']._serialized_end=1663
+  _globals['_HEARTBEATREQUEST']._serialized_start=1666
+  _globals['_HEARTBEATREQUEST']._serialized_end=1834
+  _globals['_CREATETARGET']._serialized_start=1836
+  _globals['_CREATETARGET']._serialized_end=1901
+  _globals['_HEARTBEATREPLY']._serialized_start=1904
+  _globals['_HEARTBEATREPLY']._serialized_end=2079
+  _globals['_GETROUTINGREQUEST']._serialized_start=2081
+  _globals['_GETROUTINGREQUEST']._serialized_end=2140
+  _globals['_GETROUTINGREPLY']._serialized_start=2142
+  _globals['_GETROUTINGREPLY']._serialized_end=2208
+  _globals['_GOODBYEREQUEST']._serialized_start=2210
+  _globals['_GOODBYEREQUEST']._serialized_end=2263
+  _globals['_SUSPECTREQUEST']._serialized_start=2265
+  _globals['_SUSPECTREQUEST']._serialized_end=2318
+  _globals['_OPENSESSIONREQUEST']._serialized_start=2320
+  _globals['_OPENSESSIONREQUEST']._serialized_end=2367
+  _globals['_OPENSESSIONREPLY']._serialized_start=2369
+  _globals['_OPENSESSIONREPLY']._serialized_end=2427
+  _globals['_RENEWSESSIONREQUEST']._serialized_start=2429
+  _globals['_RENEWSESSIONREQUEST']._serialized_end=2471
+  _globals['_RENEWSESSIONREPLY']._serialized_start=2473
+  _globals['_RENEWSESSIONREPLY']._serialized_end=2507
+  _globals['_CLOSESESSIONREQUEST']._serialized_start=2509
+  _globals['_CLOSESESSIONREQUEST']._serialized_end=2551
+  _globals['_MGMTD']._serialized_start=2554
+  _globals['_MGMTD']._serialized_end=3045
 # @@protoc_insertion_point(module_scope)

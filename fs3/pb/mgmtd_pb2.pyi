@@ -92,18 +92,20 @@ class ChainTable(_message.Message):
     def __init__(self, table_id: _Optional[int] = ..., version: _Optional[int] = ..., replicas: _Optional[int] = ..., chains: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class DiskInfo(_message.Message):
-    __slots__ = ("node_id", "disk", "path", "total_bytes", "free_bytes")
+    __slots__ = ("node_id", "disk", "path", "total_bytes", "free_bytes", "fullness")
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
     DISK_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
     TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
     FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FULLNESS_FIELD_NUMBER: _ClassVar[int]
     node_id: int
     disk: int
     path: str
     total_bytes: int
     free_bytes: int
-    def __init__(self, node_id: _Optional[int] = ..., disk: _Optional[int] = ..., path: _Optional[str] = ..., total_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ...) -> None: ...
+    fullness: int
+    def __init__(self, node_id: _Optional[int] = ..., disk: _Optional[int] = ..., path: _Optional[str] = ..., total_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., fullness: _Optional[int] = ...) -> None: ...
 
 class Routing(_message.Message):
     __slots__ = ("cluster_id", "version", "nodes", "targets", "chains", "tables", "disks", "ready", "last_target_id")

@@ -169,7 +169,12 @@ class StorageDaemon:
             total, free = engine.space()
             said.append(
                 mgmtd_pb2.DiskInfo(
-                    node_id=self.config.node_id, disk=number, path=str(disk), total_bytes=total, free_bytes=free
+                    node_id=self.config.node_id,
+                    disk=number,
+                    path=str(disk),
+                    total_bytes=total,
+                    free_bytes=free,
+                    fullness=int(engine.fullness()),
                 )
             )
         return said

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from fs3.errors import Corrupt, Invalid, PermissionDenied, Unavailable
+from fs3.errors import Corrupt, Invalid, NoSpace, PermissionDenied, Unavailable
 from fs3.storage.metadata import Metadata, MetadataStore
 from fs3.storage.raw_file import FileFolder, SystemFolder, sync_folder
 
@@ -38,8 +38,15 @@ class Disk:
     close: Callable[[], None]  # let go of the disk, after its metadata and files were closed
 
 
-def folder_disk(path: Path, *, cluster_id: str, node_id: int, create: bool, write_buffer_bytes: int) -> Disk:
-    """The disk in folder `path`. Raises: as `Engine.open`."""
+def folder_disk(
+    path: Path, *, cluster_id: str, node_id: int, create: bool, write_buffer_bytes: int, least_bytes: int = 0
+) -> Disk:
+    """The disk in folder `path`; one that is made there must have more than `least_bytes` free.
+
+    Raises: as `Engine.open`.
+    """
+    if create and least_bytes and not (path / _MARKER).exists():
+        _check_free(path, least_bytes)
     lock = _claim(path, cluster_id=cluster_id, node_id=node_id, create=create)
     try:
         metadata = Metadata(path / "metadata", write_buffer_bytes=write_buffer_bytes)
@@ -55,6 +62,17 @@ def folder_disk(path: Path, *, cluster_id: str, node_id: int, create: bool, writ
         opened=lambda: _note_boot(path),
         close=lambda: os.close(lock),
     )
+
+
+def _check_free(path: Path, least_bytes: int) -> None:
+    """Before anything is made there. Raises: NoSpace."""
+    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    free = _free_bytes(there)
+    if free <= least_bytes:
+        raise NoSpace(
+            f"{path}: its disk has {free >> 20} MiB free, and {least_bytes >> 20} MiB are kept for the metadata "
+            f"(reserve_bytes): there is no room for chunks; name a folder on a larger disk"
+        )
 
 
 def _free_bytes(path: Path) -> int:

@@ -46,6 +46,7 @@ from fs3.storage.engine_api import (
     Update,
     Verdict,
 )
+from fs3.storage.fullness_core import Fullness
 from fs3.storage.published import Published
 from fs3.storage.space import Space
 from fs3.storage.staging import Stager
@@ -110,6 +111,7 @@ class Engine:
             Invalid: no engine there, a folder with other things in it, or another format.
             PermissionDenied: the folder belongs to another cluster, or to another node of it (0: any may open it).
             Unavailable: another process has it open.
+            NoSpace: a new folder's disk has no room beyond what is kept for the metadata.
             Corrupt: its metadata or a block file is damaged; nothing was changed.
         """
         config = config or EngineConfig()
@@ -119,6 +121,7 @@ class Engine:
             node_id=node_id,
             create=create,
             write_buffer_bytes=config.write_buffer_bytes,
+            least_bytes=config.reserve_bytes,
         )
         return cls(disk, config, step=step)
 
@@ -325,6 +328,9 @@ class Engine:
     def space(self) -> tuple[int, int]:
         return self._space.total_and_free()
 
+    def fullness(self) -> Fullness:
+        return self._space.fullness()
+
     def stats(self) -> EngineStats:
         quarantined, holds, pins = self._space.counts
         return EngineStats(
@@ -343,6 +349,7 @@ class Engine:
             wal_syncs=self._committer.syncs,
             file_syncs=sum(file.sync_calls for file in self._files),
             corrupt=self._corrupt,
+            fullness=int(self._space.fullness()),
             damaged=len(self._published.damaged),
             repaired=self._changes.repaired,
         )

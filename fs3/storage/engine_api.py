@@ -20,7 +20,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fs3.errors import Fs3Error
+from fs3.errors import Fs3Error, Invalid
+from fs3.storage.fullness_core import Fullness
 from fs3.transport.messages import Op, Records, UpdateFlag
 
 
@@ -183,10 +184,22 @@ class EngineConfig:
 
     max_bytes: int = 0  # of the block files, sums included; 0: as much as the disk has
     reserve_bytes: int = 256 << 20  # of the disk, kept free for the metadata's own files
+    hard_reserve_bytes: int = 64 << 20  # below that only removals are taken; never more than reserve_bytes
+    warn_used: float = 0.96  # of the room for chunks: a warning from there on; 1: never
+    refuse_used: float = 0.98  # ... and no new chunks from there on; 1: until it is full
     file_bytes: int = 64 << 30  # data of one block file; fixed when a file is made
     group_bytes: int = 64 << 20  # a file grows by so much, but by at most 256 blocks
     index_chunks: int = 1 << 16  # room in the first index
     write_buffer_bytes: int = 32 << 20  # of RocksDB
+
+    def __post_init__(self) -> None:
+        if not 0 < self.warn_used <= self.refuse_used <= 1:
+            raise Invalid(
+                f"warn_used {self.warn_used}, refuse_used {self.refuse_used}: shares of a disk, the warning first"
+            )
+        for name in ("max_bytes", "reserve_bytes", "hard_reserve_bytes"):
+            if getattr(self, name) < 0:
+                raise Invalid(f"{name} {getattr(self, name)}: must not be negative")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,6 +221,7 @@ class EngineStats:
     wal_syncs: int
     file_syncs: int
     corrupt: int  # reads that found bytes not to match their sums
+    fullness: int  # fullness_core.Fullness
     damaged: int  # chunks marked as such
     repaired: int
 
@@ -365,5 +379,8 @@ class ChunkEngine(Protocol):
 
     def space(self) -> tuple[int, int]:
         """(total, free) bytes for chunks."""
+
+    def fullness(self) -> Fullness:
+        """What the disk's fullness stops now. Updates that it stops get NoSpace."""
 
     def stats(self) -> EngineStats: ...

@@ -108,6 +108,9 @@ class DaemonFigures(Collector):
     def _of_disks(self) -> Iterator[Metric]:
         space = GaugeMetricFamily("fs3_storage_space_bytes", "Room for chunks", labels=["disk", "what"])
         chunks = GaugeMetricFamily("fs3_storage_chunks", "Chunks by state", labels=["disk", "state"])
+        fullness = GaugeMetricFamily(
+            "fs3_storage_fullness", "0: there is room, 1: nearly full, 2: no new chunks, 3: no writes", labels=["disk"]
+        )
         corrupt = CounterMetricFamily("fs3_storage_corrupt", "Blocks found not to match their sums", labels=["disk"])
         syncs = CounterMetricFamily("fs3_storage_syncs", "Syncs of files and logs", labels=["disk", "what"])
         for disk, engine in zip(self._disks, self._engines, strict=True):
@@ -121,7 +124,8 @@ class DaemonFigures(Collector):
             corrupt.add_metric([str(disk)], stats.corrupt)
             syncs.add_metric([str(disk), "files"], stats.file_syncs)
             syncs.add_metric([str(disk), "log"], stats.wal_syncs)
-        yield from (space, chunks, corrupt, syncs)
+            fullness.add_metric([str(disk)], stats.fullness)
+        yield from (space, chunks, corrupt, syncs, fullness)
         yield from self._of_scrubbing()
 
     def _of_scrubbing(self) -> Iterator[Metric]:

@@ -205,7 +205,10 @@ class Replication:
         if item.from_client:
             standing = self._standing(item.engine, target_id, client)  # after the result: see session_fence.py
             retry = bool(item.flags & UpdateFlag.RETRY)
-            return craq_core.head_decides(item.op, item.identity, info, result, pending, standing=standing, retry=retry)
+            # A chunk whose bytes are lost is as good as absent to who would only write it if it were.
+            absent = item.op is Op.PUT_IF_ABSENT and item.key in item.engine.damaged()
+            op = Op.REPLACE if absent else item.op
+            return craq_core.head_decides(op, item.identity, info, result, pending, standing=standing, retry=retry)
         if (stale := self._stale(item)) is not None:
             return stale
         if item.op is Op.NOTE:

@@ -6,6 +6,7 @@ grow outside it, so that a slow `fallocate` stops no reader. The limits of disk 
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Sequence
 
@@ -25,9 +26,19 @@ from fs3.storage.allocator_core import (
 )
 from fs3.storage.blocks import BlockFile, BlockFiles, disk_error
 from fs3.storage.engine_api import EngineConfig
+from fs3.storage.fullness_core import Fullness, fullness
+
+_LOG = logging.getLogger("fs3.storage")
 
 _BLOCK_SHIFT = 44  # physical id of a block: file << 44 | position >> 12
 _POSITION_SHIFT = 12
+_LOOK_S = 0.25
+_MEANS = {
+    Fullness.NORMAL: "there is room again",
+    Fullness.NEARLY: "the disk is nearly full",
+    Fullness.NO_NEW: "the disk is so full that no new chunks are taken",
+    Fullness.NO_WRITES: "the disk is full, and takes nothing but removals",
+}
 _UNSYNCED_BYTES = 64 << 20  # of freed blocks that wait for a sync of the metadata before one is asked for
 
 
@@ -58,6 +69,9 @@ class Space:
         self._allocator = Allocator(file_bytes=config.file_bytes, group_bytes=config.group_bytes)
         self._quarantine = Quarantine()
         self._unsynced_bytes = 0  # about: since the last sync
+        self._runtime = runtime
+        self._fullness = Fullness.NORMAL
+        self._looked_s = float("-inf")
 
     def rebuild(self, used: dict[int, NDArray[np.int64]]) -> None:
         """Take over the slots in use, by file. Raises: Corrupt."""
@@ -107,6 +121,7 @@ class Space:
                 if isinstance(failure, NoSpace):
                     return None
                 raise failure from None
+            self._looked_s = float("-inf")
             with self._lock:
                 self._allocator.grown(growth)
                 return self._allocator.allocate(cls)
@@ -143,6 +158,36 @@ class Space:
         """(blocks in quarantine, holds, pins)."""
         with self._lock:
             return self._quarantine.counts
+
+    def fullness(self) -> Fullness:
+        """What the disk's fullness stops; looked up again after some time, or if it stops anything."""
+        now_s = self._runtime.now_s()
+        if self._fullness is not Fullness.NORMAL or now_s - self._looked_s >= _LOOK_S:
+            self._looked_s = now_s
+            total, free = self.total_and_free()
+            config = self._config
+            before, self._fullness = (
+                self._fullness,
+                fullness(
+                    self._fullness,
+                    used=total - free,
+                    total=total,
+                    disk_free=self._free_bytes(),
+                    warn_used=config.warn_used,
+                    refuse_used=config.refuse_used,
+                    hard_reserve=min(config.hard_reserve_bytes, config.reserve_bytes),
+                ),
+            )
+            if self._fullness is not before:
+                level = logging.WARNING if self._fullness > before else logging.INFO
+                _LOG.log(level, "%s: %d of %d bytes are free: %s", self._folder, free, total, _MEANS[self._fullness])
+        return self._fullness
+
+    def check_room(self, *, makes_chunk: bool) -> None:
+        """Raises: NoSpace, if the disk is too full for an update that is no removal."""
+        level = self.fullness()
+        if level is Fullness.NO_WRITES or (makes_chunk and level is Fullness.NO_NEW):
+            raise NoSpace(f"{self._folder}: {_MEANS[level]}; remove data, or add a disk")
 
     def total_and_free(self) -> tuple[int, int]:
         """Bytes for chunks."""

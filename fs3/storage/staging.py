@@ -65,6 +65,8 @@ class Stager:
         if update.op is Op.PUT_IF_ABSENT and base.file != 0:
             return Prepared(_staged(update, 0, base.length, applied=False), None)
         _check_version(update, version, base, before)
+        # Recovery restores what was there: it may go on until the disk is really full.
+        self._space.check_room(makes_chunk=base.file == 0 and not update.flags & _SYNC_FLAGS)
         flags = 0 if update.durable else md.FLAG_OS
         op = Op.REPLACE if update.flags & UpdateFlag.SYNC_REPLACE else update.op
         parts = content.parts_of(op, update.offset, len(update.data), base.length, update.chunk_bytes)
