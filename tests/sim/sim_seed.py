@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -156,6 +157,8 @@ def _run(
         violation, kind = str(error), type(error).__name__
         if isinstance(error, NotLinearizable | WatchedChunk | ChainViolation):
             chunk, chain = error.chunk, error.chain
+    except Exception as error:  # noqa: BLE001  # a defect of the simulator fails its seed and not the run of all
+        violation, kind = "".join(traceback.format_exception(error)), type(error).__name__
     finally:
         run.sim.close()
     history = run.workload.history.operations if run.workload is not None else []
