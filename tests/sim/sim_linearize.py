@@ -16,7 +16,7 @@ Sources: Wing and Gong, "Testing and Verifying Concurrent Objects" (1993); Lowe,
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sim_history import Kind, Operation, Outcome, describe
 
@@ -42,6 +42,7 @@ class Verdict:
 def check(operations: Sequence[Operation], *, versions: bool = True) -> Verdict:
     """The verdict on the operations of one chunk. `versions`: see the module; without, only bytes count."""
     known = 0
+    operations = [*operations, *_undone(operations)]
     while True:
         search = _Search(operations, versions=versions)
         verdict = search.run()
@@ -200,6 +201,16 @@ class _Search:
         lines = [f"the chunk is then {state}" + (f", version {version}" if self._versions else "")]
         lines += [f"and does not fit: {one} -> {one.answer()}" for one in stuck]
         return "\n".join(lines)
+
+
+def _undone(operations: Sequence[Operation]) -> Iterator[Operation]:
+    """An update that was in progress at a LOSS may have been applied before it, and lost with all memory of it: its
+    client sends it again. So it may take effect once more than its answer tells."""
+    losses = [one.invoked for one in operations if one.kind is Kind.LOSS]
+    for one in operations:
+        ended = _NEVER if one.returned is None else one.returned
+        if one.kind not in (Kind.READ, Kind.QUERY, Kind.LOSS) and any(one.invoked < loss < ended for loss in losses):
+            yield replace(one, outcome=Outcome.UNKNOWN, returned=None, error="may have been lost")
 
 
 def _idle(operation: Operation) -> bool:

@@ -263,6 +263,22 @@ def test_a_loss_happens_once_and_after_it_all_is_strict_again() -> None:
     assert not script.verdict() and not script.verdict(versions=False)
 
 
+def test_an_update_in_progress_at_a_loss_may_be_applied_again() -> None:
+    for during in (True, False):
+        script = Script()
+        script.put(A, 1)
+        write = script.begin(Kind.REPLACE, data=B)
+        script.read(B, 2)
+        if not during:
+            script.ok(write, 2, len(B))
+        script.begin(Kind.LOSS)
+        script.read(A, 1)
+        if during:
+            script.ok(write, 2, len(B))
+        script.read(B, 2)
+        assert script.verdict() is during
+
+
 def test_many_unknown_outcomes_do_not_take_for_ever() -> None:
     script = Script()
     script.put(A, 1)
