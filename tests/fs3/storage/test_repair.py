@@ -125,6 +125,21 @@ def test_without_a_good_copy_a_chunk_stays_marked_until_it_is_written(make: Call
     cluster.check_replicas()
 
 
+def test_what_is_lost_is_as_good_as_absent_to_a_put_if_absent(make: Callable[..., Any]) -> None:
+    """A cache page whose bytes are gone on every replica can be stored again."""
+    cluster = make()
+    client = wc.Client(cluster, 7)
+    client.write(1, CHUNK, Op.REPLACE, DATA)
+    assert client.write(1, CHUNK, Op.PUT_IF_ABSENT, b"again") == (0, len(DATA))
+    for node_id, node in cluster.nodes.items():
+        flip(node, 100 + node_id, CHUNK, 10_000 * node_id)
+    for node in cluster.nodes.values():
+        assert report(node, CHUNK) == Corrupt.code
+    assert client.write(1, CHUNK, Op.PUT_IF_ABSENT, b"again") == (2, 5)
+    assert not any(node.raw.damaged() for node in cluster.nodes.values())
+    cluster.check_replicas()
+
+
 def test_reports_of_what_is_not_here_change_nothing(make: Callable[..., Any]) -> None:
     cluster = make()
     assert report(cluster.nodes[1], (1, 99)) == NotFound.code
