@@ -159,6 +159,11 @@ class _Image:
         self.unsynced.append((position, bytes(self.data[position:end])))
         self.data[position:end] = part
 
+    def is_unsynced(self, position: int, length: int) -> bool:
+        """Whether bytes of this part are written and not synced."""
+        logs = (self.unsynced, *self.syncing)
+        return any(at < position + length and position < at + len(old) for log in logs for at, old in log)
+
     def begin_sync(self) -> list[Undo]:
         covered, self.unsynced = self.unsynced, []
         self.syncing.append(covered)
@@ -320,6 +325,15 @@ class _Store:
             undo.append((key, self.values.get(key)))
             self._set(key, value)
         self.unsynced.append(undo)
+
+    def durable(self, key: bytes) -> bytes | None:
+        """What a power loss would leave of a key if it took all that is not synced."""
+        value = self.values.get(key)
+        for undo in reversed(self.unsynced):
+            for changed, before in reversed(undo):
+                if changed == key:
+                    value = before
+        return value
 
     def _set(self, key: bytes, value: bytes | None) -> None:
         known = key in self.values

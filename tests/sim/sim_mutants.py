@@ -113,12 +113,21 @@ MUTANTS: tuple[Mutant, ...] = (
         bug=9,
     ),
     # Versions and order
-    _one(
+    Mutant(
         "version-gap",
-        "a replica takes any newer version, also one whose predecessor it has missed, or of a chunk that is removed",
-        _CRAQ,
-        "    if not info.found if fresh else (info.found and version == info.version + 1):\n",
-        "    if version > info.version:\n",
+        "removals are forgotten though older frames may still arrive, and a replica takes them for something new",
+        (
+            Patch(
+                "fs3/storage/sending.py",
+                "            if self._doubts.has(item.key[0], item.role.version, chunk):\n",
+                "            if self._doubts.has(item.key[0], item.role.version - 1, chunk):\n",
+            ),
+            Patch(
+                _CRAQ,
+                "    if not info.found if fresh else (info.found and version == info.version + 1):\n",
+                "    if version > info.version:\n",
+            ),
+        ),
     ),
     _one(
         "old-chunk-in-recovery",
@@ -206,7 +215,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "the client sends an update again under a new sequence number",
         "fs3/client/write_path.py",
         "        self._tries[todo] += 1\n",
-        '        self._tries[todo] += 1\n        self._records["seq"][todo] += self._tries[todo] - 1\n',
+        '        self._tries[todo] += 1\n        self._records["seq"][todo] += (self._tries[todo] > 1).astype(np.uint64)\n',
     ),
     # Reads
     _one(

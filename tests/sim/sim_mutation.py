@@ -48,6 +48,15 @@ class Mutant:
     bug: int = 0
 
 
+def patched(mutant: Mutant) -> dict[str, str]:
+    """The sources that a mutant changes, by path, changed. Raises: ValueError: a patch does not apply."""
+    sources: dict[str, str] = {}
+    for patch in mutant.patches:
+        source = sources.get(patch.path) or (ROOT / patch.path).read_text(encoding="utf-8")
+        sources[patch.path] = patch.applied(source)
+    return sources
+
+
 class _Loader(importlib.machinery.SourceFileLoader):
     """Compiles the patched source; takes and leaves no cached bytecode."""
 

@@ -7,6 +7,8 @@ An update is one version      (craq_core.py) one (client, channel, seq) is commi
 Who has forgotten knows why   (session_fence.py) a target that serves, or was the last that did, and lacks the result
                               of an update which its chain has applied, has the update pending, or knows, also after a
                               restart, that the client's session is over
+Stored, then shown            (engine.py) what readers see of a synced chunk is on stable storage, committed or pending,
+                              record and bytes
 Runs do not come back         (lease_core.py) a node's generation in the routing is never again one that another has
                               replaced
 Marked damage is not sent     (repair.py) a range of a chunk that is marked gets no bytes
@@ -27,6 +29,8 @@ from sim_workload import Workload
 
 from fs3.ids import chunk_name
 from fs3.routing import Routing, TargetState
+from fs3.storage import metadata
+from fs3.storage.blocks import name_of
 from fs3.storage.published import Published
 from fs3.storage.read_path import ReadPath
 from fs3.storage.session_fence import FENCE
@@ -34,6 +38,8 @@ from fs3.transport.frame_core import Kind
 
 _HOLDERS = (TargetState.SERVING, TargetState.LASTSRV)
 _REPORT = int(Kind.REPORT)
+_UNPACK = {metadata.COMMITTED: metadata.unpack_version, metadata.PENDING: metadata.unpack_pending}
+_KINDS = tuple(_UNPACK)
 
 
 class Promises:
@@ -58,6 +64,8 @@ class Promises:
         def watched(published: Published, key: tuple[int, int, int], version: Any, batch: int) -> None:
             if version is not None and version.client:
                 self._one_version(key, version)
+            if version is not None and not version.flags & metadata.FLAG_OS:
+                self._is_stored(published, key, version)
             commit(published, key, version, batch)
 
         def honest(path: ReadPath, header: Any, ranges: Any, results: Any, *rest: Any, **more: Any) -> Any:
@@ -138,6 +146,29 @@ class Promises:
                 f" of client {client}, channel {channel}, which its chain has applied to {chunk_name(*chunk)}",
             )
 
+    # Stored, then shown
+
+    def _is_stored(self, published: Published, key: tuple[int, int, int], version: Any) -> None:
+        disk = self._disk_of(published)
+        if disk is None:
+            return
+        what = f"target {key[0]} shows version {version.version} of {chunk_name(*key[1:])}"
+        records = [(kind, disk.store.durable(metadata.chunk_key(kind, *key))) for kind in _KINDS]
+        unpacked = [_UNPACK[kind](raw).version for kind, raw in records if raw is not None]
+        if version.version not in unpacked:
+            raise WatchedChunk(key[1:], 0, f"{what}, whose record a power loss would undo")
+        if version.file >= 0:
+            position = published._files[version.file].position(version.slot)
+            if disk.files[name_of(version.file)].is_unsynced(position, version.length):
+                raise WatchedChunk(key[1:], 0, f"{what}, whose bytes a power loss would undo")
+
+    def _disk_of(self, published: Published) -> Any:
+        for storage in self._cluster.storages:
+            for disk, engine in zip(storage.disks, storage.daemon.engines if storage.daemon else (), strict=False):
+                if engine._published is published:
+                    return disk
+        return None
+
     # Runs do not come back
 
     def _runs(self, routing: Routing) -> None:
@@ -155,6 +186,9 @@ class Promises:
         marked = {key for engine in path._engines for key in engine.damaged()}
         table = path._serving.reads
         for row in range(len(ranges)) if marked else ():
-            key = (int(table.target[int(ranges["chain"][row])]), int(ranges["hi"][row]), int(ranges["lo"][row]))
-            if results["length"][row] and key in marked:
+            chain = int(ranges["chain"][row])
+            if not results["length"][row] or chain >= len(table.target):
+                continue  # no bytes; or it has stopped to serve just now
+            key = (int(table.target[chain]), int(ranges["hi"][row]), int(ranges["lo"][row]))
+            if key in marked:
                 raise Violation(f"target {key[0]} sends {chunk_name(*key[1:])}, which it knows to be damaged")

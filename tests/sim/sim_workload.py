@@ -127,7 +127,7 @@ class Mix:
         return Mix(
             operations=operations,
             kinds=weights,
-            batch=draw.choice([0.0, 0.1, 0.3]),
+            batch=draw.choice([0.0, 0.1, 0.3, 0.6]),
             pause_s=draw.choice([0.05, 0.2, 0.4, 0.6]),
             deadlines_s=draw.choice([(30.0,), (0.3, 2.0, 30.0), (2.0, 5.0), (5.0, 30.0)]),
             hot=draw.randint(2, 4),
@@ -223,7 +223,7 @@ class Workload:
                 client.runtime.sleep(draw.expovariate(1 / self.mix.pause_s))
             count = 1
             if draw.random() < self.mix.batch:
-                count = min(draw.randint(2, 4), worker.left, len(self.places))
+                count = min(draw.randint(2, 6), worker.left, len(self.places))
             worker.left -= count
             self._act(client, worker, count)
         self._finish(worker)
