@@ -537,12 +537,21 @@ MUTANTS: tuple[Mutant, ...] = (
         "            if verdict.version >= 0:\n                return False",
     ),
     # Leases of daemons
-    _one(
+    Mutant(
         "write-without-lease",
         "a head that has lost touch with mgmtd goes on answering updates",
-        "fs3/storage/write_path.py",
-        "        if hop == 0 and not self._may_write():\n",
-        "        if hop < 0 and not self._may_write():\n",
+        (
+            Patch(
+                "fs3/storage/write_path.py",
+                "        if hop == 0 and not self._may_write():\n",
+                "        if hop < 0 and not self._may_write():\n",
+            ),
+            Patch(
+                "fs3/storage/service.py",
+                "            if header.hop == 0:\n                self._check_lease()\n",
+                "",
+            ),
+        ),
     ),
     _one(
         "serves-too-long",

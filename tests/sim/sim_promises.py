@@ -9,6 +9,8 @@ Who has forgotten knows why   (session_fence.py) a target that serves, or was th
                               restart, that the client's session is over
 Stored, then shown            (engine.py) what readers see of a synced chunk is on stable storage, committed or pending,
                               record and bytes
+Answers are given in time     (read_path.py, service.py) a read or a client's update is answered only while the daemon's
+                              lease goes on: T/2 after the last heartbeat that was answered
 Runs do not come back         (lease_core.py) a node's generation in the routing is never again one that another has
                               replaced
 Marked damage is not sent     (repair.py) a range of a chunk that is marked gets no bytes
@@ -29,7 +31,7 @@ from sim_workload import Workload
 
 from fs3.ids import chunk_name
 from fs3.routing import Routing, TargetState
-from fs3.storage import metadata
+from fs3.storage import metadata, service
 from fs3.storage.blocks import name_of
 from fs3.storage.published import Published
 from fs3.storage.read_path import ReadPath
@@ -37,7 +39,7 @@ from fs3.storage.session_fence import FENCE
 from fs3.transport.frame_core import Kind
 
 _HOLDERS = (TargetState.SERVING, TargetState.LASTSRV)
-_REPORT = int(Kind.REPORT)
+_REPORT, _WRITE = int(Kind.REPORT), int(Kind.WRITE)
 _UNPACK = {metadata.COMMITTED: metadata.unpack_version, metadata.PENDING: metadata.unpack_pending}
 _KINDS = tuple(_UNPACK)
 
@@ -55,6 +57,9 @@ class Promises:
         self._disks_are_well = True
         self._commit: Callable[..., None] | None = None
         self._reply: Callable[..., Any] | None = None
+        self._read: Callable[..., Any] | None = None
+        self._plain_reply: Callable[..., Any] | None = None
+        self._sim = sim
         sim.subscribe(self.hear)
 
     def __enter__(self) -> Promises:
@@ -72,12 +77,30 @@ class Promises:
             self._not_damaged(path, ranges, results)
             return reply(path, header, ranges, results, *rest, **more)
 
+        self._read = read = ReadPath.read
+        self._plain_reply = plain_reply = service.plain_reply
+
+        def read_in_time(path: ReadPath, *what: Any, **more: Any) -> Any:
+            answer = read(path, *what, **more)
+            self._in_time("a read")
+            return answer
+
+        def written_in_time(header: Any, *what: Any, **more: Any) -> Any:
+            if header.kind == _WRITE and not header.hop:
+                self._in_time("an update")
+            return plain_reply(header, *what, **more)
+
+        ReadPath.read = read_in_time  # type: ignore[method-assign]
+        service.plain_reply = written_in_time
         Published.commit = watched  # type: ignore[method-assign]
         ReadPath._reply = honest  # type: ignore[method-assign]
         return self
 
     def __exit__(self, *_: object) -> None:
         assert self._commit is not None and self._reply is not None
+        assert self._read is not None and self._plain_reply is not None
+        ReadPath.read = self._read  # type: ignore[method-assign]
+        service.plain_reply = self._plain_reply
         Published.commit = self._commit  # type: ignore[method-assign]
         ReadPath._reply = self._reply  # type: ignore[method-assign]
 
@@ -179,6 +202,20 @@ class Promises:
                 if (node.node_id, node.generation) in self._replaced:
                     raise Violation(f"node {node.node_id} is back to a run that another has replaced")
             self._generation[node.node_id] = node.generation
+
+    # Answers are given in time
+
+    def _in_time(self, what: str) -> None:
+        thread = self._sim.current
+        for storage in self._cluster.storages:
+            if (
+                thread is not None
+                and storage.alive
+                and storage.process is thread.process
+                and storage.daemon is not None
+            ):
+                if not storage.daemon._in_time():
+                    raise Violation(f"{storage.name} answers {what}, though its lease is over")
 
     # Marked damage is not sent
 
