@@ -14,6 +14,7 @@ Left out are mistakes that change nothing which anybody could notice, because an
     the fence of sessions not stored, or    the first heartbeat's answer brings the table, before any routing; so it
     SYNC_DONE not comparing tables          takes a lost answer and a late update besides (kept: see sim_promises.py)
     a FORGET passed to a SYNCING replica    which refuses it, and nothing is erased
+    settling after a change of the chain    whoever works on a version finishes it, or leaves the chore behind (kept: both)
     a version compared by `commit` alone    the chunk's lock is held from staging to commit (kept: both together)
 """
 
@@ -269,12 +270,13 @@ MUTANTS: tuple[Mutant, ...] = (
         "                engine.abort(pending)\n",
         "                pass\n",
     ),
-    _one(
+    Mutant(
         "not-settled",
-        "pending versions are not finished after a change of the chain",
-        _CHAIN_STATE,
-        '                self._ask("settle", role.target_id)\n',
-        "",
+        "pending versions that nobody works on any more stay",
+        (
+            Patch(_CHAIN_STATE, '                self._ask("settle", role.target_id)\n', ""),
+            Patch(_REPLICATION, "            self._settle(item.key[0], _SETTLE_AGAIN_S)\n", "            return\n"),
+        ),
     ),
     # States
     _one(

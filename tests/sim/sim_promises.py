@@ -207,15 +207,10 @@ class Promises:
 
     def _in_time(self, what: str) -> None:
         thread = self._sim.current
-        for storage in self._cluster.storages:
-            if (
-                thread is not None
-                and storage.alive
-                and storage.process is thread.process
-                and storage.daemon is not None
-            ):
-                if not storage.daemon._in_time():
-                    raise Violation(f"{storage.name} answers {what}, though its lease is over")
+        for storage in self._cluster.storages if thread is not None else ():
+            mine = storage.alive and storage.process is thread.process
+            if mine and storage.daemon is not None and not storage.daemon._in_time():
+                raise Violation(f"{storage.name} answers {what}, though its lease is over")
 
     # Marked damage is not sent
 
