@@ -22,6 +22,7 @@ from fs3.errors import NotPrimary, Unavailable
 from fs3.runtime import SYSTEM, Runtime
 from fs3.transport import rpc
 
+_PATIENCE_S = 1.0
 _FIRST_PAUSE_S = 0.02
 _LONGEST_PAUSE_S = 0.25
 _LEAVE_S = 5.0
@@ -132,7 +133,8 @@ class ControlService:
     """Several daemons of one service, any of which may answer: the one that did last is asked first. Thread-safe.
 
     Where one of them says that it does not decide now (`NotPrimary`), they are asked again until the deadline: another
-    is taking over. `open_channel(address)` and `runtime` are ports.
+    is taking over. One that says nothing is waited for a second, then the others are asked, and it again for longer.
+    `open_channel(address)` and `runtime` are ports.
     """
 
     def __init__(
@@ -174,26 +176,29 @@ class ControlService:
         """
         now_s = self._runtime.now_s
         deadline_s = now_s() + timeout_s
-        pause_s = _FIRST_PAUSE_S
+        pause_s, patience_s = _FIRST_PAUSE_S, getattr(request, "wait_ms", 0) / 1000 + _PATIENCE_S
         while True:
             reasons: list[str] = []
-            told_to_wait = False
+            worth_asking_again = False
             addresses = sorted(self.addresses, key=lambda address: address != self._preferred)
             for index, address in enumerate(addresses):
-                share_s = max((deadline_s - now_s()) / (len(addresses) - index), 0.001)
+                asked_s = now_s()
+                share_s = max((deadline_s - asked_s) / (len(addresses) - index), 0.001)
+                if len(addresses) > 1:
+                    share_s = min(share_s, patience_s)
                 try:
                     reply = self._channels[address].call(method, request, timeout_s=share_s, credentials=credentials)
                 except Unavailable as error:
-                    told_to_wait |= isinstance(error, NotPrimary)
+                    worth_asking_again |= isinstance(error, NotPrimary) or now_s() - asked_s >= share_s
                     reasons.append(str(error))
                     continue
                 self._preferred = address
                 return reply
             left_s = deadline_s - now_s()
-            if not told_to_wait or left_s <= 0 or self._closed:
+            if not worth_asking_again or left_s <= 0 or self._closed:
                 raise Unavailable("; ".join(reasons))
             self._runtime.sleep(min(pause_s, left_s))
-            pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+            pause_s, patience_s = min(pause_s * 2, _LONGEST_PAUSE_S), patience_s * 2
 
     def close(self) -> None:
         """Cancel what is under way and refuse later calls."""
