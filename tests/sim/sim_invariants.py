@@ -282,20 +282,30 @@ class Invariants:
             else:
                 storage.kill("for a look at its disk")
             storage.start()
-        up = lambda: all(storage.daemon is not None for storage in self._cluster.storages)  # noqa: E731
-        self._cluster.run_until(up, within_s=60.0, what="that all daemons open their disks")
-        for storage in self._cluster.storages:
-            after = self._committed_chunks(storage)
-            for key, version in before[storage.name].items():
-                if after.get(key, 0) != version and (not power or key[1:] in self._durable()):
-                    now = f"version {after[key]}" if key in after else "nothing"
-                    raise WatchedChunk(
-                        key[1:],
-                        self._cluster.routing.targets[key[0]].chain_id,
-                        f"target {key[0]}, {chunk_name(*key[1:])}: version {version} is {now} after a restart",
-                    )
-            for disk, engine in enumerate(storage.daemon.engines):
-                blocks_add_up(engine, f"node {storage.node_id}, disk {disk}, opened again")
+        left = list(self._cluster.storages)
+
+        def looked_at() -> bool:
+            # As soon as the disk is open: pending versions are dropped where others go on without them.
+            while left and left[-1].daemon is not None:
+                self._after_restart(left[-1], before[left[-1].name], power=power)
+                left.pop()
+            left.sort(key=lambda storage: storage.daemon is not None)
+            return not left
+
+        self._cluster.run_until(looked_at, within_s=60.0, what="that all daemons open their disks")
+
+    def _after_restart(self, storage: Any, before: dict[tuple[int, int, int], int], *, power: bool) -> None:
+        after, durable = self._committed_chunks(storage), self._durable()
+        for key, version in before.items():
+            if after.get(key, 0) != version and (not power or key[1:] in durable):
+                now = f"version {after[key]}" if key in after else "nothing"
+                raise WatchedChunk(
+                    key[1:],
+                    self._cluster.routing.targets[key[0]].chain_id,
+                    f"target {key[0]}, {chunk_name(*key[1:])}: version {version} is {now} after a restart",
+                )
+        for disk, engine in enumerate(storage.daemon.engines):
+            blocks_add_up(engine, f"node {storage.node_id}, disk {disk}, opened again")
 
     def _committed_chunks(self, storage: Any) -> dict[tuple[int, int, int], int]:
         """The newest version, pending or not, of each chunk on a daemon's disks."""
