@@ -9,6 +9,7 @@ which other replicas have everything.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 from sim_cluster import Cluster, SimMachine, SimMgmtd, SimStorage
@@ -220,15 +221,19 @@ class Nemesis:
             for storage in lost:
                 _powers_on(storage)
 
-        return bool(lost) and self._begin(kind, None, end, self._lasts())
+        lasts_s = self._lasts()
+        for storage in lost:
+            if self.chance.random() < 0.5:  # some are back before the others
+                self.sim.after(lasts_s * self.chance.random(), partial(_powers_on, storage))
+        return bool(lost) and self._begin(kind, None, end, lasts_s)
 
     def _partition(self, kind: str) -> bool:
-        storage = self._one(self.cluster.storages)
-        return self._cuts(kind, storage, self._some_others(storage))
+        machine = self._one([*self.cluster.storages, *self.cluster.clients])
+        return self._cuts(kind, machine, self._some_others(machine))
 
     def _one_way_partition(self, kind: str) -> bool:
-        storage = self._one(self.cluster.storages)
-        return self._cuts(kind, storage, self._some_others(storage), one_way=True)
+        machine = self._one([*self.cluster.storages, *self.cluster.clients])
+        return self._cuts(kind, machine, self._some_others(machine), one_way=True)
 
     def _some_others(self, machine: SimMachine) -> list[str]:
         others = [other.name for other in self.cluster.machines if other is not machine]

@@ -263,12 +263,13 @@ MUTANTS: tuple[Mutant, ...] = (
         "                engine.commit(pending, sync=True)\n",
         "                engine.abort(pending)\n",
     ),
-    _one(
+    Mutant(
         "pending-kept",
-        "a replica that was left behind keeps the pending versions of before",
-        _UPKEEP,
-        "                engine.abort(pending)\n",
-        "                pass\n",
+        "a replica that was left behind keeps the pending versions of before, and recovery does not mind",
+        (
+            Patch(_UPKEEP, "                engine.abort(pending)\n", "                pass\n"),
+            Patch(_RESYNC_CORE, "    return bool(there.pending) or here.version", "    return here.version"),
+        ),
     ),
     Mutant(
         "not-settled",
@@ -330,7 +331,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "a head takes updates of clients whose sessions have ended, and whose results are forgotten",
         _CRAQ,
         "    if client and standing is Standing.ENDED:\n",
-        "    if client and standing is Standing.ENDED and not info.version:\n",
+        "    if client < 0 and standing is Standing.ENDED:\n",
     ),
     _one(
         "fence-not-kept",
@@ -341,14 +342,19 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "sync-done-with-an-older-table",
-        "a replica is in sync although it does not know yet whose results its predecessor has forgotten",
+        "a replica is in sync although it does not know yet whose results its predecessor has forgotten, just now",
         (
             Patch(
                 _SESSIONS,
                 "        if self._table.version < version:\n            raise",
                 "        if version < 0:\n            raise",
             ),
-            Patch(_SESSIONS, "        if self._fence(engine, target_id) < version:\n", "        if version < 0:\n"),
+            Patch(
+                _SESSIONS,
+                "        if self._fence(engine, target_id) < version:\n",
+                "        if version < 0:\n",
+            ),
+            Patch("fs3/storage/write_path.py", "_FORGET_AFTER_S = 1.0 ", "_FORGET_AFTER_S = 0.0 "),
         ),
     ),
     _one(
