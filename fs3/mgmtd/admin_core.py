@@ -83,8 +83,8 @@ def undrain(routing: Routing, *, node: int = 0, disk: int | None = None, target:
             spare = len(left) > draft.view.chain(member.chain_id).replicas
             if other.replaces == member.target_id and spare:
                 cancelled += 1
-                if other.state == TargetState.SERVING:
-                    draft.mark(other.target_id, draining=True)  # it leaves as any drained target does
+                if other.state in (TargetState.SERVING, TargetState.LASTSRV):
+                    draft.mark(other.target_id, draining=True)  # it leaves as any drained target that holds data
                 else:
                     draft.drop_member(other.target_id)
     draft.say(

@@ -197,6 +197,10 @@ def test_undrain_cancels_replacements() -> None:
     served = replace(routing, targets={k: replace(t, state=S.SERVING) for k, t in routing.targets.items()})
     back, _ = admin_core.undrain(served, node=1)
     assert all(back.targets[k].draining == bool(t.replaces) for k, t in served.targets.items())
+    states = {k: S.LASTSRV if t.replaces else S.OFFLINE for k, t in routing.targets.items()}
+    lone = replace(routing, targets={k: replace(t, state=states[k]) for k, t in routing.targets.items()})
+    back, _ = admin_core.undrain(lone, node=1)
+    assert back.targets.keys() == lone.targets.keys(), "a replacement that alone holds the data stays until others do"
 
 
 def test_a_dead_disk_is_refilled_in_place_under_new_ids() -> None:
