@@ -29,7 +29,7 @@ class Chores:
         self._changed = runtime.condition()
         self._due: list[tuple[float, int, Key]] = []
         self._when: dict[Key, float] = {}
-        self._running: dict[Key, bool] = {}  # whether it was asked for again
+        self._running: dict[Key, float | None] = {}  # when it was asked to run again
         self._asked = 0
         self._closed = False
         self._threads = [runtime.spawn(self._run, name=f"fs3-chore-{number}") for number in range(threads)]
@@ -38,10 +38,11 @@ class Chores:
         """Have the chore run, in `in_s` seconds at the latest."""
         with self._changed:
             key = (kind, number)
-            if key in self._running:
-                self._running[key] = True
-            else:
-                self._put(key, self._runtime.now_s() + in_s)
+            due_s = self._runtime.now_s() + in_s
+            if key not in self._running:
+                self._put(key, due_s)
+            elif (asked_s := self._running[key]) is None or due_s < asked_s:
+                self._running[key] = due_s
 
     def idle(self) -> bool:
         """Whether nothing runs or waits."""
@@ -83,7 +84,7 @@ class Chores:
                 else:
                     heapq.heappop(self._due)
                     del self._when[key]
-                    self._running[key] = False
+                    self._running[key] = None
                     return key
         return None
 
@@ -97,7 +98,10 @@ class Chores:
                 _LOG.warning("%s %d: %s (%s); trying again", kind, number, error, type(error).__name__)
                 again_s = _RETRY_S
             with self._changed:
-                if self._running.pop(key):
-                    again_s = 0.0
-                if again_s is not None and not self._closed:
+                asked_s = self._running.pop(key)
+                if self._closed:
+                    continue
+                if asked_s is not None:
+                    self._put(key, asked_s)
+                if again_s is not None:
                     self._put(key, self._runtime.now_s() + again_s)
