@@ -38,6 +38,7 @@ from hostile_rpc import RpcSource
 from fs3.client.connect import Client, connect
 from fs3.cluster.folder import storage_name
 from fs3.cluster.local import LocalCluster
+from fs3.routing import NodeKind
 from fs3.transport.frame_core import HEADER_BYTES
 
 GROWTH_BYTES = 192 << 20  # replies that nobody takes may fill half of `max_inflight_bytes`, and malloc keeps it
@@ -333,7 +334,7 @@ class Siege:
         self.target = Target(
             cluster_id=routing.cluster_id,
             chains=tuple((chain.chain_id, chain.version) for chain in routing.chains.values()),
-            nodes=tuple(int(one.node_id) for one in routing.nodes.values() if one.unix_endpoints),
+            nodes=tuple(int(one.node_id) for one in routing.nodes.values() if one.kind == NodeKind.STORAGE),
             max_ranges=4_096,
             max_body_bytes=64 << 20,
         )

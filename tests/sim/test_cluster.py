@@ -44,6 +44,25 @@ def read(client: SimClient, chain: int, lo: int, length: int) -> bytes:
     return bytes(out)
 
 
+def keep_writing(cluster: Cluster, nemesis: Nemesis, chain: int, lo: int, last: dict[int, bytes]) -> None:
+    """Write chunk `lo` again and again while faults strike; `last` has what was acknowledged last."""
+    number = 0
+    while not nemesis.done:
+        number += 1
+        data = f"{lo} {number} ".encode() * 1_000
+        client = cluster.clients[-1]
+        try:
+            write(client, chain, lo, data)
+        except MaybeApplied:
+            last.pop(lo, None)
+            return
+        except NoSpace:
+            pass
+        else:
+            last[lo] = data
+        client.runtime.sleep(0.05)
+
+
 def survives(seed: int, kind: str) -> Simulation:
     """Clients write and read while one kind of fault strikes; afterwards all is well and every last write is there."""
     sim = Simulation(seed)
@@ -60,25 +79,8 @@ def survives(seed: int, kind: str) -> Simulation:
         names.start()
     last: dict[int, bytes] = {}
 
-    def work(lo: int) -> None:
-        number = 0
-        while not nemesis.done:
-            number += 1
-            data = f"{lo} {number} ".encode() * 1_000
-            client = cluster.clients[-1]
-            try:
-                write(client, chain, lo, data)
-            except MaybeApplied:
-                last.pop(lo, None)
-                return
-            except NoSpace:
-                pass
-            else:
-                last[lo] = data
-            client.runtime.sleep(0.05)
-
     for lo in range(CHUNKS):
-        cluster.clients[-1].spawn(lambda lo=lo: work(lo), name=f"writer {lo}")
+        cluster.clients[-1].spawn(lambda lo=lo: keep_writing(cluster, nemesis, chain, lo, last), name=f"writer {lo}")
     cluster.run_until(lambda: nemesis.done, within_s=60)
     cluster.settle(within_s=60)
     if "bytes" in kind:
