@@ -116,7 +116,7 @@ class Mix:
             Kind.REPLACE: 2.0,
             Kind.PUT_IF_ABSENT: 1.0,
             Kind.TRUNCATE: 0.7,
-            Kind.REMOVE: 0.8,
+            Kind.REMOVE: 1.2,
             Kind.READ: 4.0,
             Kind.QUERY: 0.5,
         }
@@ -132,7 +132,7 @@ class Mix:
             deadlines_s=draw.choice([(30.0,), (0.3, 2.0, 30.0), (2.0, 5.0), (5.0, 30.0)]),
             hot=draw.randint(2, 4),
             cold=draw.randint(0, 8),
-            os_share=draw.choice([0.0, 0.0, 0.2, 0.5]),
+            os_share=draw.choice([0.0, 0.0, 0.2, 0.5, 1.0]),
             workers=draw.randint(1, 3),
         )
 

@@ -168,7 +168,7 @@ def test_what_is_right_is_found_right(kill: bool) -> None:
 @pytest.mark.parametrize("mistake", ["lost", "twice", "stale", "torn"])
 def test_a_mistake_is_found(mistake: str) -> None:
     found = [seed for seed in range(10) if run(seed, mistake=mistake)[1]]
-    assert len(found) >= 8, "most seeds have many chances to meet it"
+    assert len(found) >= 6, "most seeds have many chances to meet it"
 
 
 def test_a_seed_is_the_whole_story() -> None:
