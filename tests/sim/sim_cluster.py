@@ -85,7 +85,7 @@ class Shape:
             lease_s=chance.choice([1.0, 2.0]),
             wipes=chance.random() < 0.65,
             session_s=chance.choice([1.5, 3.0, 10.0]),
-            tombstone_s=chance.choice([0.5, 2.0, 600.0]),
+            tombstone_s=chance.choice([0.3, 0.5, 1.0, 600.0]),
             recovery_bytes_s=chance.choice([1 << 30, 1 << 30, 200_000, 50_000]),
         )
 
