@@ -21,6 +21,7 @@ from fs3.errors import Fs3Error, Unavailable, from_code
 
 Handler = Callable[[str, Any, Any], Awaitable[Any]]  # method in snake case, request, credentials -> reply
 _Done = Callable[[Any], None]
+_LATE_S = 1.5
 
 
 @functools.cache
@@ -92,7 +93,10 @@ class _Call:
         there = network.of(address)
         sim.after(network.delay(machine, there.name), lambda: self._arrive(there))
         if network.twice and network.random.random() < network.twice:
-            sim.after(2 * network.delay(machine, there.name), lambda: self._arrive(there))
+            late_s = 2 * network.delay(machine, there.name)
+            if method == "Heartbeat" and network.random.random() < 0.5:
+                late_s += network.random.random() * _LATE_S  # it may be after others, of a later run of the daemon too
+            sim.after(late_s, lambda: self._arrive(there))
             self._tell("twice")
 
     def left_s(self) -> float:

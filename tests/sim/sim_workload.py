@@ -157,7 +157,7 @@ class Workload:
             durable = draw.random() >= self.mix.os_share
             is_page = draw.random() < 0.2
             chunk = kv_page_chunk(draw.randbytes(16)) if is_page else file_chunk(1 + at // 3, at)
-            chunk_bytes = draw.choice([BLOCK, 2 * BLOCK, 3 * BLOCK, 4 * BLOCK, 4 * BLOCK, 10_000, 66_000])
+            chunk_bytes = draw.choice([BLOCK, 2 * BLOCK, 3 * BLOCK, 4 * BLOCK, 4 * BLOCK, 10_000, 66_000, 66_000])
             weight = 4.0 if at < self.mix.hot else 1.0
             self.places.append(Place(chunk, draw.choice(self.chains), chunk_bytes, durable, weight))
         workers = len(self.clients) * self.mix.workers
