@@ -11,11 +11,17 @@ Left out are mistakes that change nothing which anybody could notice, because an
 
     daemons believing a lower epoch         a primary answers within its claim only, and T/2 + E/4 is less than T
     a lease counted from the answer         the call takes at most T/4, and T/2 + T/4 is less than T
-    the fence of sessions not stored, or    the first heartbeat's answer brings the table, before any routing; so it
-    SYNC_DONE not comparing tables          takes a lost answer and a late update besides (kept: see sim_promises.py)
     a FORGET passed to a SYNCING replica    which refuses it, and nothing is erased
-    settling after a change of the chain    whoever works on a version finishes it, or leaves the chore behind (kept: both)
-    a version compared by `commit` alone    the chunk's lock is held from staging to commit (kept: both together)
+    the first look at a daemon's lease      when an update comes: the one before its answer counts
+
+and these are made together with the second rule that would hold:
+
+    a late commit's version not compared    the chunk's lock is held from staging to commit
+    a gap in the versions taken             no removal is forgotten while an older frame may still arrive
+    pending versions kept when left behind  recovery replaces whatever has a pending version
+    no settling after a change of a chain   whoever works on a version finishes it, or leaves the chore behind
+    SYNC_DONE not comparing tables          a target has the table by the time that its predecessor forgets by it
+    repair with another version             the sum of sums, and the version once more under the chunk's lock
 """
 
 from __future__ import annotations
