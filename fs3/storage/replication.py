@@ -160,7 +160,7 @@ class Replication:
         blocked: list[Item] = []
         passing: list[Item] = []
         for item in items:
-            decision = self._decision(item)
+            decision = self._decision(item, deadline_s)
             if decision.say is Say.SETTLE:
                 blocked.append(item)
             elif decision.say is Say.ANSWER:
@@ -191,7 +191,7 @@ class Replication:
             staging += self._decide(free, deadline_s)
         return staging
 
-    def _decision(self, item: Item) -> craq_core.Decision:
+    def _decision(self, item: Item, deadline_s: float) -> craq_core.Decision:
         target_id, hi, lo = item.key
         info = item.engine.info(target_id, hi, lo)
         if item.op is Op.FORGET:
@@ -206,8 +206,8 @@ class Replication:
             standing = self._standing(item.engine, target_id, client)  # after the result: see session_fence.py
             retry = bool(item.flags & UpdateFlag.RETRY)
             # A chunk whose bytes are lost is as good as absent to who would only write it if it were.
-            absent = item.op is Op.PUT_IF_ABSENT and item.key in item.engine.damaged()
-            op = Op.REPLACE if absent else item.op
+            damaged = item.op is Op.PUT_IF_ABSENT and item.key in item.engine.damaged()
+            op = Op.REPLACE if damaged and not self._mended(item.key, deadline_s) else item.op
             return craq_core.head_decides(op, item.identity, info, result, pending, standing=standing, retry=retry)
         if (stale := self._stale(item)) is not None:
             return stale
@@ -263,8 +263,12 @@ class Replication:
         the head it is enough to refuse: the predecessor then sends the whole chunk.)"""
         if not item.from_client or item.op not in (Op.WRITE, Op.TRUNCATE):
             return False
+        return self._mended(item.key, deadline_s)
+
+    def _mended(self, key: Key, deadline_s: float) -> bool:
+        """Whether a damaged chunk has got its bytes back from another replica, in half of the time that is left."""
         try:
-            return self._mend(item.key, self.runtime.now_s() + (deadline_s - self.runtime.now_s()) / 2)
+            return self._mend(key, self.runtime.now_s() + (deadline_s - self.runtime.now_s()) / 2)
         except Fs3Error:
             return False
 

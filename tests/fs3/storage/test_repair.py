@@ -140,6 +140,17 @@ def test_what_is_lost_is_as_good_as_absent_to_a_put_if_absent(make: Callable[...
     cluster.check_replicas()
 
 
+def test_what_only_the_head_has_lost_is_not_absent_to_a_put_if_absent(make: Callable[..., Any]) -> None:
+    cluster = make()
+    client = wc.Client(cluster, 7)
+    client.write(1, CHUNK, Op.REPLACE, DATA)
+    flip(cluster.nodes[1], 101, CHUNK, 300_000)
+    assert cluster.nodes[1].raw.mark_damaged(101, *CHUNK, 1)
+    assert client.write(1, CHUNK, Op.PUT_IF_ABSENT, b"again") == (0, len(DATA))
+    assert bytes(cluster.nodes[1].raw.read_chunk(101, *CHUNK).data) == DATA
+    cluster.check_replicas()
+
+
 def test_reports_of_what_is_not_here_change_nothing(make: Callable[..., Any]) -> None:
     cluster = make()
     assert report(cluster.nodes[1], (1, 99)) == NotFound.code
