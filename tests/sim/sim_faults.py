@@ -326,6 +326,11 @@ class Nemesis:
 
     def _others_have_it(self, storage: SimStorage) -> bool:
         routing = self.cluster.routing
+        if any(
+            one.daemon is None or any(engine.stats().pending for engine in one.daemon.engines)
+            for one in self.cluster.storages
+        ):
+            return False  # what is pending elsewhere may be dropped, should this one have it
         for chain in routing.chains.values():
             targets = [routing.targets[target_id] for target_id in chain.targets]
             here = any(target.node_id == storage.node_id for target in targets)
