@@ -121,6 +121,7 @@ class WriteCall:
                 break
             todo = ended[~self._uncertain[ended]]
             if self._peers.runtime.now_s() >= self._deadline_s:
+                self._fail(todo, Unavailable("this process's session had ended, and no time was left for another"))
                 break
         return [self._outcome(place) for place in range(len(self._updates))]
 

@@ -20,6 +20,7 @@ FOUND = {
     26: "a heartbeat that was overtaken took serving targets out of service",
     34: "a power loss left a chunk without its bytes, and recovery of it never ended",
     127: "a replica kept the result of an update that a power loss had undone",
+    381: "a write that found its session ended at its deadline failed as if nothing could help",
 }
 
 
