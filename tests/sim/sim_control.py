@@ -140,7 +140,9 @@ class _Call:
         if network.is_cut(a, b):
             self._tell(outcome)
             return True
-        if network.loss and network.random.random() < network.loss:
+        # Answers more often than requests: what was done and not heard of is what retries are about.
+        rate = min(2 * network.loss, 0.4) if outcome == "lost answer" else network.loss
+        if rate and network.random.random() < rate:
             self._tell(outcome)
             if network.random.random() < 0.5:
                 self._finish(Unavailable(f"{self._address} cannot be reached: connection reset"), "")

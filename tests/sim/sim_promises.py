@@ -11,6 +11,8 @@ Stored, then shown            (engine.py) what readers see of a synced chunk is 
                               record and bytes
 Answers are given in time     (read_path.py, service.py) a read or a client's update is answered only while the daemon's
                               lease goes on: T/2 after the last heartbeat that was answered
+Recovery leaves nothing out   (resync.py) a replica that serves from now on has every committed chunk and removal of the
+                              one in front of it, and no others
 Runs do not come back         (lease_core.py) a node's generation in the routing is never again one that another has
                               replaced
 Marked damage is not sent     (repair.py) a range of a chunk that is marked gets no bytes
@@ -36,12 +38,27 @@ from fs3.storage.blocks import name_of
 from fs3.storage.published import Published
 from fs3.storage.read_path import ReadPath
 from fs3.storage.session_fence import FENCE
+from fs3.storage.target_core import Phase
 from fs3.transport.frame_core import Kind
 
+_PAGE = 10_000
 _HOLDERS = (TargetState.SERVING, TargetState.LASTSRV)
 _REPORT, _WRITE = int(Kind.REPORT), int(Kind.WRITE)
 _UNPACK = {metadata.COMMITTED: metadata.unpack_version, metadata.PENDING: metadata.unpack_pending}
 _KINDS = tuple(_UNPACK)
+
+
+_NOTHING = (0, 0, 0, 0)
+
+
+def _records(target_id: int, engine: Any) -> dict[Chunk, tuple[int, int, int, int]]:
+    """Of every chunk and removal: version, pending version, length, sum of sums."""
+    found = {}
+    for page in (engine.tombstones, engine.metas):
+        for one in page(target_id, b"", _PAGE):
+            chunk = (int(one["hi"]), int(one["lo"]))
+            found[chunk] = tuple(int(one[name]) for name in ("version", "pending", "length", "crc"))
+    return found  # type: ignore[return-value]
 
 
 class Promises:
@@ -109,6 +126,7 @@ class Promises:
         match event.kind:
             case "routing":
                 self._runs(event.fields["after"])
+                self._recovered(event.fields["before"], event.fields["after"])
                 self.results_are_known(event.fields["after"])
             case "disk":
                 self._disks_are_well = self._disks_are_well and event.fields["what"] in ("full", "replaced")
@@ -168,6 +186,42 @@ class Promises:
                 f"target {target.target_id} of node {storage.node_id}, {target.state.name}, does not know update {seq}"
                 f" of client {client}, channel {channel}, which its chain has applied to {chunk_name(*chunk)}",
             )
+
+    # Recovery leaves nothing out
+
+    def _recovered(self, before: Routing, after: Routing) -> None:
+        for target in after.targets.values():
+            then = before.targets.get(target.target_id)
+            if then is None or then.state != TargetState.SYNCING or target.state != TargetState.SERVING:
+                continue
+            writable = [one.target_id for one in before.writable(target.chain_id)]
+            place = writable.index(target.target_id)
+            front, here = (self._engine_of(after.targets[one]) for one in writable[place - 1 : place + 1])
+            if place and front is not None and here is not None and not self._is_lossy(target.chain_id):
+                self._has_all(target.chain_id, (writable[place - 1], front), (target.target_id, here))
+
+    def _engine_of(self, target: Any) -> Any:
+        """Of a target whose daemon has it in order, and may speak for it."""
+        for storage in self._cluster.storages:
+            if storage.node_id == target.node_id and storage.alive and storage.daemon is not None:
+                phase = storage.daemon.writes.state.stand(target.target_id).phase
+                return storage.daemon.engines[target.disk] if phase in (Phase.SERVING, Phase.COMPLETE) else None
+        return None
+
+    def _has_all(self, chain_id: int, front: tuple[int, Any], here: tuple[int, Any]) -> None:
+        theirs, mine = _records(*front), _records(*here)
+        for chunk in sorted({*theirs, *mine}):
+            a, b = theirs.get(chunk, _NOTHING), mine.get(chunk, _NOTHING)
+            if a[1]:
+                continue  # the update that is pending in front brings it, or has brought it
+            if b[0] < a[0] or (b[0] == a[0] and b[2:] != a[2:]) or (b[0] and not a[0]):
+                raise WatchedChunk(
+                    chunk,
+                    chain_id,
+                    f"target {here[0]} is in sync, but has {chunk_name(*chunk)} at version {b[0]}, {b[2]} bytes,"
+                    f" sum {b[3]};"
+                    f" target {front[0]} in front of it at {a[0]}, {a[2]} bytes, sum {a[3]}",
+                )
 
     # Stored, then shown
 
