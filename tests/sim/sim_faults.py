@@ -39,6 +39,7 @@ KINDS = (
     "no way to the mgmtds",
     "no way to the store",
     "connections reset",
+    "connections hang",
     "messages lost",
     "requests met twice",
     "slow network",
@@ -256,6 +257,38 @@ class Nemesis:
             if self.chance.random() < share:
                 wire.reset()
         return self._begin(kind, None, lambda: None, self._lasts(), share=share)
+
+    def _connections_hang(self, kind: str) -> bool:
+        """One direction of one or two connections, often of a chain: what is on it arrives when the fault is over, late
+        enough for whoever sent it to have given up, gone another way, and forgotten it."""
+        wires = list(self.cluster.network.wires.values())
+        storages = {storage.name for storage in self.cluster.storages}
+        syncing = {
+            storage.name
+            for storage in self.cluster.storages
+            for target in self.cluster.routing.targets.values()
+            if target.node_id == storage.node_id and target.state is TargetState.SYNCING
+        }
+        inner = [wire for wire in wires if storages.issuperset(wire.names)]
+        filling = [wire for wire in inner if wire.names[1] in syncing]
+        for some, likely in ((filling, 0.7), (inner, 0.7)):
+            if some and self.chance.random() < likely:
+                wires = some
+                break
+        if not wires:
+            return False
+        end = int(self.chance.random() < 0.3)
+        hung = self.chance.sample(wires, min(len(wires), self.chance.choice([1, 1, 2, 4])))
+        for wire in hung:
+            wire.hang(end)
+
+        def resume() -> None:
+            for wire in hung:
+                wire.resume(end)
+
+        between = [wire.names for wire in hung]
+        lasts_s = self._lease_s * self.chance.choice([0.3, 1.0, 3.0, 6.0]) * self.chance.uniform(0.5, 1.5)
+        return self._begin(kind, None, resume, lasts_s, between=between, sent_by=("client", "server")[end])
 
     def _messages_lost(self, kind: str) -> bool:
         network = self.cluster.network

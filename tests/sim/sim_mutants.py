@@ -52,8 +52,10 @@ _ELECTION = "fs3/mgmtd/election.py"
 _ELECTION_CORE = "fs3/mgmtd/election_core.py"
 
 
-def _one(name: str, breaks: str, path: str, before: str, after: str, *, bug: int = 0) -> Mutant:
-    return Mutant(name, breaks, (Patch(path, before, after),), bug)
+def _one(
+    name: str, breaks: str, path: str, before: str, after: str, *, bug: int = 0, faults: tuple[str, ...] = ()
+) -> Mutant:
+    return Mutant(name, breaks, (Patch(path, before, after),), bug, faults)
 
 
 MUTANTS: tuple[Mutant, ...] = (
@@ -135,6 +137,7 @@ MUTANTS: tuple[Mutant, ...] = (
                 "    if version > info.version:\n",
             ),
         ),
+        faults=("connections hang",),
     ),
     _one(
         "old-chunk-in-recovery",
@@ -142,6 +145,7 @@ MUTANTS: tuple[Mutant, ...] = (
         _CRAQ,
         "    if info.chain_version == chain_version and info.version:\n        if version < info.version:",
         "    if info.chain_version == chain_version and info.version:\n        if version < 0:",
+        faults=("connections hang", "storage stall", "storage crash"),
     ),
     _one(
         "any-chain-version",
@@ -216,6 +220,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "fs3/storage/channel_core.py",
         "    return Seen.REPEATED if seq == entry.seq else Seen.LATE",
         "    return Seen.REPEATED if seq == entry.seq else Seen.NEW",
+        faults=("connections hang",),
     ),
     _one(
         "new-number-for-a-retry",
@@ -247,6 +252,7 @@ MUTANTS: tuple[Mutant, ...] = (
         _RESYNC_CORE,
         "    return bool(there.pending) or here.version != there.version or here.length != there.length or here.crc != there.crc",
         "    return bool(there.pending) or here.version != there.version",
+        faults=("all storages lose power", "storage power loss"),
     ),
     _one(
         "recovery-leaves-removed",
@@ -276,6 +282,7 @@ MUTANTS: tuple[Mutant, ...] = (
             Patch(_UPKEEP, "                engine.abort(pending)\n", "                pass\n"),
             Patch(_RESYNC_CORE, "    return bool(there.pending) or here.version", "    return here.version"),
         ),
+        faults=("storage crash", "client crash", "storage stall"),
     ),
     Mutant(
         "not-settled",

@@ -40,12 +40,14 @@ class Patch:
 
 @dataclass(frozen=True)
 class Mutant:
-    """A mistake. `bug` is the number of the 3FS bug that it puts back, if it is one of those."""
+    """A mistake. `bug` is the number of the 3FS bug that it puts back, if it is one of those; `faults` are kinds of
+    faults in whose company it should show: seeds that have them as their pair (sim_pairs.py) are tried first."""
 
     name: str
     breaks: str
     patches: tuple[Patch, ...]
     bug: int = 0
+    faults: tuple[str, ...] = ()
 
 
 def patched(mutant: Mutant) -> dict[str, str]:

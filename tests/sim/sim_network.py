@@ -174,6 +174,14 @@ class Wire:
                 after_s = network.delay(*self.names) + network.random.random() * 0.5
                 network.sim.after(after_s, lambda end=end: self.tell(1 - end, "connection reset"))
 
+    def hang(self, end: int) -> None:
+        """Nothing that `end` sends arrives from now on, as when its packets are lost again and again."""
+        self._pipes[end].hang()
+
+    def resume(self, end: int) -> None:
+        """What was held back arrives, also if its sender has given the connection up meanwhile."""
+        self._pipes[end].resume()
+
     def _died(self, end: int) -> None:
         self.close(end)
 
@@ -188,7 +196,7 @@ _END = object()
 class _Pipe:
     """One direction of a wire."""
 
-    __slots__ = ("_from", "_held", "_last_s", "_to", "_wire")
+    __slots__ = ("_from", "_held", "_hung", "_last_s", "_to", "_wire")
 
     def __init__(self, wire: Wire, end: int) -> None:
         self._wire = wire
@@ -196,6 +204,7 @@ class _Pipe:
         self._to = 1 - end
         self._last_s = 0.0
         self._held: deque[Any] = deque()
+        self._hung = 0
 
     def put(self, item: Any) -> None:
         wire = self._wire
@@ -208,6 +217,14 @@ class _Pipe:
     def clear(self) -> None:
         self._wire = None  # type: ignore[assignment]  # whatever is on its way finds nothing to arrive at
         self._held.clear()
+
+    def hang(self) -> None:
+        self._hung += 1
+
+    def resume(self) -> None:
+        self._hung -= 1
+        if not self._hung:
+            self._deliver_held()
 
     def flush(self, lasted_s: float) -> None:
         """The link is back: TCP sends again when its timer next runs out, which it has doubled again and again."""
@@ -228,7 +245,7 @@ class _Pipe:
             return
         network, names, to = wire.network, wire.names, self._to
         machine = network.machine(names[to])
-        if self._held or network.is_cut(names[self._from], names[to]) or not machine.up:
+        if self._held or self._hung or network.is_cut(names[self._from], names[to]) or not machine.up:
             self._held.append(item)
             return
         process = wire.ends[to]

@@ -60,6 +60,25 @@ def test_a_cut_holds_back_and_a_mended_link_delivers() -> None:
     assert pair.seen == [1, 2, 3]
 
 
+def test_what_a_hung_connection_holds_arrives_although_its_sender_has_closed_it() -> None:
+    pair = Pair()
+    other = Wire(pair.network, (pair.processes[0], pair.processes[1]), ("a", "b"))
+    other.received[1] = pair.seen.append
+    pair.wire.hang(0)
+    pair.wire.send(0, "late")
+    pair.sim.run(10.0)
+    pair.wire.close(0)
+    other.send(0, "in time")
+    pair.sim.run(20.0)
+    assert pair.seen == ["in time"]
+    assert pair.broken == []
+    pair.wire.resume(0)
+    pair.sim.run(30.0)
+    pair.sim.close()
+    assert pair.seen == ["in time", "late"]
+    assert pair.broken == [("b", "closed the connection")]
+
+
 def test_a_killed_process_resets_and_a_machine_without_power_is_silent() -> None:
     pair = Pair()
     pair.processes[1].kill()
