@@ -329,6 +329,16 @@ class ChainState:
             self.leave(acting)
         self._poke()
 
+    def step_aside(self, role: Role, why: str) -> None:
+        """Leave a chain to its other serving targets, and come back through recovery; if `role` is still the newest."""
+        with self._changed:
+            if self._roles.get(role.chain_id) != role or role.successor is None or role.successor.syncing:
+                return
+            _LOG.error("target %d leaves chain %d to the others, to be synced: %s", role.target_id, role.chain_id, why)
+            self._stands[role.target_id] = target_core.aside(self._stands[role.target_id])
+            self._update()
+        self._poke()
+
     def broken(self, engine: ChunkEngine, error: Fs3Error) -> None:
         """An engine takes no more changes: its targets do nothing until the daemon is restarted."""
         with self._changed:

@@ -258,11 +258,17 @@ class Engine:
         self._corrupt += bool(verdict.fault)
         return verdict
 
-    def read_as_is(self, target_id: int, hi: int, lo: int) -> AsIs:
+    def read_as_is(self, target_id: int, hi: int, lo: int, *, pending: bool = False) -> AsIs:
         token = self._space.hold()
         try:
             key = (target_id, hi, lo)
-            return reading.read_as_is(self._files, key, self._metadata.get(md.chunk_key(md.COMMITTED, *key)))
+            if pending:
+                record = self._published.pending.get(key)
+                if record is None or record.removed:
+                    raise reading.no_version(key, pending=True)
+            else:
+                record = reading.committed(key, self._metadata.get(md.chunk_key(md.COMMITTED, *key)))
+            return reading.read_as_is(self._files, record)
         finally:
             self._space.release(token)
 

@@ -150,7 +150,7 @@ class ChunkData(NamedTuple):
 
 
 class AsIs(NamedTuple):
-    """A committed chunk as the disk has it, unverified; `recorded_crc` is of the coarse sums it was written with."""
+    """A version of a chunk as the disk has it, unverified; `recorded_crc` is of the coarse sums it was written with."""
 
     version: int
     chain_version: int
@@ -323,8 +323,8 @@ class ChunkEngine(Protocol):
     def verify(self, target_id: int, hi: int, lo: int) -> Verdict:
         """Read a committed chunk whole and compare bytes, sums and recorded sum of sums. Raises: NotFound."""
 
-    def read_as_is(self, target_id: int, hi: int, lo: int) -> AsIs:
-        """A committed chunk without verification. Raises: NotFound."""
+    def read_as_is(self, target_id: int, hi: int, lo: int, *, pending: bool = False) -> AsIs:
+        """A committed chunk, or its pending version, without verification. Raises: NotFound."""
 
     def damaged(self) -> Mapping[tuple[int, int, int], int]:
         """The chunks (target, hi, lo) known to fail their sums, with the version; a new version ends it. Survives a

@@ -70,7 +70,7 @@ def verify(files: BlockFiles, key: Key, raw: bytes | None) -> Verdict:
 
     Raises: NotFound (no such chunk).
     """
-    record = _record(key, raw)
+    record = committed(key, raw)
     if record.file < 0:
         return Verdict(record.version, 0, "")
     file, length = files[record.file], record.length
@@ -93,12 +93,8 @@ def verify(files: BlockFiles, key: Key, raw: bytes | None) -> Verdict:
     return Verdict(record.version, length, "")
 
 
-def read_as_is(files: BlockFiles, key: Key, raw: bytes | None) -> AsIs:
-    """A committed chunk's bytes and stored sums, whatever they are; zeros where the disk cannot read.
-
-    Raises: NotFound (no such chunk).
-    """
-    record = _record(key, raw)
+def read_as_is(files: BlockFiles, record: md.Version) -> AsIs:
+    """A version's bytes and stored sums, whatever they are; zeros where the disk cannot read."""
     data = memoryview(bytearray(record.length))
     fine = np.zeros(-(-record.length // FINE_BYTES), dtype=np.uint32)
     if record.file >= 0:
@@ -118,7 +114,8 @@ def read_as_is(files: BlockFiles, key: Key, raw: bytes | None) -> AsIs:
     return AsIs(record.version, record.chain_version, data, fine, record.crc, not record.flags & md.FLAG_OS)
 
 
-def _record(key: Key, raw: bytes | None) -> md.Version:
+def committed(key: Key, raw: bytes | None) -> md.Version:
+    """The record of a committed chunk that exists. Raises: NotFound."""
     record = md.unpack_version(raw) if raw is not None else None
     if record is None or record.removed:
         raise no_version(key, pending=False)

@@ -14,6 +14,10 @@ The same holds without a crash, when the chain changes under an update that is b
 role that its target has now. So no acknowledged update is lost, and none is applied twice: the client's (client,
 channel, seq) goes down the chain with the update and into the batch that commits it.
 
+A pending version whose bytes fail their sums cannot be sent again, and cannot be dropped either: a replica behind may
+have it, and have shown it to readers. So its replica leaves the chain to those behind it (ASIDE), who know, and comes
+back through recovery. If the one behind is only being synced nobody else has it: then it goes there as it is, marked.
+
 An update from a predecessor that waited for its chunk's lock while the chain changed is refused: what it was sent for
 is over, and others of the new version may have gone before it. One whose outcome is not known when it must be answered
 is answered Unavailable, and its pending version is finished by the settling chore.
@@ -303,6 +307,8 @@ class Replication:
     def _leave_pending(self, item: Item, why: str) -> None:
         """Answer what nobody knows the outcome of; what is left pending is seen to later."""
         self._answer(item, error=Unavailable(why))
+        if item.lost:
+            self._state.step_aside(item.role, f"a pending version has lost its bytes ({why})")
         if not item.bare:
             self._settle(item.key[0], _SETTLE_AGAIN_S)
 

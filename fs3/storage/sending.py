@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fs3.errors import Fs3Error, Unavailable, from_code
+from fs3.errors import Corrupt, Fs3Error, Unavailable, from_code
 from fs3.ids import chunk_name
 from fs3.runtime import SYSTEM, Runtime
 from fs3.storage.doubts_core import Doubts
@@ -42,9 +42,11 @@ class Sender:
         for item in items:
             assert item.role.successor is not None
             try:
+                item.lost = False
                 ready = (item, *outgoing(item))
                 by_place[item.role.successor.endpoint, item.role.position + 1].append(ready)
             except Fs3Error as error:  # what is stored here cannot be read
+                item.lost = isinstance(error, Corrupt)
                 outcome[id(item)] = error
         groups = list(by_place.items())
         frames = [

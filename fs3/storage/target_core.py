@@ -4,7 +4,8 @@
                is recovered before it serves
     COMPLETE   has every acknowledged write, does not serve (yet): UPTODATE
     SERVING    reads and writes: UPTODATE
-    ASIDE      an operator wants it out and its chain can spare it: does not serve; OFFLINE
+    ASIDE      an operator wants it out, or an update cannot be finished here, and its chain can spare it: does not
+               serve; OFFLINE
     RECALLING  the last that served: commits its pending versions, then COMPLETE; OFFLINE until then
     CLEARING   others went on without it: drops its pending versions and tombstones, then STALE; OFFLINE until then
     STALE      to be synced, or being synced: ONLINE
@@ -22,8 +23,9 @@
     REFUSED          -             -         -           -           CLEARING
     BROKEN           -             -         -           -           -
 
-Where the routing wants a serving target to step down it is ASIDE instead of SERVING. There is no way back from that
-but through mgmtd, who may have been told OFFLINE by then, and let the others go on.
+Where the routing wants a serving target to step down it is ASIDE instead of SERVING; so is one whose pending version
+has lost its bytes (replication.py). There is no way back from that but through mgmtd, who may have been told OFFLINE by
+then, and let the others go on.
 
 A target that was made anew on an emptied disk, and was never synced since, `holds` nothing: where the table says
 RECALLING it is REFUSED, for it must not serve as the last that served, unless an operator has accepted what it holds;
@@ -45,7 +47,7 @@ class Phase(Enum):
     HELD = "held back until seen off duty"
     COMPLETE = "complete"
     SERVING = "serving"
-    ASIDE = "put out of service by an operator"
+    ASIDE = "left to the others of its chain"
     RECALLING = "commits its pending versions"
     CLEARING = "drops its pending versions"
     STALE = "waits for, or is in, recovery"
@@ -105,6 +107,11 @@ def next_stand(stand: Stand, place: Place | None, *, ours: bool, holds: bool) ->
 def prepared(stand: Stand) -> Stand:
     """The stand once the work of RECALLING or CLEARING is done."""
     return Stand({Phase.RECALLING: Phase.COMPLETE, Phase.CLEARING: Phase.STALE}.get(stand.phase, stand.phase))
+
+
+def aside(stand: Stand) -> Stand:
+    """The stand once the daemon leaves the chain to the others that serve it."""
+    return Stand(Phase.ASIDE) if stand.phase is Phase.SERVING else stand
 
 
 def synced(stand: Stand, chain_version: int) -> Stand:

@@ -14,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fs3.errors import Fs3Error
+from fs3.errors import Corrupt, Fs3Error
 from fs3.storage.allocator_core import LARGEST_BYTES
 from fs3.storage.chain_state import Acting, Role
 from fs3.storage.craq_core import Identity
@@ -50,6 +50,7 @@ class Item:
     locked: bool = False
     whole: bool = False
     first: bool = True  # no attempt to forward it can have reached anybody
+    lost: bool = False  # its pending version fails its sums here, and cannot be sent whole
     staged: Staged | None = None
     done: bool = False
     error: Fs3Error | None = None
@@ -141,9 +142,22 @@ def outgoing(item: Item) -> tuple[Records, memoryview, NDArray[np.uint32]]:
         )
     if successor.syncing:
         flags |= UpdateFlag.SYNC_REPLACE
-    chunk = item.engine.read_chunk(*item.key, pending=True)
+    try:
+        chunk = item.engine.read_chunk(*item.key, pending=True)
+    except Corrupt:
+        if item.first or not successor.syncing:
+            raise
+        return _as_it_is(item, flags | UpdateFlag.DAMAGED)
     record = _record_of(item, Op.REPLACE, flags, 0, chunk.data, chunk.fine, LARGEST_BYTES)
     return record, chunk.data, chunk.fine
+
+
+def _as_it_is(item: Item, flags: UpdateFlag) -> tuple[Records, memoryview, NDArray[np.uint32]]:
+    """A pending version whose bytes are damaged, for a SYNCING successor, who then knows that they are."""
+    found = item.engine.read_as_is(*item.key, pending=True)
+    record = _record_of(item, Op.REPLACE, flags, 0, found.data, found.fine, LARGEST_BYTES)
+    record["reserved"] = found.recorded_crc
+    return record, found.data, found.fine
 
 
 def _record_of(

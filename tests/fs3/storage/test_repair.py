@@ -15,7 +15,7 @@ import pytest
 
 from fs3 import checksum
 from fs3.clock import deadline_after
-from fs3.errors import Corrupt, NotFound
+from fs3.errors import Corrupt, NotFound, Unavailable
 from fs3.storage.blocks import HEADER_BYTES
 from fs3.transport.frame_core import Header, Kind
 from fs3.transport.messages import RANGE, Op
@@ -268,3 +268,93 @@ def test_recovery_gives_a_damaged_replica_its_bytes(make: Callable[..., Any]) ->
     assert not cluster.nodes[3].raw.damaged()
     cluster.check_replicas()
     assert sum(one.write_path.stats().recovered_bytes for one in cluster.nodes.values()) == len(DATA)
+
+
+def flip_pending(node: Any, target_id: int, chunk: tuple[int, int], at: int) -> None:
+    """Turn one bit of the bytes of a chunk's pending version."""
+    version = node.raw._published.pending[(target_id, *chunk)]
+    file = node.raw.file(version.file)
+    with Path(file.path).open("r+b") as handle:
+        handle.seek(file.position(version.slot) + at)
+        byte = handle.read(1)[0]
+        handle.seek(file.position(version.slot) + at)
+        handle.write(bytes([byte ^ 1]))
+
+
+def left_pending(cluster: Any, client: Any, node_id: int, data: bytes, seq: int) -> None:
+    """An update that `node_id` has pending, and its successor refuses for now; its client gives up."""
+    behind = cluster.nodes[node_id + 1].engine
+    for name in ("stage", "stage_and_commit"):
+        behind.refuse[name] = lambda updates: [Unavailable("for now")] * len(updates)
+    with pytest.raises(Unavailable):
+        client.attempt(1, CHUNK, Op.REPLACE, data, 0, seq=seq, attempt_s=0.3)
+    assert cluster.nodes[node_id].raw.info(100 + node_id, *CHUNK).pending == seq
+
+
+@pytest.mark.parametrize("node_id", [1, 2])
+def test_a_pending_version_that_lost_its_bytes_blocks_nobody(make: Callable[..., Any], node_id: int) -> None:
+    """Its replica leaves the chain to those behind, who lack it, and comes back as they are."""
+    cluster = make()
+    client, other = wc.Client(cluster, 7), wc.Client(cluster, 8)
+    client.write(1, CHUNK, Op.REPLACE, DATA)
+    left_pending(cluster, client, node_id, b"new" * 1_000, 2)
+    flip_pending(cluster.nodes[node_id], 100 + node_id, CHUNK, 7)
+    cluster.nodes[node_id + 1].engine.refuse.clear()
+    version, length = other.write(1, CHUNK, Op.WRITE, b"other", 10)
+    assert length in (len(DATA), 3_000)  # in front of node 2 there is a head that still has the bytes
+    assert client.write(1, CHUNK, Op.REPLACE, b"new" * 1_000, seq=2)[0] in (version - 1, version + 1)
+    cluster.wait_serving()
+    assert not any(node.raw.damaged() for node in cluster.nodes.values())
+    cluster.check_replicas()
+
+
+def test_a_pending_version_that_lost_its_bytes_and_is_committed_behind_is_kept(make: Callable[..., Any]) -> None:
+    """The frame arrived and only its answer was lost; so whoever reads the tail has seen it."""
+    cluster = make()
+    client = wc.Client(cluster, 7)
+    client.write(1, CHUNK, Op.REPLACE, DATA)
+    port = cluster.nodes[1].port
+    port.delay = 1 << 30
+    with pytest.raises(Unavailable):
+        client.attempt(1, CHUNK, Op.REPLACE, b"new" * 1_000, 0, seq=2, attempt_s=0.3)
+    flip_pending(cluster.nodes[1], 101, CHUNK, 7)
+    port.late[0]()
+    assert cluster.contents(cluster.nodes[3], 1)[CHUNK] == (2, b"new" * 1_000)
+    port.delay = 0
+    assert wc.Client(cluster, 8).write(1, CHUNK, Op.WRITE, b"W", 0) == (3, 3_000)
+    cluster.wait_serving()
+    assert cluster.contents(cluster.nodes[1], 1)[CHUNK] == (3, b"Wew" + b"new" * 999)
+    cluster.check_replicas()
+
+
+@pytest.mark.parametrize("syncing", [False, True])
+def test_a_pending_version_that_lost_its_bytes_at_the_last_that_serves_is_told_so(
+    make: Callable[..., Any], syncing: bool
+) -> None:
+    """Somebody who is gone may have shown it to readers, so it is not dropped; its bytes are nobody's any more."""
+    cluster = make(replicas=2, nodes=2)
+    client = wc.Client(cluster, 7)
+    client.write(1, CHUNK, Op.REPLACE, DATA)
+    port = cluster.nodes[1].port
+    if syncing:
+        cluster.kill(2)
+        cluster.notice()
+        port.hold_sync = True
+        cluster.restart(2)
+        cluster.wait(lambda: [one.state.name for one in cluster.routing.targets.values()][1] == "SYNCING", "recovery")
+    port.delay = 1 << 30
+    with pytest.raises(Unavailable):
+        client.attempt(1, CHUNK, Op.REPLACE, b"new" * 1_000, 0, seq=2, attempt_s=0.3)
+    flip_pending(cluster.nodes[1], 101, CHUNK, 7)
+    if not syncing:
+        cluster.kill(2)
+        cluster.notice()
+        cluster.restart(2)
+    port.delay = 0
+    cluster.wait(lambda: not cluster.nodes[1].raw.pending_of(101), "end of the pending version")
+    port.hold_sync = False
+    cluster.wait_serving()
+    assert report(cluster.nodes[1], CHUNK) == report(cluster.nodes[2], CHUNK) == Corrupt.code
+    assert wc.Client(cluster, 8).write(1, CHUNK, Op.REPLACE, b"from the source") == (3, 15)
+    assert not any(node.raw.damaged() for node in cluster.nodes.values())
+    cluster.check_replicas()
