@@ -20,7 +20,7 @@ from fs3.runtime import SYSTEM, Runtime
 class Sessions(Protocol):
     """What of MgmtdClient is used here."""
 
-    def session_id(self) -> int: ...
+    def session_id(self, deadline_s: float | None = None) -> int: ...
     def session_lost(self, session_id: int) -> None: ...
 
 
@@ -36,12 +36,12 @@ _guard = threading.Lock()  # only ever held for an instant
 _identities: weakref.WeakKeyDictionary[Sessions, Identity] = weakref.WeakKeyDictionary()
 
 
-def identity_of(sessions: Sessions, *, runtime: Runtime = SYSTEM) -> Identity:
+def identity_of(sessions: Sessions, deadline_s: float | None = None, *, runtime: Runtime = SYSTEM) -> Identity:
     """The one under which changes are made now; opens a session if there is none. Blocks.
 
-    Raises: Unavailable: no mgmtd that decides has answered.
+    Raises: Unavailable: no mgmtd that decides has answered before `deadline_s` (default: 10 s from now).
     """
-    client_id = sessions.session_id()
+    client_id = sessions.session_id(deadline_s)
     with _guard:
         known = _identities.get(sessions)
         # Ids only rise: a lower one is what another thread has already seen end. Its channels must not begin anew.

@@ -172,13 +172,13 @@ class MgmtdClient:
         with contextlib.suppress(Fs3Error):
             self._service.call("Suspect", request, timeout_s=1.0, credentials=self.credentials)
 
-    def session_id(self) -> int:
+    def session_id(self, deadline_s: float | None = None) -> int:
         """This process's session, under which it changes data; the first call opens it. Blocks.
 
         Raises:
-            Unavailable: no mgmtd that decides answered within 10 s.
+            Unavailable: no mgmtd that decides answered before `deadline_s` (default: 10 s from now).
         """
-        return self._session.current()
+        return self._session.current(deadline_s)
 
     def session_lost(self, session_id: int) -> None:
         """A daemon said that this session has ended: the next `session_id` is another."""

@@ -92,11 +92,11 @@ class Peers:
             self._closed.set()
         self._begin(None)
 
-    def identity(self) -> Identity:
-        """Under which changes are made now. Blocks if that needs a new session. Raises: Unavailable."""
+    def identity(self, deadline_s: float | None = None) -> Identity:
+        """Under which changes are made now. Blocks if that needs a new session. Raises: as `identity_of`."""
         if self._given is not None:
             return self._given
-        return identity_of(self.mgmtd, runtime=self.runtime)
+        return identity_of(self.mgmtd, deadline_s, runtime=self.runtime)
 
     def session_ended(self, identity: Identity) -> bool:
         """A daemon says that this identity's session is over; whether there can be another."""

@@ -54,25 +54,39 @@ class ClientSession:
         self._stop = self._runtime.event()
         self._renewed = False
 
-    def current(self) -> int:
-        """The session's id; opens one if there is none. Blocks.
+    def current(self, deadline_s: float | None = None) -> int:
+        """The session's id; opens one if there is none. Blocks until `deadline_s` (default: 10 s from now).
 
         Raises:
-            Unavailable: no mgmtd that decides answered within 10 s.
+            Unavailable: no mgmtd that decides answered before the deadline, to this thread or to one that asked before.
             Fs3Error: what mgmtd raised.
         """
         if (known := self._known()) != 0:
             return known
-        with self._opening:
-            if self._id == 0:
-                request = mgmtd_pb2.OpenSessionRequest(host=socket.gethostname(), pid=self._pid)
-                reply = self._service.call("OpenSession", request, timeout_s=_OPEN_S, credentials=self._credentials)
-                self._session_s = reply.session_ms / 1000
-                self._id = int(reply.session_id)
-                if not self._renewed:
-                    self._renewed = True
-                    self._keep_renewing()
-            return self._id
+        if deadline_s is None:
+            deadline_s = self._runtime.now_s() + _OPEN_S
+        opening = self._opening
+        if not opening.acquire(timeout=self._left_s(deadline_s)):
+            raise Unavailable("a session with mgmtd was being opened, and no time was left to wait for it")
+        try:
+            return self._id or self._open(self._left_s(deadline_s))
+        finally:
+            opening.release()
+
+    def _left_s(self, deadline_s: float) -> float:
+        return max(deadline_s - self._runtime.now_s(), 0.0)
+
+    def _open(self, left_s: float) -> int:
+        if left_s <= 0:
+            raise Unavailable("no time was left to open a session with mgmtd")
+        request = mgmtd_pb2.OpenSessionRequest(host=socket.gethostname(), pid=self._pid)
+        reply = self._service.call("OpenSession", request, timeout_s=left_s, credentials=self._credentials)
+        self._session_s = reply.session_ms / 1000
+        self._id = int(reply.session_id)
+        if not self._renewed:
+            self._renewed = True
+            self._keep_renewing()
+        return self._id
 
     def lost(self, session_id: int) -> None:
         """A daemon or mgmtd said that it has ended: the next `current` opens another."""

@@ -107,7 +107,7 @@ class WriteCall:
         sessions = 0
         while len(todo):
             try:
-                identity = self._peers.identity()
+                identity = self._peers.identity(self._deadline_s)
                 channels = identity.channels.take(len(todo), self._deadline_s)
             except (Busy, Unavailable) as error:
                 if not sessions and isinstance(error, Busy):

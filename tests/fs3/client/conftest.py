@@ -248,8 +248,10 @@ class Mgmtd:
         self.on_refresh: Callable[[], None] = lambda: None
         self.refreshed = 0
         self.sessions = 100
+        self.session_deadline_s: float | None = None
 
-    def session_id(self) -> int:
+    def session_id(self, deadline_s: float | None = None) -> int:
+        self.session_deadline_s = deadline_s
         return self.sessions + (os.getpid() != _TESTS) * 1_000  # a forked child has another
 
     def session_lost(self, session_id: int) -> None:

@@ -336,6 +336,13 @@ def test_a_client_with_an_id_of_its_own_has_no_other_session(cluster, client) ->
         client.write([update(0, b"x")])
 
 
+def test_a_session_is_waited_for_no_longer_than_the_write(cluster) -> None:
+    deadline_s = deadline_after(1_000.0)
+    with StorageClosing(cluster) as one:
+        one.write([update(0, b"one")], deadline_s=deadline_s)
+    assert cluster.mgmtd.session_deadline_s == deadline_s
+
+
 def test_two_clients_of_one_session_are_told_apart(cluster) -> None:
     with StorageClosing(cluster) as one, StorageClosing(cluster) as two:
         one.write([update(0, b"one")])
