@@ -11,7 +11,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from fs3.cli.status import FULLNESS, coloured, size
+from fs3.cli.status import FULLNESS, coloured, decides, size
 from fs3.client.admin import AdminClient
 from fs3.mgmtd.named_core import check_chain, find_storage_node
 from fs3.routing import Node, NodeKind, Routing, Target, TargetState
@@ -87,8 +87,9 @@ def wishes(routing: Routing, target: Target) -> list[str]:
 def nodes(url: str, as_json: bool, secret: str) -> None:
     """Show every daemon, and the disks of storage daemons with their targets."""
     with connected(url, secret) as client:
-        routing = client.fetch()
-    show([row for node in _in_order(routing) for row in _node_rows(routing, node)], as_json=as_json, empty="no nodes")
+        routing, primary = client.fetch(), client.mgmtd.primary()
+    rows = [row for node in _in_order(routing) for row in _node_rows(routing, node, primary)]
+    show(rows if as_json else [_with_role(row) for row in rows], as_json=as_json, empty="no nodes")
 
 
 @click.command("targets", short_help="Show targets: place, state, wishes.")
@@ -140,12 +141,19 @@ def _in_order(routing: Routing) -> Iterable[Node]:
     return sorted(routing.nodes.values(), key=lambda node: (-node.kind, node.node_id))
 
 
-def _node_rows(routing: Routing, node: Node) -> list[dict[str, Any]]:
+def _with_role(row: dict[str, Any]) -> dict[str, Any]:
+    """For people: one column tells whether a daemon lives and whether it decides."""
+    state = f"{row['state']}, primary" if row["primary"] else row["state"]
+    return {name: state if name == "state" else value for name, value in row.items() if name != "primary"}
+
+
+def _node_rows(routing: Routing, node: Node, primary: str) -> list[dict[str, Any]]:
     alive = "alive" if node.alive else f"silent {node.last_heartbeat_age_ms / 1000:.0f} s"
     first = {
         "node": node.node_id,
         "kind": NodeKind(node.kind).name.lower(),
         "state": f"{alive}, draining" if node.draining else alive,
+        "primary": decides(node, primary),
         "address": " ".join(node.endpoints),
     }
     own = [target for target in routing.targets.values() if target.node_id == node.node_id]

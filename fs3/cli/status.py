@@ -38,20 +38,22 @@ def status(url: str, as_json: bool, all_chains: bool, secret: str) -> int:
     addresses, _ = parse_url(url)
     client = MgmtdClient.connect(addresses, secret=secret)
     try:
-        routing = client.fetch()
+        routing, primary = client.fetch(), client.primary()
     finally:
         client.close()
     console = Console(highlight=False)
     console.width = max(console.width, _TABLE_COLUMNS)  # a narrow terminal wraps lines; rich would cut them
-    return show(routing, console, as_json=as_json, all_chains=all_chains)
+    return show(routing, console, primary=primary, as_json=as_json, all_chains=all_chains)
 
 
-def show(routing: Routing, console: Console, *, as_json: bool = False, all_chains: bool = False) -> int:
-    """Write `routing` to `console`; the exit status."""
+def show(
+    routing: Routing, console: Console, *, primary: str = "", as_json: bool = False, all_chains: bool = False
+) -> int:
+    """Write `routing` to `console`, with the mgmtd at `primary` marked as the one that decides; the exit status."""
     if as_json:
-        console.file.write(json.dumps(as_data(routing), indent=2) + "\n")
+        console.file.write(json.dumps(as_data(routing, primary=primary), indent=2) + "\n")
     else:
-        _print(console, routing, all_chains=all_chains)
+        _print(console, routing, primary=primary, all_chains=all_chains)
     return 0 if healthy(routing) else 1
 
 
@@ -60,7 +62,12 @@ def healthy(routing: Routing) -> bool:
     return routing.ready and all(routing.serving(chain) for chain in routing.chains)
 
 
-def as_data(routing: Routing) -> dict[str, Any]:
+def decides(node: Node, primary: str) -> bool:
+    """Whether `node` is the mgmtd at `primary`."""
+    return node.kind == NodeKind.MGMTD and primary in node.endpoints
+
+
+def as_data(routing: Routing, *, primary: str = "") -> dict[str, Any]:
     """`routing` as plain JSON values, with names for states and kinds."""
     return {
         "cluster_id": routing.cluster_id,
@@ -72,6 +79,7 @@ def as_data(routing: Routing) -> dict[str, Any]:
                 "node_id": node.node_id,
                 "kind": NodeKind(node.kind).name.lower(),
                 "alive": node.alive,
+                "primary": decides(node, primary),
                 "endpoints": list(node.endpoints),
                 "metrics": node.metrics,
                 "version": node.version,
@@ -141,10 +149,10 @@ def _free(disks: list[Disk]) -> str:
     return f"{free} [red]{FULLNESS[min(worst, len(FULLNESS) - 1)]}[/red]" if worst else free
 
 
-def _print(console: Console, routing: Routing, *, all_chains: bool) -> None:
+def _print(console: Console, routing: Routing, *, primary: str, all_chains: bool) -> None:
     versions = sorted({node.version for node in routing.nodes.values() if node.version})
     console.print(f"cluster {routing.cluster_id}, routing version {routing.version}, fs3 {' and '.join(versions)}")
-    console.print(_node_table(routing))
+    console.print(_node_table(routing, primary))
     if not routing.ready:
         console.print("[yellow]not ready: waiting for storage nodes to register and create their targets[/yellow]")
         return
@@ -161,7 +169,7 @@ def _print(console: Console, routing: Routing, *, all_chains: bool) -> None:
         console.print(f"[green]all {len(routing.chains)} chains serve with all replicas[/green]")
 
 
-def _node_table(routing: Routing) -> Table:
+def _node_table(routing: Routing, primary: str) -> Table:
     nodes = _nodes(routing)
     versions = {node.version for node in nodes}  # shown where they differ, as in the middle of an upgrade
     table = Table(box=None, pad_edge=False)
@@ -178,7 +186,7 @@ def _node_table(routing: Routing) -> Table:
         table.add_row(
             str(node.node_id),
             NodeKind(node.kind).name.lower(),
-            "[green]alive[/green]" if node.alive else f"[red]silent {node.last_heartbeat_age_ms / 1000:.0f} s[/red]",
+            _state(node, primary),
             " ".join(node.endpoints),
             "\n".join(coloured(state, f"{counts[state]} {state.name.lower()}") for state in sorted(counts)),
             size(sum(target.used_bytes for target in targets)) if targets else "",
@@ -187,6 +195,11 @@ def _node_table(routing: Routing) -> Table:
             *((node.version,) if len(versions) > 1 else ()),
         )
     return table
+
+
+def _state(node: Node, primary: str) -> str:
+    heard = "[green]alive[/green]" if node.alive else f"[red]silent {node.last_heartbeat_age_ms / 1000:.0f} s[/red]"
+    return f"{heard}, primary" if decides(node, primary) else heard
 
 
 def _chain_table(chains: list[Chain], routing: Routing) -> Table:

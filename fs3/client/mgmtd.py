@@ -156,6 +156,16 @@ class MgmtdClient:
         self._adopt(fresh)
         return fresh
 
+    def primary(self, timeout_s: float = 5.0) -> str:
+        """The "host:port" of the mgmtd that decides, or ""; who answered last is asked, after `fetch` that very one.
+
+        Raises: Unavailable.
+        """
+        info = self._service.call(
+            "GetClusterInfo", common_pb2.Empty(), timeout_s=timeout_s, credentials=self.credentials
+        )
+        return str(info.primary)
+
     def suspect(self, node_id: int, generation: int) -> None:
         """Tell mgmtd that a node refused or reset a connection, so that it looks now; repeats are merged.
 

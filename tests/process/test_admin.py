@@ -18,6 +18,7 @@ from fs3.client.inspection import Inspector
 from fs3.client.meta import LayoutChoice
 from fs3.client.storage import ChunkUpdate, Op
 from fs3.clock import deadline_after, lease_now_s
+from fs3.cluster.folder import MGMTD_NODE
 from fs3.cluster.local import LocalCluster
 from fs3.ids import file_chunk
 from fs3.routing import Routing, TargetState
@@ -88,6 +89,8 @@ def test_drain(cluster: LocalCluster, client: Client, capsys: pytest.CaptureFixt
     check_data(client)
     nodes = json.loads(admin(cluster, capsys, "nodes", "--json"))
     assert next(row for row in nodes if row["node"] == 2)["state"] == "alive, draining"
+    assert [(row["node"], row["state"]) for row in nodes if row["primary"]] == [(MGMTD_NODE, "alive")]
+    assert admin(cluster, capsys, "nodes").count("primary") == 1
     folder = cluster.folder.log("storage-2")
     lines = folder.read_text()
     assert sum(f"target {target} is deleted" in lines for target in before) >= 1

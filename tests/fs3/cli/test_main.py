@@ -7,6 +7,7 @@ import io
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -156,6 +157,20 @@ def test_status_shows_and_judges(states: tuple[TargetState, ...], code: int, wor
     assert show(known, Console(file=out), as_json=True) == code
     assert json.loads(out.getvalue()) == as_data(known)
     assert healthy(known) == (code == 0)
+
+
+def test_status_marks_the_mgmtd_that_decides() -> None:
+    mgmtds = {
+        NodeId(number): Node(node_id=NodeId(number), kind=NodeKind.MGMTD, endpoints=(f"h:{number}",))
+        for number in (2_001, 2_002)
+    }
+    known = replace(routing(TargetState.SERVING), nodes={**routing(TargetState.SERVING).nodes, **mgmtds})
+    out = io.StringIO()
+    show(known, Console(file=out, width=200), primary="h:2002")
+    lines = {line.split()[0]: line for line in out.getvalue().splitlines() if "alive" in line}
+    assert ["primary" in lines[node] for node in ("1", "2001", "2002")] == [False, False, True], out.getvalue()
+    marked = {node["node_id"]: node["primary"] for node in as_data(known, primary="h:2002")["nodes"]}
+    assert marked == {1: False, 2_001: False, 2_002: True}
 
 
 def test_a_cluster_that_is_not_ready_is_not_healthy() -> None:

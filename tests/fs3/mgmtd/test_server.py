@@ -263,12 +263,15 @@ def test_a_client_that_knows_one_of_two_mgmtds_lives_through_a_change_of_the_pri
                     assert second.primary
                 while second.address not in client.addresses:
                     await asyncio.to_thread(client.refresh, client.routing.version, 5.0)
+                await asyncio.to_thread(client.fetch, 10.0)
+                assert await asyncio.to_thread(client.primary) == first.address
                 opened = await asyncio.to_thread(client.session_id)
                 calls = [asyncio.create_task(asyncio.to_thread(client.fetch, 10.0)) for _ in range(3)]
                 await first_runs.aclose()
                 for routing in await asyncio.gather(*calls):
                     assert routing.cluster_id == client.routing.cluster_id
                 assert (await asyncio.to_thread(client.fetch, 10.0)).version >= 1
+                assert await asyncio.to_thread(client.primary) == second.address
                 assert second.primary.epoch == 2
                 assert await asyncio.to_thread(client.session_id) == opened == 1
                 assert second.primary.sessions.table.live == {1}
