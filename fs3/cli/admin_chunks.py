@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.progress import Progress
 
 from fs3.cli.admin_change import confirm
-from fs3.cli.admin_show import json_option, secret_option, show, url_argument
+from fs3.cli.admin_show import json_option, raise_silent, secret_option, show, told, url_argument
 from fs3.cli.status import size
 from fs3.client.connect import Client, connect
-from fs3.client.inspection import Copy, Inspector
+from fs3.client.inspection import Copy, Inspector, silent
 from fs3.client.orphans import find_orphans, remove_orphans
 from fs3.errors import IsADirectory, NotFound
 from fs3.ids import chunk_bytes, chunk_from_bytes, chunk_name, file_chunk
@@ -31,15 +31,20 @@ _ID_DIGITS = 32
 @json_option
 @secret_option
 def chunk(url: str, what: str, index: int | None, as_json: bool, secret: str) -> None:
-    """Show what every replica knows of the chunks of the file at PATH, or of one chunk by its id of 32 hex digits."""
+    """Show what every replica knows of the chunks of the file at PATH, or of one chunk by its id of 32 hex digits.
+
+    Exits 1 if a node did not answer; what the others know is shown all the same.
+    """
     client = connect(url, secret=secret)
     inspector = Inspector(client.mgmtd, secret)
     try:
         if len(what) == _ID_DIGITS and all(digit in "0123456789abcdefABCDEF" for digit in what):
             hi, lo = chunk_from_bytes(bytes.fromhex(what))
-            chunks = [(hi, lo, chain) for chain in inspector.find(hi, lo)]
+            chains, missing = inspector.find(hi, lo)
+            chunks = [(hi, lo, chain) for chain in chains]
             if not chunks:
-                raise NotFound(f"{chunk_name(hi, lo)}: no daemon that answers has it, or remembers its removal")
+                but = f" ({told(missing)})" if missing else ""
+                raise NotFound(f"{chunk_name(hi, lo)}: no daemon that answers has it, or remembers its removal{but}")
         else:
             chunks = _chunks_of(client, what, index)
         copies = inspector.copies(chunks)
@@ -48,6 +53,7 @@ def chunk(url: str, what: str, index: int | None, as_json: bool, secret: str) ->
     show([_row(copy) for copy in copies], as_json=as_json, empty=f"{what} is empty: it has no chunks")
     if not as_json and len({(c.hi, c.lo) for c in copies}) == _MOST_SHOWN and index is None:
         click.echo(f"only the first {_MOST_SHOWN} chunks are shown; name others with --index")
+    raise_silent(silent(copies))
 
 
 @click.command("orphans", short_help="Find chunks that belong to no file.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,7 @@ from rich.table import Table
 
 from fs3.cli.status import FULLNESS, coloured, decides, size
 from fs3.client.admin import AdminClient
+from fs3.errors import Unavailable
 from fs3.mgmtd.named_core import check_chain, find_storage_node
 from fs3.routing import Node, NodeKind, Routing, Target, TargetState
 from fs3.url import parse_url
@@ -53,6 +54,21 @@ def show(rows: list[dict[str, Any]], *, as_json: bool, empty: str) -> None:
     for row in rows:
         table.add_row(*(_cell(name, value) for name, value in row.items()))
     console().print(table)
+
+
+def raise_silent(errors: Mapping[int, str]) -> None:
+    """After what the others said was shown: nodes that did not answer, by their ids. Raises: Unavailable, if any."""
+    if errors:
+        raise Unavailable(f"{_left_out(len(errors))}: {told(errors)}")
+
+
+def told(errors: Mapping[int, str]) -> str:
+    """`node 2: not heard of; node 3: ...`."""
+    return "; ".join(f"node {node}: {why}" for node, why in sorted(errors.items()))
+
+
+def _left_out(count: int) -> str:
+    return f"{count} nodes were left out" if count > 1 else "1 node was left out"
 
 
 _NUMBERS = ("node", "disk", "target", "chain", "version", "replicas", "targets", "used", "free", "size", "chunks")

@@ -1,4 +1,8 @@
-"""What single daemons know: an operator's questions, asked of each replica by itself instead of whoever serves."""
+"""What single daemons know: an operator's questions, asked of each replica by itself instead of whoever serves.
+
+A target is known to one worker process of its node, so that is the one to ask: another would say that it has no such
+target, where the truth is that nobody answers. One that does not answer keeps nobody from seeing the rest.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +15,9 @@ import numpy as np
 from fs3.client.mgmtd import MgmtdClient
 from fs3.clock import deadline_after
 from fs3.errors import Corrupt, Fs3Error, Unavailable
+from fs3.ids import NodeId
 from fs3.pb import storage_pb2
-from fs3.routing import Node, NodeKind, Routing, Target
+from fs3.routing import Node, Target
 from fs3.transport.connection import Connection
 from fs3.transport.frame_core import Kind
 from fs3.transport.messages import (
@@ -30,6 +35,7 @@ from fs3.transport.rpc import PROTOCOL
 
 _ANSWER_S = 5.0
 _AT_ONCE = 256
+_Asked = tuple[int, int, Target]  # (hi, lo, target)
 _TOLD = ("version", "pending", "chain_version", "length", "crc", "flags")
 
 
@@ -82,43 +88,43 @@ class Inspector:
             for hi, lo, chain in chunks
             for target_id in routing.chain(chain).targets
         ]
-        answers: dict[tuple[int, int, int], Copy] = {}
-        for node in routing.nodes.values():
-            own = [(hi, lo, target) for hi, lo, target in wanted if target.node_id == node.node_id]
-            for copy in self._ask(node, own):
-                answers[copy.hi, copy.lo, copy.target.target_id] = copy
+        answers = {(copy.hi, copy.lo, copy.target.target_id): copy for copy in self._ask_all(wanted)}
         return [answers[hi, lo, target.target_id] for hi, lo, target in wanted]
 
-    def find(self, hi: int, lo: int) -> list[int]:
-        """The chains on which somebody has a chunk, or remembers its removal, whatever its file's layout says."""
-        routing = self._mgmtd.routing
-        found = set()
-        for node in _storage(routing):
-            own = [(hi, lo, target) for target in routing.targets.values() if target.node_id == node.node_id]
-            found |= {
-                copy.target.chain_id
-                for copy in self._ask(node, own)
-                if copy.there or (not copy.error and copy.flags & META_REMOVED)
-            }
-        return sorted(found)
+    def find(self, hi: int, lo: int) -> tuple[list[int], dict[int, str]]:
+        """The chains on which somebody has a chunk, or remembers its removal, whatever its file's layout says; and, by
+        node id, why a node could not say.
+        """
+        copies = list(self._ask_all([(hi, lo, target) for target in self._mgmtd.routing.targets.values()]))
+        found = [copy for copy in copies if copy.there or (not copy.error and copy.flags & META_REMOVED)]
+        return sorted({copy.target.chain_id for copy in found}), silent(copies)
 
     @contextmanager
-    def connected(self, node: Node) -> Iterator[tuple[Connection, float]]:
-        """A connection to a node's first process, and the deadline for what is asked on it. Raises: Fs3Error."""
-        if not node.alive or not node.endpoints:
-            raise Unavailable(f"node {node.node_id} is not heard of")
+    def connected(self, node: Node, worker: int = 0) -> Iterator[tuple[Connection, float]]:
+        """A connection to one of a node's processes, and the deadline for what is asked on it. Raises: Fs3Error."""
+        if not node.alive or worker >= len(node.endpoints):
+            raise Unavailable("not heard of")
         deadline_s = deadline_after(_ANSWER_S)
-        connection = self._pool.borrow(node.endpoints[0], deadline_s=deadline_s, connect_timeout_s=_ANSWER_S)
+        connection = self._pool.borrow(node.endpoints[worker], deadline_s=deadline_s, connect_timeout_s=_ANSWER_S)
         try:
             yield connection, deadline_s
         finally:
             self._pool.give_back(connection)
 
-    def _ask(self, node: Node, wanted: Sequence[tuple[int, int, Target]]) -> Iterator[Copy]:
+    def _ask_all(self, wanted: Sequence[_Asked]) -> Iterator[Copy]:
+        """Every answer, process by process."""
+        nodes = self._mgmtd.routing.nodes
+        by_process: dict[tuple[int, int], list[_Asked]] = {}
+        for one in wanted:
+            by_process.setdefault((one[2].node_id, one[2].worker), []).append(one)
+        for (node_id, worker), own in sorted(by_process.items()):
+            yield from self._ask(nodes[NodeId(node_id)], worker, own)
+
+    def _ask(self, node: Node, worker: int, wanted: Sequence[_Asked]) -> Iterator[Copy]:
         for begin in range(0, len(wanted), _AT_ONCE):
             some = wanted[begin : begin + _AT_ONCE]
             try:
-                metas = self._metas(node, some)
+                metas = self._metas(node, worker, some)
             except Fs3Error as error:
                 yield from (Copy(hi, lo, target, error=str(error)) for hi, lo, target in some)
                 continue
@@ -126,11 +132,11 @@ class Inspector:
                 version, pending, chain_version, length, crc, flags = (int(meta[name]) for name in _TOLD)
                 yield Copy(hi, lo, target, version, pending, chain_version, length, crc, flags)
 
-    def _metas(self, node: Node, wanted: Sequence[tuple[int, int, Target]]) -> Records:
+    def _metas(self, node: Node, worker: int, wanted: Sequence[_Asked]) -> Records:
         ranges = np.zeros(len(wanted), dtype=RANGE)
         ranges["hi"], ranges["lo"] = [one[0] for one in wanted], [one[1] for one in wanted]
         ranges["chain"] = [one[2].chain_id for one in wanted]
-        with self.connected(node) as (connection, deadline_s):
+        with self.connected(node, worker) as (connection, deadline_s):
             connection.send(Kind.INSPECT, [ranges.tobytes()], count=len(ranges), deadline_s=deadline_s)
             header, head = connection.receive_head()
             if header.count != len(wanted) or len(head) != len(wanted) * CHUNK_META.itemsize:
@@ -139,5 +145,6 @@ class Inspector:
             return records(bytes(head), CHUNK_META, header.count)
 
 
-def _storage(routing: Routing) -> list[Node]:
-    return [node for _, node in sorted(routing.nodes.items()) if node.kind == NodeKind.STORAGE]
+def silent(copies: Sequence[Copy]) -> dict[int, str]:
+    """By node id, why a node that was asked has not answered."""
+    return {int(copy.target.node_id): copy.error for copy in copies if copy.error}

@@ -15,7 +15,7 @@ from fs3.client.inspection import Inspector
 from fs3.client.mgmtd import MgmtdClient
 from fs3.errors import Corrupt, Fs3Error
 from fs3.pb import storage_pb2
-from fs3.routing import NodeKind
+from fs3.routing import Node, NodeKind
 from fs3.transport.frame_core import Kind
 
 
@@ -55,7 +55,7 @@ class DamagedChunk:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScrubReport:
     """What the daemons said. `damaged_chunks` counts all; a daemon names at most 1,000 of each disk. `errors` is by
-    node id, of those that did not answer."""
+    node id, of those that did not answer, or not with all their processes."""
 
     targets: tuple[TargetScrub, ...]
     damaged: tuple[DamagedChunk, ...]
@@ -76,22 +76,29 @@ def scrub(
         for node_id, node in sorted(mgmtd.routing.nodes.items()):
             if node.kind != NodeKind.STORAGE or (nodes is not None and int(node_id) not in nodes):
                 continue
-            try:
-                with inspector.connected(node) as (connection, deadline_s):
-                    connection.send(Kind.SCRUB, [b""], count=int(begin), deadline_s=deadline_s)
-                    _, head = connection.receive_head()
-                    said = _said(bytes(head))
-            except Fs3Error as error:
-                errors[int(node_id)] = str(error)
-                continue
-            for disk in said["disks"]:
-                where = {"node_id": int(node_id), "disk": disk["disk"]}
-                targets += [_target(one, path=disk["path"], **where) for one in disk["targets"]]
-                damaged += [DamagedChunk(**one, **where) for one in disk["damaged"]]
-                total += disk["damaged_chunks"]
+            for worker in range(max(len(node.endpoints), 1)):
+                try:
+                    disks = _ask(inspector, node, worker, begin=begin)
+                except Fs3Error as error:
+                    errors[int(node_id)] = str(error)
+                    continue
+                for disk in disks:
+                    where = {"node_id": int(node_id), "disk": disk["disk"]}
+                    targets += [_target(one, path=disk["path"], **where) for one in disk["targets"]]
+                    damaged += [DamagedChunk(**one, **where) for one in disk["damaged"]]
+                    total += disk["damaged_chunks"]
     finally:
         inspector.close()
     return ScrubReport(targets=tuple(targets), damaged=tuple(damaged), damaged_chunks=total, errors=errors)
+
+
+def _ask(inspector: Inspector, node: Node, worker: int, *, begin: bool) -> list[dict[str, Any]]:
+    """What one process of a node says of its disks. Raises: Fs3Error."""
+    with inspector.connected(node, worker) as (connection, deadline_s):
+        connection.send(Kind.SCRUB, [b""], count=int(begin), deadline_s=deadline_s)
+        _, head = connection.receive_head()
+        disks: list[dict[str, Any]] = _said(bytes(head))["disks"]
+    return disks
 
 
 def _said(head: bytes) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def check_data(client: Client) -> None:
         assert inode.layout is not None
         for index in range(6):
             chunk = file_chunk(inode.inode_id, index)
-            (chain,) = inspector.find(*chunk)
+            ((chain,), _) = inspector.find(*chunk)
             copies = inspector.copies([(*chunk, chain)])
             assert len(copies) == 3 and all(copy.there and not copy.pending for copy in copies), copies
             assert len({(copy.version, copy.length, copy.sum) for copy in copies}) == 1, copies
@@ -153,6 +153,26 @@ def test_chunks_and_orphans(cluster: LocalCluster, client: Client, capsys: pytes
     assert "1 chunks removed" in admin(cluster, capsys, "orphans", "--remove", "--yes")
     assert admin(cluster, capsys, "orphans") == "every one of 24 chunks belongs to a file\n"
     check_data(client)
+
+
+def test_a_node_that_is_down_leaves_the_others_answers(
+    cluster: LocalCluster, client: Client, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nodes = {row["node"] for row in json.loads(admin(cluster, capsys, "chunk", "/data/1", "--json"))}
+    gone = min(nodes)
+    cluster.kill_node(gone)
+    wait_for(client, lambda routing: not routing.nodes[gone].alive)
+    said = f"fs3: 1 node was left out: node {gone}: not heard of\n"
+    assert main.run(["admin", "chunk", cluster.url, "/data/1", "--json"]) == 1
+    shown = capsys.readouterr()
+    assert shown.err == said
+    assert {row["node"] for row in json.loads(shown.out) if row["version"]} == nodes - {gone}
+    for command in (["scrub", "status"], ["damaged"]):
+        assert main.run(["admin", *command, cluster.url]) == 1
+        shown = capsys.readouterr()
+        assert shown.err == said and shown.out, command
+    cluster.restart_node(gone)
+    cluster.wait_serving(timeout_s=WAIT_S, recovered=True)
 
 
 def test_tables(cluster: LocalCluster, client: Client, capsys: pytest.CaptureFixture[str], tmp_path) -> None:  # type: ignore[no-untyped-def]

@@ -5,6 +5,7 @@ and faults that a test sets. It shares no code with fs3/storage, so a misreading
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import socket
 import threading
@@ -24,7 +25,18 @@ from fs3.layout import Layout
 from fs3.pb import storage_pb2
 from fs3.routing import Chain, ChainTable, Node, NodeKind, Routing, Target, TargetState
 from fs3.transport.frame_core import HEADER_BYTES, Flag, Header, Kind, pack_header, pack_trailer, unpack_header
-from fs3.transport.messages import LIST_CHUNKS, LISTED, RANGE, RESULT, UPDATE, Op, UpdateFlag, records
+from fs3.transport.messages import (
+    CHUNK_META,
+    LIST_CHUNKS,
+    LISTED,
+    META_ABSENT,
+    RANGE,
+    RESULT,
+    UPDATE,
+    Op,
+    UpdateFlag,
+    records,
+)
 
 TABLE = 1
 _TESTS = os.getpid()
@@ -109,6 +121,10 @@ class ChunkServer:
             sock.sendall(_frame(header, np.zeros(header.count, dtype=RESULT).tobytes(), b""))
             return True
         self.asked.append(header)
+        if header.kind in (Kind.INSPECT, Kind.SCRUB):
+            answer = self._inspect(header, head) if header.kind == Kind.INSPECT else self._scrub()
+            sock.sendall(_frame(header, answer, b""))
+            return True
         if self.frame_status:
             status = self.frame_status.pop(0)
             sock.sendall(_frame(header, b"told so", b"", status=status))
@@ -174,6 +190,21 @@ class ChunkServer:
             if chunk:
                 result["version"], result["chunk_length"] = chunk.version, len(chunk.data)
         return results.tobytes(), body
+
+    def _inspect(self, header: Header, head: bytes) -> bytes:
+        metas = np.zeros(header.count, dtype=CHUNK_META)
+        for meta, asked in zip(metas, records(head, RANGE, header.count), strict=True):
+            meta["hi"], meta["lo"] = asked["hi"], asked["lo"]
+            chunk = self.shared.chunks.get((int(asked["chain"]), int(asked["hi"]), int(asked["lo"])))
+            meta["flags"] = 0 if chunk else META_ABSENT
+            meta["version"] = chunk.version if chunk else 0
+        return metas.tobytes()
+
+    def _scrub(self) -> bytes:
+        idle = dict.fromkeys(("begun_ns", "ended_ns", "passes", "chunks", "of_chunks", "read_bytes", "damaged"), 0)
+        targets = [{"target": chain, "chain": chain, "running": False, **idle} for chain in self.chain_versions]
+        disk = {"disk": 0, "path": self.endpoint, "targets": targets, "damaged": [], "damaged_chunks": 0}
+        return storage_pb2.StatsReply(json=json.dumps({"disks": [disk]})).SerializeToString()
 
     def _write(self, header: Header, head: bytes, body: bytes) -> bytes:
         updates = records(head, UPDATE, header.count)
