@@ -258,6 +258,13 @@ def choose_ports(shape: Shape, wanted: int | None) -> dict[str, tuple[int, ...]]
     return ports
 
 
+def without_taken_ports(shape: Shape, name: str) -> dict[str, tuple[int, ...]]:
+    """The ports of `shape`, with free ones for the daemon `name` in place of those that are taken. Raises: Invalid."""
+    used = {port for pair in shape.ports.values() for port in pair}
+    pair = tuple(port if port_is_free(port) else _free_port(used) for port in shape.ports[name])
+    return {**shape.ports, name: pair}
+
+
 def port_is_free(port: int) -> bool:
     """Whether a daemon could listen on this loopback port now."""
     with socket.socket() as probe:

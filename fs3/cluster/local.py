@@ -1,6 +1,10 @@
 """A whole cluster on this machine: one process per daemon, started, watched and stopped from here.
 
 `fs3 up` is a thin layer over `LocalCluster`; tests and the demo use it directly, to kill daemons and bring them back.
+
+A port that was free when it was chosen may be taken when its daemon starts, by another cluster that chose it at the
+same instant. So at the first start a daemon gets another port instead, and the others wait until each mgmtd has its
+own: they would take whoever answers there for theirs, and make their disks part of another cluster.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +26,7 @@ import psutil
 
 from fs3.client.mgmtd import MgmtdClient
 from fs3.clock import lease_now_s
-from fs3.cluster.folder import Folder, Shape, choose_ports, storage_name
+from fs3.cluster.folder import Folder, Shape, choose_ports, port_is_free, storage_name, without_taken_ports
 from fs3.errors import Invalid, Unavailable
 from fs3.routing import LocalState, NodeKind, Routing, TargetState
 from fs3.url import make_url
@@ -29,6 +34,7 @@ from fs3.url import make_url
 _STOP_S = 15.0
 _LOOK_S = 0.1
 _DAEMONS = "daemons.json"
+_MOST_MOVES = 5  # to other ports, of one daemon
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +78,7 @@ class LocalCluster:
         self._lease_s = lease_s
         self._shape: Shape | None = None
         self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._moves: Counter[str] = Counter()  # how often a daemon may still get other ports than were chosen
         self._pause = threading.Event()
 
     @property
@@ -111,12 +118,19 @@ class LocalCluster:
             self._shape = self._decide_shape()
             self.folder.remember(self._shape)
             self.folder.write_configs(self._shape)
-            for name in self._shape.names:
+            deadline_s = lease_now_s() + timeout_s
+            for name in self._shape.mgmtd_names:
                 self._spawn(name)
-            self.wait_serving(timeout_s=timeout_s, on_progress=on_progress)
+            self._wait_for_mgmtds(deadline_s, timeout_s)
+            for name in self._shape.names:
+                if name not in self._running:
+                    self._spawn(name)
+            self.wait_serving(timeout_s=max(deadline_s - lease_now_s(), 0.1), on_progress=on_progress)
         except BaseException:
             self.stop()
             raise
+        finally:
+            self._moves.clear()
 
     def stop(self) -> None:
         """Stop every daemon, mgmtds last so that the others' goodbyes arrive, and release the folder; again is fine."""
@@ -183,9 +197,7 @@ class LocalCluster:
         with contextlib.ExitStack() as stack:
             client: MgmtdClient | None = None
             while True:
-                ended = self.reap()
-                if ended:
-                    raise Unavailable(f"{ended[0]}; its log is {self.folder.log(ended[0].name)}")
+                self._check_ended()
                 try:
                     if client is None:
                         client = MgmtdClient.connect(self.shape.addresses, timeout_s=1.0)
@@ -201,10 +213,53 @@ class LocalCluster:
                     on_progress(missing)
                 if lease_now_s() >= deadline_s:
                     raise Unavailable(
-                        f"the cluster is not ready after {timeout_s:g} s: {missing};"
+                        f"the cluster is not ready after {timeout_s:.3g} s: {missing};"
                         f" the logs are in {self.folder.log_dir}"
                     )
                 self._pause.wait(_LOOK_S)
+
+    def _wait_for_mgmtds(self, deadline_s: float, timeout_s: float) -> None:
+        """Until each has the port that its configuration names. Raises: Unavailable."""
+        while True:
+            self._check_ended()
+            waiting = [name for name in self.shape.mgmtd_names if not self._listens(name)]
+            if not waiting:
+                return
+            if lease_now_s() >= deadline_s:
+                raise Unavailable(
+                    f"{waiting[0]} does not listen after {timeout_s:g} s; its log is {self.folder.log(waiting[0])}"
+                )
+            self._pause.wait(_LOOK_S)
+
+    def _listens(self, name: str) -> bool:
+        try:
+            sockets = psutil.Process(self._running[name].pid).net_connections("tcp")
+        except psutil.AccessDenied:
+            return True  # nobody can tell
+        except psutil.Error:
+            return False
+        port = self.shape.ports[name][0]
+        return any(one.status == psutil.CONN_LISTEN and one.laddr.port == port for one in sockets)
+
+    def _check_ended(self) -> None:
+        """Raises: Unavailable: a daemon ended, and not because another process was faster to take its port."""
+        for ended in self.reap():
+            if not self._move(ended.name):
+                raise Unavailable(f"{ended}; its log is {self.folder.log(ended.name)}")
+
+    def _move(self, name: str) -> bool:
+        """Start a daemon again on other ports if those that were chosen for it are taken; whether that was so."""
+        named = self._port if name == self.shape.mgmtd_names[0] else None
+        if self._moves[name] <= 0 or (named and not port_is_free(named)):
+            return False
+        if all(port_is_free(port) for port in self.shape.ports[name]):
+            return False
+        self._moves[name] -= 1
+        self._shape = replace(self.shape, ports=without_taken_ports(self.shape, name))
+        self.folder.remember(self._shape)
+        self.folder.write_configs(self._shape)
+        self._spawn(name)
+        return True
 
     def _decide_shape(self) -> Shape:
         before = self.folder.remembered()
@@ -227,6 +282,7 @@ class LocalCluster:
             lease_s=self._lease_s or (before.lease_s if before else 3.0),
             ports=before.ports if before else {},
         )
+        self._moves.update({name: _MOST_MOVES for name in shape.names if name not in shape.ports})
         return replace(shape, ports=choose_ports(shape, self._port))
 
     def _spawn(self, name: str) -> None:

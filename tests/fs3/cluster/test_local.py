@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from fs3.client.mgmtd import MgmtdClient
+from fs3.cluster.folder import HOST
 from fs3.cluster.local import LocalCluster, stop_folder
 from fs3.errors import Invalid, Unavailable
 from fs3.routing import Routing, TargetState
@@ -66,6 +67,53 @@ def test_a_daemon_that_ends_at_once_is_named_with_its_reason(tmp_path: Path) -> 
     with pytest.raises(Unavailable, match=r"meta ended with status 1: fs3: .*meta.*; its log is .*meta\.log"):
         cluster.start()
     assert cluster.pids == {} and not cluster.folder.in_use()
+
+
+class Beaten(LocalCluster):
+    """Others take the service ports of `victims` after they were chosen, before the daemons are started."""
+
+    def __init__(self, directory: Path, victims: list[str], **options: int) -> None:
+        super().__init__(directory, nodes=1, replicas=1, lease_s=1.0, **options)
+        self.victims = victims
+        self.others: list[socket.socket] = []
+        self.spawned: list[str] = []
+
+    def _spawn(self, name: str) -> None:
+        if name in self.victims:
+            self.victims.remove(name)
+            self.others.append(socket.create_server((HOST, self.shape.ports[name][0])))
+        self.spawned.append(name)
+        super()._spawn(name)
+
+    def taken(self) -> set[int]:
+        return {one.getsockname()[1] for one in self.others}
+
+    def stop(self) -> None:
+        super().stop()
+        for one in self.others:
+            one.close()
+
+
+def test_a_port_that_was_free_a_moment_ago_is_replaced(tmp_path: Path) -> None:
+    victims = ["mgmtd", "mgmtd", "meta", "storage-1"]
+    with Beaten(tmp_path / "c", victims, port=0) as cluster:
+        assert cluster.spawned[:3] == ["mgmtd"] * 3, "nobody asks who has taken the port of mgmtd"
+        assert not cluster.victims and len(cluster.others) == 4
+        ports = {port for pair in cluster.shape.ports.values() for port in pair}
+        assert not ports & cluster.taken()
+        assert cluster.folder.remembered() == cluster.shape, "the next start finds them"
+
+
+def test_a_named_port_and_a_remembered_one_are_not_replaced(tmp_path: Path) -> None:
+    cluster = Beaten(tmp_path / "c", ["mgmtd"], port=free_port())
+    with pytest.raises(Unavailable, match=r"mgmtd ended with status 1: .*the port is taken"):
+        cluster.start()
+    assert cluster.spawned == ["mgmtd"] and not cluster.folder.in_use()
+    with LocalCluster(tmp_path / "c"):
+        pass
+    again = Beaten(tmp_path / "c", ["mgmtd"])
+    with pytest.raises(Unavailable, match=r"mgmtd ended with status 1: .*the port is taken"):
+        again.start()
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
