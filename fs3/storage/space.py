@@ -79,6 +79,20 @@ class Space:
             self._allocator.add_file(file.file_no, file.slots)
             slots = used.get(file.file_no, np.empty(0, dtype=np.int64))
             self._allocator.rebuild(file.file_no, slots, file.grown_slots())
+        self._say_if_it_cannot_grow()
+
+    def _say_if_it_cannot_grow(self) -> None:
+        """A disk of which no more is free than is kept for the metadata: it would start, and refuse what is written."""
+        free, reserve = self._free_bytes(), self._config.reserve_bytes
+        if free <= reserve:
+            _LOG.warning(
+                "%s: its disk has %d MiB free, and %d MiB are kept for the metadata (reserve_bytes): no chunks are"
+                " taken beyond the %d MiB that its block files have room for; make room, or use a larger disk",
+                self._folder,
+                free >> 20,
+                reserve >> 20,
+                (self.grown_bytes - self.used_bytes) >> 20,
+            )
 
     def allocate(self, length: int, drain: Callable[[], None]) -> Block:
         """A block for `length` bytes; `drain` syncs the metadata, so that freed blocks come back.

@@ -126,6 +126,21 @@ def test_below_the_hard_reserve_only_removals_are_taken(engine: Engine) -> None:
     assert engine.fullness() is Fullness.NORMAL
 
 
+def test_an_old_disk_with_less_free_than_its_reserve_says_so_at_the_start(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = EngineConfig(file_bytes=64 << 20, reserve_bytes=0)
+    for reserve_bytes, lines in ((0, 0), (1 << 62, 1)):
+        engine = Engine.open(
+            tmp_path / "disk", cluster_id="c", create=True, config=replace(config, reserve_bytes=reserve_bytes)
+        )
+        engine.close()
+        said = [record.message for record in caplog.records if "(reserve_bytes)" in record.message]
+        assert len(said) == lines, said
+    (line,) = said
+    assert line.startswith(f"{tmp_path / 'disk'}: its disk has ") and "no chunks are taken beyond the 0 MiB" in line
+
+
 def test_a_disk_smaller_than_its_reserve_is_refused_before_anything_is_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
