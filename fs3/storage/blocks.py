@@ -129,7 +129,7 @@ class BlockFile:
             path, size = file.path, len(file.view)
             raw = bytearray(_HEADER.size + _CRC.size)
             if file.read(memoryview(raw), 0) < len(raw) or raw[:8] != MAGIC:
-                raise Corrupt(f"{path}: not a block file")
+                raise Corrupt(f"{path}: not a block file; restore the file, or empty the disk to refill it")
             _magic, version, number, block_bytes, slots, sums_at, data_at = _HEADER.unpack_from(raw)
             if version != FORMAT:
                 raise Corrupt(f"{path}: block file format {version}; this fs3 reads format {FORMAT}")

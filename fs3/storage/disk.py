@@ -2,7 +2,7 @@
 
 ENGINE      JSON: format, cluster_id; written once
 LOCK        flocked while open, holds the process id
-BOOT        the boot id of the machine when the folder was last opened
+BOOT        the boot id of the machine when the folder was last opened; from the first opening on
 blocks/     block files
 metadata/   RocksDB
 """
@@ -49,6 +49,7 @@ def folder_disk(
         _check_free(path, least_bytes)
     lock = _claim(path, cluster_id=cluster_id, node_id=node_id, create=create)
     try:
+        _check_metadata(path)
         metadata = Metadata(path / "metadata", write_buffer_bytes=write_buffer_bytes)
     except BaseException:
         os.close(lock)
@@ -78,6 +79,16 @@ def _check_free(path: Path, least_bytes: int) -> None:
 def _free_bytes(path: Path) -> int:
     disk = os.statvfs(path)
     return disk.f_bavail * disk.f_frsize
+
+
+def _check_metadata(path: Path) -> None:
+    """RocksDB would begin anew where its files are gone, and the chunks with it. Raises: Corrupt."""
+    if (path / _BOOT).exists() and not (path / "metadata" / "CURRENT").exists():
+        raise Corrupt(
+            f"metadata in {path / 'metadata'} is gone (no file CURRENT there), though the disk was in use; nothing was"
+            " changed. Its chunks are on the other replicas: move this disk's folder away and start again, and recovery"
+            " refills it"
+        )
 
 
 def _claim(path: Path, *, cluster_id: str, node_id: int, create: bool) -> int:
@@ -148,7 +159,7 @@ def _write_marker(marker: Path, cluster_id: str, node_id: int) -> None:
 
 def _booted_since(path: Path) -> bool:
     """Whether the machine has (or may have) booted since the folder was last opened."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, ValueError):
         return (path / _BOOT).read_text(encoding="ascii") != _boot_id()
     return True
 

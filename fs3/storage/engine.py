@@ -75,10 +75,12 @@ class Engine:
                 self._metadata.apply((key, None) for key in loaded.to_delete)
             self._metadata.sync()
             disk.opened()
-        except BaseException:
+        except BaseException as error:
             self._metadata.close()
             self._files.close()
             disk.close()
+            if isinstance(error, Corrupt) and disk.name not in str(error):
+                raise Corrupt(f"{disk.name}: {error}") from None
             raise
         self._published = Published(
             loaded, self._files, self._retire, seed=runtime.random_bits(64), chunks=config.index_chunks

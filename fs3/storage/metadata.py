@@ -229,7 +229,7 @@ class Metadata:
 
     def _error(self, error: Exception, what: str) -> Fs3Error:
         text = str(error)
-        if "Corruption" in text:
+        if "Corruption" in text or "No such file" in text:
             return Corrupt(
                 f"metadata in {self._path} is damaged ({text}); nothing was dropped or changed. Its chunks are on the "
                 f"other replicas: move this disk's folder away and start again, and recovery refills it"

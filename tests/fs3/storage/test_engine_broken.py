@@ -1,0 +1,82 @@
+"""Folders whose files are damaged or gone while no daemon runs: one clear error that names the folder, every time that
+it is opened, and what is left of it stays."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fs3 import checksum
+from fs3.errors import Corrupt
+from fs3.storage.engine import Engine
+from fs3.storage.engine_api import EngineConfig, Staged, Update
+from fs3.transport.messages import Op
+
+CONFIG = EngineConfig(file_bytes=1 << 20, group_bytes=256 << 10, reserve_bytes=0, index_chunks=16)
+TARGET, HI, CHUNKS = 3, 1 << 56 | 77, 40
+
+
+def opened(folder: Path) -> Engine:
+    return Engine.open(folder, cluster_id="c", node_id=1, create=True, config=CONFIG)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """An engine with chunks, closed."""
+    engine = opened(tmp_path / "disk")
+    engine.create_target(TARGET, 1)
+    for lo in range(CHUNKS):
+        data = memoryview(random.Random(lo).randbytes(5_000))
+        fine = checksum.fine_sums(data)
+        update = Update(target_id=TARGET, hi=HI, lo=lo, op=Op.REPLACE, offset=0, data=data, fine=fine)
+        assert isinstance(engine.stage_and_commit([update])[0], Staged)
+    engine.close()
+    return tmp_path / "disk"
+
+
+def only(folder: Path, pattern: str) -> Path:
+    return sorted(folder.glob(pattern))[-1]
+
+
+def flip(file: Path, at: int) -> None:
+    raw = bytearray(file.read_bytes())
+    raw[at] ^= 0x10
+    file.write_bytes(raw)
+
+
+BREAKS: dict[str, Callable[[Path], None]] = {
+    "CURRENT flipped": lambda folder: flip(folder / "metadata/CURRENT", 3),
+    "CURRENT gone": lambda folder: (folder / "metadata/CURRENT").unlink(),
+    "MANIFEST flipped": lambda folder: flip(only(folder, "metadata/MANIFEST*"), 40),
+    "MANIFEST gone": lambda folder: only(folder, "metadata/MANIFEST*").unlink(),
+    "table flipped": lambda folder: flip(only(folder, "metadata/*.sst"), 100),
+    "table gone": lambda folder: only(folder, "metadata/*.sst").unlink(),
+    "metadata gone": lambda folder: shutil.rmtree(folder / "metadata"),
+    "block file gone": lambda folder: only(folder, "blocks/*").unlink(),
+    "block files gone": lambda folder: shutil.rmtree(folder / "blocks"),
+    "block file cut": lambda folder: only(folder, "blocks/*").write_bytes(b"short"),
+    "ENGINE flipped": lambda folder: flip(folder / "ENGINE", 0),
+}
+
+
+@pytest.mark.parametrize("what", BREAKS)
+def test_a_broken_folder_is_refused_each_time_with_its_name(folder: Path, what: str) -> None:
+    BREAKS[what](folder)
+    kept = {path.name for path in folder.glob("*/*") if path.suffix in (".sst", ".blk")}
+    for _ in range(2):
+        with pytest.raises(Corrupt) as raised:
+            opened(folder)
+        text = str(raised.value)
+        assert str(folder) in text and "\n" not in text and ("refill" in text or "restore" in text), text
+    assert kept <= {path.name for path in folder.glob("*/*")}, "nothing that may be of use is removed"
+
+
+def test_a_damaged_note_of_the_last_boot_only_costs_a_check(folder: Path) -> None:
+    (folder / "BOOT").write_bytes(b"\xff\xfe")
+    engine = opened(folder)
+    assert engine.lost_power and engine.stats().chunks == CHUNKS
+    engine.close()
