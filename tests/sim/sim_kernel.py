@@ -228,11 +228,12 @@ class SimProcess:
         self.at_end: list[Callable[[], None]] = []  # what its kernel does when it ends: sockets, locks
         self._loop: SimLoop | None = None
         self._begun_s = sim.now
+        self._mono_begun_s = 1_000.0 + sim.now
         sim.processes.append(self)
 
     def mono_s(self) -> float:
         """Its CLOCK_MONOTONIC, which timeouts are counted on."""
-        return 1_000.0 + self._begun_s + (self.sim.now - self._begun_s) * self.rate
+        return self._mono_begun_s + (self.sim.now - self._begun_s) * self.rate
 
     def lease_s(self) -> float:
         """Its CLOCK_BOOTTIME."""

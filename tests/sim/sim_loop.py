@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 from asyncio import base_events, events
 from collections.abc import Callable, Coroutine
-from functools import partial
 from typing import Any
 
 from sim_kernel import SimProcess
@@ -38,6 +38,40 @@ def _forget(task: asyncio.Task[Any]) -> None:
     loop = task.get_loop()
     assert isinstance(loop, SimLoop)
     loop.tasks.pop(task, None)
+
+
+class SimHandle:
+    """A callback that is to run; as `asyncio.Handle`, without what only debugging needs."""
+
+    __slots__ = ("_args", "_callback", "_context", "_loop")
+
+    def __init__(self, loop: SimLoop, callback: Callable[..., Any], args: tuple[Any, ...], context: Any) -> None:
+        self._loop = loop
+        self._callback: Callable[..., Any] | None = callback
+        self._args = args
+        self._context = context if context is not None else contextvars.copy_context()
+
+    def cancel(self) -> None:
+        self._callback, self._args = None, ()
+
+    def cancelled(self) -> bool:
+        return self._callback is None
+
+    def due(self) -> None:
+        """Its time has come; in the hub."""
+        if self._callback is not None:
+            self._loop.push(self)
+
+    def run(self) -> None:
+        """In the loop's thread."""
+        if self._callback is None:
+            return
+        try:
+            self._context.run(self._callback, *self._args)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # noqa: BLE001  # as asyncio.Handle
+            self._loop.call_exception_handler({"handle": self, "exception": error, "message": repr(self._callback)})
 
 
 class SimLoop(base_events.BaseEventLoop):
@@ -70,8 +104,8 @@ class SimLoop(base_events.BaseEventLoop):
     def get_debug(self) -> bool:
         return False
 
-    def call_soon(self, callback: Callable[..., Any], *args: Any, context: Any = None) -> events.Handle:  # type: ignore[override]
-        handle = events.Handle(callback, args, self, context)
+    def call_soon(self, callback: Callable[..., Any], *args: Any, context: Any = None) -> SimHandle:  # type: ignore[override]
+        handle = SimHandle(self, callback, args, context)
         if self.process.alive:
             self._ready.append(handle)
             if self._asleep:
@@ -85,21 +119,18 @@ class SimLoop(base_events.BaseEventLoop):
         return self.call_at(self.time() + delay, callback, *args, context=context)
 
     def call_at(self, when: float, callback: Callable[..., Any], *args: Any, context: Any = None) -> Any:  # type: ignore[override]
-        handle = events.TimerHandle(when, callback, args, self, context)
-        if self.process.alive:
-            handle._scheduled = True
-            self._sim.after(self.process.virtual(when - self.time()), partial(self._due, handle), self.process)
+        handle = SimHandle(self, callback, args, context)
+        process = self.process
+        if process.alive:
+            self._sim.after(process.virtual(when - process.mono_s()), handle.due, process)
         return handle
 
-    def _due(self, handle: events.TimerHandle) -> None:
-        if not handle._cancelled:
-            self._ready.append(handle)
-            if self._asleep:
-                self._asleep = False
-                self._thread.resume()
-
-    def _timer_handle_cancelled(self, handle: events.TimerHandle) -> None:
-        pass
+    def push(self, handle: SimHandle) -> None:
+        """Run it, now; in the hub."""
+        self._ready.append(handle)
+        if self._asleep:
+            self._asleep = False
+            self._thread.resume()
 
     def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> Any:  # type: ignore[override]
         """On a simulated thread of its own."""
@@ -148,9 +179,7 @@ class SimLoop(base_events.BaseEventLoop):
                 for _ in range(_A_TURN):
                     if not ready or not process.alive:
                         break
-                    handle = ready.popleft()
-                    if not handle._cancelled:
-                        handle._run()
+                    ready.popleft().run()
             finally:
                 thread.loop = None
                 events._set_running_loop(None)

@@ -319,12 +319,8 @@ class SimRuntime:
     def __init__(self, process: SimProcess) -> None:
         self.process = process
         self._random = process.sim.stream(f"random/{process.number}")
-
-    def now_s(self) -> float:
-        return self.process.lease_s()
-
-    def wall_ns(self) -> int:
-        return self.process.wall_ns()
+        self.now_s = process.lease_s
+        self.wall_ns = process.wall_ns
 
     def sleep(self, seconds: float) -> None:
         _enter(self.process)
