@@ -240,7 +240,7 @@ class SimConnection:
 
     def _tell(self, header: Header, head: memoryview) -> None:
         sim = self._process.sim
-        if sim.listens("answer"):
+        if sim.listeners("answer"):
             kind, hop = self._kinds.get(header.request_id, (header.kind, header.hop))
             statuses: dict[int, int] = {}
             if not header.status and kind in _WITH_RESULTS and header.count:
@@ -437,7 +437,7 @@ class SimPeer:
         for request_id in [one for one in self._unacked if one <= header.ack_id]:
             self._unacked.pop(request_id).release()
         sim = self.loop.process.sim
-        if sim.listens("frame"):
+        if sim.listeners("frame"):
             fields = {"sender": self._wire.names[0], "kind": header.kind, "hop": header.hop, "count": header.count}
             sim.emit("frame", self.loop.process, **fields)
         try:

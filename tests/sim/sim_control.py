@@ -158,7 +158,7 @@ class _Call:
 
     def _tell(self, outcome: str) -> None:
         sim = self._network.sim
-        if sim.listens("call"):
+        if sim.listeners("call"):
             sim.emit("call", self._caller, address=self._address, method=self.method, outcome=outcome)
 
     def late(self) -> Unavailable:

@@ -163,6 +163,7 @@ def pair(one: str, other: str) -> str:
     return " + ".join(sorted((one, other)))
 
 
+@functools.cache
 def chain_row(local: LocalState, now: TargetState, serves: bool, after: TargetState) -> str:
     """A row of the chain table; whether somebody serves matters to those who are not holders."""
     others = ""

@@ -84,7 +84,7 @@ class Invariants:
         self._clocks_agree = True  # of the mgmtds: no lease excludes two of them otherwise
         self._commit: Callable[..., None] | None = None
         self._deciding: Callable[..., Primary] | None = None
-        sim.subscribe(self.hear)
+        sim.subscribe(self.hear, "routing", "learned", "fault", "start", "power_loss")
 
     def __enter__(self) -> Invariants:
         self._commit = commit = Published.commit

@@ -64,7 +64,8 @@ class Simulation:
         self.processes: list[SimProcess] = []
         self.after_step: list[Callable[[], None]] = []
         self.transcript: deque[str] = deque(maxlen=lines)
-        self._listeners: list[Callable[[Event], None]] = []
+        self._listeners: list[tuple[Callable[[Event], None], tuple[str, ...]]] = []
+        self._hearing: dict[str, list[Callable[[Event], None]]] = {}  # those of a kind, once it has been asked for
         self._heap: list[list[Any]] = []
         self._number = 0
         self._ties = self.stream("ties").random
@@ -184,19 +185,22 @@ class Simulation:
 
     # Hooks and the transcript
 
-    def subscribe(self, listener: Callable[[Event], None]) -> None:
-        """Have `listener` hear of every event that is emitted."""
-        self._listeners.append(listener)
+    def subscribe(self, listener: Callable[[Event], None], *kinds: str) -> None:
+        """Have `listener` hear of every event of these kinds that is emitted; of all, if none is named."""
+        self._listeners.append((listener, kinds))
+        self._hearing.clear()
 
-    def listens(self, kind: str) -> bool:
-        """Whether it is worth making an event of this kind."""
-        return bool(self._listeners)
+    def listeners(self, kind: str) -> list[Callable[[Event], None]]:
+        """Who hears of events of this kind, in the order of their subscription."""
+        if kind not in self._hearing:
+            self._hearing[kind] = [one for one, kinds in self._listeners if not kinds or kind in kinds]
+        return self._hearing[kind]
 
     def emit(self, kind: str, process: SimProcess | None = None, /, **fields: Any) -> None:
         """Tell the listeners."""
-        if self._listeners:
+        if listeners := self.listeners(kind):
             event = Event(self.now, process.name if process is not None else "", kind, fields)
-            for listener in self._listeners:
+            for listener in listeners:
                 listener(event)
 
     def note(self, text: str, process: SimProcess | None = None) -> None:

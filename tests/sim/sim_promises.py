@@ -77,7 +77,7 @@ class Promises:
         self._read: Callable[..., Any] | None = None
         self._plain_reply: Callable[..., Any] | None = None
         self._sim = sim
-        sim.subscribe(self.hear)
+        sim.subscribe(self.hear, "routing", "disk", "frame")
 
     def __enter__(self) -> Promises:
         self._commit = commit = Published.commit

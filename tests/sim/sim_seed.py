@@ -64,8 +64,8 @@ class _Run:
         self.phases: dict[str, float] = {}
         if coverage is not None:
             coverage.begin_seed()
-            self.sim.subscribe(coverage.hear)
-        self.sim.subscribe(self._hear)
+            self.sim.subscribe(coverage.hear, "fault", "heal")
+        self.sim.subscribe(self._hear, "start")
 
     def go(self) -> None:
         """Raises: Violation."""

@@ -149,7 +149,7 @@ class Workload:
     places: list[Place] = field(default_factory=list)
     workers: list[Worker] = field(default_factory=list)
     lossy_chains: set[int] = field(default_factory=set)  # on which a LOSS was recorded
-    _finished: int = 0
+    done: bool = False  # every worker has ended
 
     def __post_init__(self) -> None:
         draw = self.sim.stream("workload")
@@ -181,13 +181,9 @@ class Workload:
             else:
                 self.clients[number].spawn(lambda worker=worker: self._work(worker), name=worker.name)
 
-    @property
-    def done(self) -> bool:
-        return self._finished == len(self.workers)
-
     def _finish(self, worker: Worker) -> None:
-        self._finished += not worker.finished
         worker.finished = True
+        self.done = all(one.finished for one in self.workers)
 
     def power_lost(self, chains: Sequence[int]) -> None:
         """A node that has replicas of these chains lost what it had not synced."""

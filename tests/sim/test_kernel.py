@@ -217,3 +217,16 @@ def test_a_callback_of_the_loop_may_block() -> None:
     sim.run()
     sim.close()
     assert seen == [pytest.approx(1.0), "done", pytest.approx(2.0)]
+
+
+def test_a_listener_hears_the_kinds_that_it_named_and_an_event_for_nobody_is_not_made() -> None:
+    sim = Simulation(1)
+    heard: list[tuple[str, str]] = []
+    sim.subscribe(lambda event: heard.append(("one", event.kind)), "heal", "start")
+    assert not sim.listeners("fault")
+    sim.emit("fault")
+    sim.subscribe(lambda event: heard.append(("all", event.kind)))
+    sim.emit("fault")
+    sim.emit("heal")
+    sim.close()
+    assert heard == [("all", "fault"), ("one", "heal"), ("all", "heal")]
