@@ -5,16 +5,18 @@ mgmtd publishes it, daemons and clients hold the newest they have seen. Names an
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from fs3.errors import Invalid, NotFound
 from fs3.ids import ChainId, ChainTableId, NodeId, TargetId
 from fs3.pb import common_pb2, mgmtd_pb2
 
 K = TypeVar("K", bound=IntEnum)
+R = TypeVar("R", "Node", "Target", "Disk")
 
 
 class TargetState(IntEnum):
@@ -211,6 +213,14 @@ class Routing:
         return self.nodes[target.node_id].endpoints[target.worker]
 
 
+def revised(record: R, **fields: Any) -> R:
+    """`record` with these fields; itself where it has them already, as most have."""
+    for name, value in fields.items():
+        if getattr(record, name) != value:
+            return replace(record, **fields)
+    return record
+
+
 def node_to_pb(node: Node) -> mgmtd_pb2.NodeInfo:
     return mgmtd_pb2.NodeInfo(
         node_id=node.node_id,
@@ -230,20 +240,37 @@ def node_to_pb(node: Node) -> mgmtd_pb2.NodeInfo:
 
 def local_state_from_pb(number: int) -> LocalState:
     """What a daemon says of its own target; 0 is OFFLINE. Raises: Invalid."""
-    return _known(LocalState, number or LocalState.OFFLINE)
+    return _known(_LOCAL_STATES, number or LocalState.OFFLINE)
 
 
-def _known(kind: type[K], number: int) -> K:
-    try:
-        return kind(number)
-    except ValueError:
-        raise Invalid(f"{kind.__name__} {number} is unknown here; is its sender newer than this software?") from None
+_STATES = {int(state): state for state in TargetState}
+_LOCAL_STATES = {int(state): state for state in LocalState}
+_KINDS = {int(kind): kind for kind in NodeKind}
+
+
+def _known(members: Mapping[int, K], number: int) -> K:
+    member = members.get(number)
+    if member is None:
+        kind = type(next(iter(members.values()))).__name__
+        raise Invalid(f"{kind} {number} is unknown here; is its sender newer than this software?")
+    return member
+
+
+# Most records of a routing are those of the one before, and a daemon says the same of itself at every heartbeat: a
+# value is made once for each message.
+_VALUES_KEPT = 1 << 14
 
 
 def node_from_pb(message: mgmtd_pb2.NodeInfo) -> Node:
+    return _node(message.SerializeToString())
+
+
+@functools.lru_cache(_VALUES_KEPT)
+def _node(raw: bytes) -> Node:
+    message = mgmtd_pb2.NodeInfo.FromString(raw)
     return Node(
         node_id=NodeId(message.node_id),
-        kind=_known(NodeKind, message.kind),
+        kind=_known(_KINDS, message.kind),
         endpoints=tuple(message.endpoints),
         host=message.host,
         generation=message.generation,
@@ -325,40 +352,46 @@ def disk_from_pb(message: mgmtd_pb2.DiskInfo) -> Disk:
     )
 
 
+@functools.lru_cache(_VALUES_KEPT)
+def _target(raw: bytes) -> Target:
+    message = mgmtd_pb2.TargetInfo.FromString(raw)
+    return Target(
+        target_id=TargetId(message.target_id),
+        node_id=NodeId(message.node_id),
+        disk=message.disk,
+        worker=message.worker,
+        chain_id=ChainId(message.chain_id),
+        state=_known(_STATES, message.state),
+        local_state=_known(_LOCAL_STATES, message.local_state),
+        used_bytes=message.used_bytes,
+        chunks=message.chunks,
+        draining=message.draining,
+        disabled=message.disabled,
+        accept_loss=message.accept_loss,
+        replaces=TargetId(message.replaces) if message.replaces else None,
+    )
+
+
+@functools.lru_cache(_VALUES_KEPT)
+def _chain(raw: bytes) -> Chain:
+    message = mgmtd_pb2.ChainInfo.FromString(raw)
+    return Chain(
+        chain_id=ChainId(message.chain_id),
+        version=message.version,
+        targets=tuple(TargetId(target_id) for target_id in message.targets),
+        replicas=message.replicas,
+        joins_table=ChainTableId(message.joins_table) if message.joins_table else None,
+    )
+
+
 def routing_from_pb(message: mgmtd_pb2.Routing) -> Routing:
     """The value that a `Routing` message carries."""
     return Routing(
         cluster_id=message.cluster_id,
         version=message.version,
         nodes={NodeId(node.node_id): node_from_pb(node) for node in message.nodes},
-        targets={
-            TargetId(target.target_id): Target(
-                target_id=TargetId(target.target_id),
-                node_id=NodeId(target.node_id),
-                disk=target.disk,
-                worker=target.worker,
-                chain_id=ChainId(target.chain_id),
-                state=_known(TargetState, target.state),
-                local_state=_known(LocalState, target.local_state),
-                used_bytes=target.used_bytes,
-                chunks=target.chunks,
-                draining=target.draining,
-                disabled=target.disabled,
-                accept_loss=target.accept_loss,
-                replaces=TargetId(target.replaces) if target.replaces else None,
-            )
-            for target in message.targets
-        },
-        chains={
-            ChainId(chain.chain_id): Chain(
-                chain_id=ChainId(chain.chain_id),
-                version=chain.version,
-                targets=tuple(TargetId(target_id) for target_id in chain.targets),
-                replicas=chain.replicas,
-                joins_table=ChainTableId(chain.joins_table) if chain.joins_table else None,
-            )
-            for chain in message.chains
-        },
+        targets={TargetId(target.target_id): _target(target.SerializeToString()) for target in message.targets},
+        chains={ChainId(chain.chain_id): _chain(chain.SerializeToString()) for chain in message.chains},
         tables={
             (ChainTableId(table.table_id), table.version): ChainTable(
                 table_id=ChainTableId(table.table_id),

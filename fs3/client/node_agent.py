@@ -192,7 +192,7 @@ class NodeAgent:
                 await asyncio.sleep(0.25)  # heartbeats log it, and find the mgmtd that answers
                 continue
             if reply.HasField("routing"):
-                self._adopt(routing_from_pb(reply.routing))
+                self._learn(reply.routing)
 
     def _heartbeat(self) -> mgmtd_pb2.HeartbeatRequest:
         reported = [target for target in self._local_targets() if self._may_speak_for(TargetId(target.target_id))]
@@ -222,7 +222,7 @@ class NodeAgent:
             self.sessions = sessions_from_pb(reply.sessions)
             self._on_sessions(self.sessions)
         if reply.HasField("routing"):
-            self._adopt(routing_from_pb(reply.routing))
+            self._learn(reply.routing)
         self._renewed_s = sent_s  # not before: what the routing takes off duty must not answer on the new lease
         self._lease_s = reply.lease_ms / 1000
         self._registered.set()
@@ -231,9 +231,12 @@ class NodeAgent:
         if reply.drop:
             self._on_drop(list(reply.drop))
 
+    def _learn(self, message: mgmtd_pb2.Routing) -> None:
+        """A heartbeat's reply and the long poll's bring the same routing, each at its time."""
+        if message.version > self.routing.version:
+            self._adopt(routing_from_pb(message))
+
     def _adopt(self, routing: Routing) -> None:
-        if routing.version <= self.routing.version:
-            return
         before, self.routing = self.routing, routing
         self._addresses = tuple(dict.fromkeys((*self._given, *routing.mgmtds())))
         if routing.cluster_id and not self.credentials.cluster_id:

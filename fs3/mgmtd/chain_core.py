@@ -76,17 +76,18 @@ class Step:
 
 NEVER = -1  # the chain version of what no daemon has said
 NOT_HEARD = Report(LocalState.OFFLINE, NEVER)
+_PRESUMED = {
+    TargetState.SERVING: LocalState.UPTODATE,
+    TargetState.LASTSRV: LocalState.OFFLINE,
+    TargetState.SYNCING: LocalState.ONLINE,
+    TargetState.WAITING: LocalState.UPTODATE,
+    TargetState.OFFLINE: LocalState.OFFLINE,
+}
 
 
 def presumed(state: TargetState) -> LocalState:
     """What a mgmtd that has just started assumes of a target until its daemon was heard: whatever changes nothing."""
-    return {
-        TargetState.SERVING: LocalState.UPTODATE,
-        TargetState.LASTSRV: LocalState.OFFLINE,
-        TargetState.SYNCING: LocalState.ONLINE,
-        TargetState.WAITING: LocalState.UPTODATE,
-        TargetState.OFFLINE: LocalState.OFFLINE,
-    }[state]
+    return _PRESUMED[state]
 
 
 def next_chain(chain: ChainView, reports: Mapping[TargetId, Report]) -> Step:
@@ -173,11 +174,11 @@ def _step(chain: ChainView, settled: Mapping[TargetId, tuple[TargetState, str]])
             key=lambda member: member.state,
         )
     )
+    if members == chain.members:
+        return Step(chain, ())
     moves = tuple(
         Move(member.target_id, member.state, *settled[member.target_id])
         for member in chain.members
         if settled[member.target_id][0] != member.state
     )
-    if members == chain.members:
-        return Step(chain, ())
     return Step(ChainView(chain.chain_id, chain.version + 1, members), moves)

@@ -36,6 +36,7 @@ from fs3.routing import (
     disk_from_pb,
     local_state_from_pb,
     node_from_pb,
+    revised,
 )
 from fs3.sessions import sessions_to_pb
 
@@ -109,7 +110,7 @@ class Primary:
             )
         self._announced[node.node_id] = node
         new_disks = len(self._disks.get(node.node_id, ())) != len(request.disks)  # a drain may wait for room
-        self._disks[node.node_id] = tuple(replace(disk_from_pb(disk), node_id=node.node_id) for disk in request.disks)
+        self._disks[node.node_id] = tuple(revised(disk_from_pb(disk), node_id=node.node_id) for disk in request.disks)
         news = self._take_reports(request, verdict)
         if news or new_disks or verdict != Heard.RENEWED or self._bootstrap_is_due():
             await self._decide()
@@ -194,7 +195,7 @@ class Primary:
         """The routing with the space, load and heartbeat figures of now, which do not change its version."""
         now_s = self._now()
         targets = {
-            target_id: replace(
+            target_id: revised(
                 target,
                 local_state=self._local_state(target_id, target.node_id),
                 used_bytes=figures.used_bytes,
@@ -204,7 +205,7 @@ class Primary:
             for figures in (self._figures.get(target_id, mgmtd_pb2.LocalTarget()),)
         }
         nodes = {
-            node_id: replace(node, last_heartbeat_age_ms=self._age_ms(node_id, now_s))
+            node_id: revised(node, last_heartbeat_age_ms=self._age_ms(node_id, now_s))
             for node_id, node in self.routing.nodes.items()
         }
         disks = tuple(disk for node_id in sorted(self._disks) for disk in self._disks[node_id])
@@ -285,7 +286,7 @@ class Primary:
                 f"node_id {node.node_id} belongs to a {NodeKind(known.kind).name.lower()} daemon at"
                 f" {', '.join(known.endpoints)}; give every daemon a node_id of its own"
             )
-        return replace(node, alive=True, last_heartbeat_age_ms=0)
+        return revised(node, alive=True, last_heartbeat_age_ms=0)
 
     def _take_reports(self, request: mgmtd_pb2.HeartbeatRequest, verdict: Heard) -> bool:
         """Whether anything but figures changed. A daemon that just started is not believed about published targets.

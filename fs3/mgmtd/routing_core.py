@@ -17,7 +17,7 @@ from fs3.mgmtd.draft_core import Disks
 from fs3.mgmtd.intent_core import advance
 from fs3.mgmtd.lease_core import LeaseTable
 from fs3.mgmtd.placement_core import Plan
-from fs3.routing import Chain, LocalState, Node, NodeKind, Routing, Target, TargetState
+from fs3.routing import Chain, LocalState, Node, NodeKind, Routing, Target, TargetState, revised
 
 _MAX_STEPS = 8
 _NO_DISKS: Disks = {}
@@ -115,9 +115,9 @@ def _next_nodes(
         before = routing.nodes.get(node_id)
         record = announced.get(node_id, before)
         assert record is not None
-        after = replace(record, alive=leases.alive(node_id), last_heartbeat_age_ms=0)
+        after = revised(record, alive=leases.alive(node_id), last_heartbeat_age_ms=0)
         if before is not None:  # what an operator said of the node; its daemon does not know
-            after = replace(after, draining=before.draining, closed_disks=before.closed_disks)
+            after = revised(after, draining=before.draining, closed_disks=before.closed_disks)
         if after == before:
             continue
         nodes[node_id] = after
@@ -153,7 +153,7 @@ def _settle(
         if step.chain.version == chain.version:
             return
         for member in step.chain.members:
-            targets[member.target_id] = replace(targets[member.target_id], state=member.state)
+            targets[member.target_id] = revised(targets[member.target_id], state=member.state)
         order = tuple(member.target_id for member in step.chain.members)
         chains[chain_id] = replace(chain, version=step.chain.version, targets=order)
         moved = "; ".join(

@@ -74,6 +74,12 @@ class Stand:
 
 
 _IN_ORDER = (Phase.HELD, Phase.SERVING, Phase.ASIDE, Phase.RECALLING)
+_REPORTED = {
+    Phase.HELD: None,
+    Phase.COMPLETE: LocalState.UPTODATE,
+    Phase.SERVING: LocalState.UPTODATE,
+    Phase.STALE: LocalState.ONLINE,
+}
 
 
 def next_stand(stand: Stand, place: Place | None, *, ours: bool, holds: bool) -> Stand:
@@ -121,9 +127,4 @@ def synced(stand: Stand, chain_version: int) -> Stand:
 
 def reported(stand: Stand) -> LocalState | None:
     """What the daemon tells mgmtd; None: nothing."""
-    return {
-        Phase.HELD: None,
-        Phase.COMPLETE: LocalState.UPTODATE,
-        Phase.SERVING: LocalState.UPTODATE,
-        Phase.STALE: LocalState.ONLINE,
-    }.get(stand.phase, LocalState.OFFLINE)
+    return _REPORTED.get(stand.phase, LocalState.OFFLINE)

@@ -120,3 +120,18 @@ def test_routing_survives_the_wire() -> None:
     assert whole.endpoint(target) == "h:2"
     with pytest.raises(errors.NotFound, match="3 replicas"):
         whole.table_for_replicas(3)
+
+
+def test_a_state_of_newer_software_is_refused_each_time() -> None:
+    message = routing.routing_to_pb(routing.Routing())
+    message.targets.add(target_id=1, state=77, local_state=1)  # type: ignore[arg-type]  # enums of proto3 are open
+    for _ in range(2):
+        with pytest.raises(errors.Invalid, match="TargetState 77 is unknown here"):
+            routing.routing_from_pb(message)
+
+
+def test_a_revised_record_is_itself_where_it_has_the_fields_already() -> None:
+    node = routing.Node(node_id=NodeId(1), kind=routing.NodeKind.STORAGE, endpoints=("h:1",))
+    assert routing.revised(node, alive=True, draining=False) is node
+    gone = routing.revised(node, alive=False, draining=False)
+    assert not gone.alive and gone.endpoints == node.endpoints and node.alive

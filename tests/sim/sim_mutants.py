@@ -297,8 +297,8 @@ MUTANTS: tuple[Mutant, ...] = (
         "serves-when-stale",
         "a target that is behind says that it is up to date",
         _TARGET,
-        "        Phase.STALE: LocalState.ONLINE,",
-        "        Phase.STALE: LocalState.UPTODATE,",
+        "    Phase.STALE: LocalState.ONLINE,",
+        "    Phase.STALE: LocalState.UPTODATE,",
     ),
     _one(
         "restart-not-noticed",
