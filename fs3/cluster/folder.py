@@ -244,7 +244,7 @@ def choose_ports(shape: Shape, wanted: int | None) -> dict[str, tuple[int, ...]]
     taken = {port for pair in shape.ports.values() for port in pair}
     ports: dict[str, tuple[int, ...]] = {}
     for name in shape.names:
-        pair = shape.ports.get(name) or (_free_port(taken), _free_port(taken))
+        pair = shape.ports.get(name) or (free_port(taken), free_port(taken))
         if name == "mgmtd":
             if wanted:
                 pair = (wanted, pair[1])
@@ -277,7 +277,8 @@ def port_is_free(port: int) -> bool:
     return True
 
 
-def _free_port(taken: set[int]) -> int:
+def free_port(taken: set[int]) -> int:
+    """A port that is free now and not in `taken`, to which it is added. Raises: Invalid if none is found."""
     for port in random.SystemRandom().sample(_PORTS, k=1_000):
         if port not in taken and port_is_free(port):
             taken.add(port)
