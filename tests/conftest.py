@@ -1,19 +1,26 @@
-"""A real cluster for the tests that want one: three storage nodes, three replicas, one per test process.
+"""Real clusters for the tests that want one, one per test process: fs3's, and etcd's.
 
-It is started by the first test that asks for it. Tests keep to a directory of their own (`home`), and those that kill
-daemons start clusters of their own (tests/process).
+Each is started by the first test that asks for it. fs3's has three storage nodes and three replicas; tests keep to a
+directory of their own (`home`), and those that kill daemons start clusters of their own (tests/process). etcd's has
+three members; tests keep to a store of their own, and those that hurt members leave all of them healthy.
 """
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import os
+import shutil
+import subprocess
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import fsspec
 import pytest
 
+from fs3.cluster.etcd import LocalEtcd
 from fs3.cluster.local import LocalCluster
 
 _number = itertools.count()
@@ -43,3 +50,30 @@ def home(fs: Any) -> str:
     path = f"/test-{os.getpid()}-{next(_number)}"
     fs.mkdir(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalEtcd]:
+    """Three members of etcd, which is installed if it is missing and can be."""
+    if shutil.which("etcd") is None:
+        _install_etcd()
+    if shutil.which("etcd") is None:
+        pytest.skip("etcd is not installed; as root: apt-get install etcd-server")
+    with LocalEtcd(tmp_path_factory.mktemp("etcd")) as running:
+        yield running
+
+
+def _install_etcd() -> None:
+    """With Debian's package, as root, one test process at a time; without starting the service."""
+    if os.geteuid() != 0 or shutil.which("apt-get") is None:
+        return
+    with (Path(tempfile.gettempdir()) / "fs3-tests-apt.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if shutil.which("etcd") is not None:
+            return
+        quiet = {**os.environ, "RUNLEVEL": "1", "DEBIAN_FRONTEND": "noninteractive"}
+        install = ["apt-get", "install", "-y", "--no-install-recommends", "etcd-server"]
+        for command in (install, ["apt-get", "update"], install):
+            done = subprocess.run(command, env=quiet, capture_output=True, timeout=240, check=False)
+            if command is install and done.returncode == 0:
+                return

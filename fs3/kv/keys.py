@@ -78,6 +78,14 @@ def idempotency_before(period: int) -> tuple[bytes, bytes]:
     return IDEMPOTENCY, _ONE.pack(IDEMPOTENCY, max(period, 0))
 
 
+def group(key: bytes) -> bytes:
+    """The keys that an engine may lump together when it looks for conflicts in ranges (fs3/kv/etcd_layout.py).
+
+    A directory's entries, and a period's answers, are a group each; of other kinds all keys are one.
+    """
+    return key[: _ONE.size if key.startswith((DENTRY, IDEMPOTENCY)) else len(DENTRY)]
+
+
 def whole(kind: bytes) -> tuple[bytes, bytes]:
     """The half-open range of all keys of a kind that is followed by numbers."""
     return kind, _ONE.pack(kind, _U64_MAX) + b"\xff"

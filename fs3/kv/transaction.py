@@ -1,4 +1,4 @@
-"""The transaction that `memory` and `sqlite` share: a snapshot underneath, own writes on top, a read set for `commit`.
+"""The transaction that all engines share: a snapshot underneath, own writes on top, a read set for `commit`.
 
 An engine gives it a `Snapshot` to read from and a `Committer` to hand the finished sets to; everything that makes
 a transaction a transaction (reading one's own writes, what a range read conflicts with, limits) is decided here once.

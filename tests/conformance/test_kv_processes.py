@@ -1,10 +1,14 @@
-"""One SQLite store in several processes: serializable across them, fresh at every begin, and no death stops others."""
+"""One store in several processes: serializable across them, fresh at every begin, and no death stops others.
+
+On SQLite and on etcd, except what only a file can do.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import pickle
+import secrets
 import signal
 import sqlite3
 import subprocess
@@ -14,23 +18,24 @@ from pathlib import Path
 
 import kv_workload
 import pytest
-from kv_workload import Done, check_serial, in_commit_order
+from kv_workload import Done, check_serial, in_commit_order, in_etcd_order, open_store
 
 from fs3.errors import Conflict, MaybeApplied, Unavailable
 from fs3.kv.api import KVEngine, Transaction, transact
 from fs3.kv.occ_core import decode_counter
 from fs3.kv.sqlite import SqliteKV
 
-_ADDER = """
+_ADDER = f"""
 import asyncio, sys
-from fs3.kv.sqlite import SqliteKV
+sys.path.insert(0, {str(Path(kv_workload.__file__).parent)!r})
+from kv_workload import open_store
 
 async def main():
-    kv = SqliteKV(sys.argv[1])
+    kv = open_store(sys.argv[1])
     print("open", flush=True)
     for number in range(int(sys.argv[3])):
         txn = kv.begin()
-        txn.put(f"{sys.argv[2]}/{number:08}".encode(), b"")
+        txn.put(f"{{sys.argv[2]}}/{{number:08}}".encode(), b"")
         txn.add(b"count", 1)
         await txn.commit()
         print(number, flush=True)
@@ -40,10 +45,18 @@ asyncio.run(main())
 """
 
 
+@pytest.fixture(params=["sqlite", "etcd"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A store that is not there yet, as `open_store` takes it."""
+    if request.param == "sqlite":
+        return str(tmp_path / "kv.db")
+    return f"test-{secrets.token_hex(4)}@{','.join(request.getfixturevalue('etcd').endpoints)}"
+
+
 @contextlib.contextmanager
-def adder(path: Path, name: str, times: int) -> Iterator[subprocess.Popen[str]]:
+def adder(store: str | Path, name: str, times: int) -> Iterator[subprocess.Popen[str]]:
     """A process that adds to `count` and notes each time under its name; it says "open", then counts what committed."""
-    command = [sys.executable, "-c", _ADDER, str(path), name, str(times)]
+    command = [sys.executable, "-c", _ADDER, str(store), name, str(times)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == "open\n"
@@ -64,11 +77,11 @@ async def increment(txn: Transaction) -> None:
     txn.put(b"count", (number + 1).to_bytes(8, "little"))
 
 
-def test_transactions_of_two_processes_equal_a_serial_run(tmp_path: Path) -> None:
-    path = tmp_path / "kv.db"
+def test_transactions_of_two_processes_equal_a_serial_run(store: str, tmp_path: Path) -> None:
     children = []
     for seed in (1, 2):
-        command = [sys.executable, kv_workload.__file__, str(path), str(seed), "6", "60"]
+        result = str(tmp_path / f"{seed}.done")
+        command = [sys.executable, kv_workload.__file__, store, str(seed), "6", "60", result]
         children.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
     for child in children:
         assert child.stdout is not None and child.stdout.readline() == "open\n"
@@ -79,21 +92,23 @@ def test_transactions_of_two_processes_equal_a_serial_run(tmp_path: Path) -> Non
     for child in children:
         child.communicate()
         assert child.returncode == 0
-    done = [Done(**one) for seed in (1, 2) for one in pickle.loads(path.with_name(f"kv.db.{seed}.done").read_bytes())]
+    done = [Done(**one) for seed in (1, 2) for one in pickle.loads((tmp_path / f"{seed}.done").read_bytes())]
     assert 100 < len(done) < 720, "some must commit and some must lose"
 
     async def check() -> None:
-        kv = SqliteKV(path)
-        await check_serial(kv, in_commit_order(path, done))
+        kv = open_store(store)
+        name, at, endpoints = store.partition("@")
+        ordered = await in_etcd_order(endpoints.split(","), name, done) if at else in_commit_order(Path(store), done)
+        await check_serial(kv, ordered)
         await kv.close()
 
     asyncio.run(check())
 
 
-def test_counters_of_two_processes_and_a_reader_between_them(tmp_path: Path) -> None:
+def test_counters_of_two_processes_and_a_reader_between_them(store: str) -> None:
     async def run() -> None:
-        kv = SqliteKV(tmp_path / "kv.db")
-        with adder(tmp_path / "kv.db", "one", 150) as one, adder(tmp_path / "kv.db", "two", 150) as two:
+        kv = open_store(store)
+        with adder(store, "one", 150) as one, adder(store, "two", 150) as two:
             for _ in range(20):
                 await transact(kv, increment, attempts=10_000)
             await asyncio.to_thread(one.communicate)
@@ -106,10 +121,10 @@ def test_counters_of_two_processes_and_a_reader_between_them(tmp_path: Path) -> 
     asyncio.run(run())
 
 
-def test_what_another_process_committed_is_seen_by_the_next_begin_and_conflicts_with_the_last(tmp_path: Path) -> None:
+def test_what_another_process_committed_is_seen_by_the_next_begin_and_conflicts_with_the_last(store: str) -> None:
     async def run() -> None:
-        kv = SqliteKV(tmp_path / "kv.db")
-        with adder(tmp_path / "kv.db", "other", 30) as other:
+        kv = open_store(store)
+        with adder(store, "other", 30) as other:
             assert other.stdout is not None
             for expected in range(30):
                 old = kv.begin()
@@ -129,13 +144,13 @@ def test_what_another_process_committed_is_seen_by_the_next_begin_and_conflicts_
     asyncio.run(run())
 
 
-def test_a_process_that_dies_anywhere_in_a_commit_stops_nobody_and_leaves_no_half(tmp_path: Path) -> None:
+def test_a_process_that_dies_anywhere_in_a_commit_stops_nobody_and_leaves_no_half(store: str) -> None:
     async def run() -> None:
-        kv = SqliteKV(tmp_path / "kv.db")
+        kv = open_store(store)
         lives = 5
         acknowledged, own = [0] * lives, 0
         for life in range(lives):
-            with adder(tmp_path / "kv.db", f"life{life}", 1_000_000) as child:
+            with adder(store, f"life{life}", 1_000_000) as child:
                 assert child.stdout is not None
                 while acknowledged[life] < 5 + 5 * life:
                     acknowledged[life] = int(child.stdout.readline()) + 1
@@ -155,13 +170,13 @@ def test_a_process_that_dies_anywhere_in_a_commit_stops_nobody_and_leaves_no_hal
     asyncio.run(run())
 
 
-def test_a_watch_fires_for_other_processes(tmp_path: Path) -> None:
+def test_a_watch_fires_for_other_processes(store: str) -> None:
     async def run() -> None:
-        kv = SqliteKV(tmp_path / "kv.db")
+        kv = open_store(store)
         watch, elsewhere = kv.watch(b"other/"), kv.watch(b"elsewhere/")
         waits = asyncio.ensure_future(anext(elsewhere))
         for turn in range(2):
-            with adder(tmp_path / "kv.db", "other", 1) as child:
+            with adder(store, "other", 1) as child:
                 await asyncio.wait_for(anext(watch), 30)
                 assert await notes(kv, "other") == 1, turn
                 child.communicate()
