@@ -96,6 +96,10 @@ class LocalEtcd:
                 process.wait()
         self._running.clear()
 
+    def runs(self, member: int) -> bool:
+        """Whether a member was started, and not killed since."""
+        return member in self._running
+
     def kill(self, member: int) -> None:
         """End a member with SIGKILL, as a crash would, and reap it."""
         process = self._running.pop(member)

@@ -106,8 +106,13 @@ class EtcdKV:
         check_limits(self._limits, writes, reads)
         self._commits += 1
         try:
-            await self.settled()
-            await self._committer.commit(snapshot, reads, writes)
+            deadline_s = deadline_after(self._timeout_s)
+            try:
+                async with asyncio.timeout(self._timeout_s):
+                    await self.settled()
+            except TimeoutError:
+                raise Unavailable("etcd did not answer in time; nothing was written") from None
+            await self._committer.commit(snapshot, reads, writes, deadline_s)
         finally:
             self._commits -= 1
             if not self._commits:

@@ -15,7 +15,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping, Sequence
 
-from fs3.clock import deadline_after, lease_now_s
+from fs3.clock import lease_now_s
 from fs3.errors import Busy, Conflict, Fs3Error, MaybeApplied, Unavailable
 from fs3.kv.etcd_client import PAUSE_S, EtcdClient, Unanswered
 from fs3.kv.etcd_core import (
@@ -51,9 +51,8 @@ class Committer:
         self._counters: OrderedDict[bytes, Counter] = OrderedDict()  # as this process saw them last
         self._locks: weakref.WeakValueDictionary[bytes, asyncio.Lock] = weakref.WeakValueDictionary()
 
-    async def commit(self, snapshot: EtcdSnapshot, reads: ReadSet, writes: WriteSet) -> None:
+    async def commit(self, snapshot: EtcdSnapshot, reads: ReadSet, writes: WriteSet, deadline_s: float) -> None:
         """Raises: Conflict, MaybeApplied, Invalid, Unavailable (nothing was written)."""
-        deadline_s = deadline_after(self._timeout_s)
         revision = await snapshot.revision() if reads.keys or reads.ranges else 0
         unseen = [key for key in reads.keys if key not in snapshot.seen]
         await asyncio.gather(*map(snapshot.get, unseen))

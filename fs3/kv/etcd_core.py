@@ -35,7 +35,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from fs3.errors import Invalid
-from fs3.kv.etcd_layout import Grouping, Layout, sole_group
+from fs3.kv.etcd_layout import FORMAT, Grouping, Layout, sole_group
 from fs3.kv.occ_core import WriteSet, decode_counter, encode_counter
 from fs3.pb.etcd import etcd_pb2 as pb
 
@@ -230,6 +230,20 @@ def judge_fence(record: Record, response: pb.TxnResponse) -> Committed | Fenced 
 def opening(key: bytes) -> pb.TxnRequest:
     """The request that makes a commit record, if there is none; its revision is the answer's."""
     return pb.TxnRequest(compare=[_equal(key, 0)], success=[_put(key, b"")])
+
+
+def format_of(layout: Layout) -> pb.TxnRequest:
+    """The request that marks a store with the format of this engine, unless it has a mark, and reads that."""
+    read = pb.RequestOp(request_range=pb.RangeRequest(key=layout.format))
+    return pb.TxnRequest(compare=[_equal(layout.format, 0)], success=[_put(layout.format, FORMAT)], failure=[read])
+
+
+def check_format(response: pb.TxnResponse) -> None:
+    """Raises: Invalid if the answer to `format_of` shows another format."""
+    if not response.succeeded:
+        found = response.responses[0].response_range.kvs[0].value
+        if found != FORMAT:
+            raise Invalid(f"the store in etcd has format {found.decode()!r}, this fs3 uses {FORMAT.decode()!r}")
 
 
 def united(ranges: Iterable[tuple[bytes, bytes]]) -> Ranges:

@@ -1,5 +1,6 @@
 """Where a store's keys lie in etcd, and which keys share a stamp.
 
+    fs3/NAME/v                   the format of all this, and of how it is used (etcd_core): "1"
     fs3/NAME/k KEY               a key of the store NAME
     fs3/NAME/s GROUP             the stamp of a group of keys: when one of them last changed
     fs3/NAME/w                   the stamp of changes that reach over several groups
@@ -27,6 +28,8 @@ Grouping = Callable[[bytes], bytes]
 Cutting every key at a length that depends on its first four bytes keeps all three.
 """
 
+FORMAT = b"1"
+
 _KIND_BYTES = 4
 _RECORD = struct.Struct(">8sI")
 _U64 = struct.Struct(">Q")
@@ -49,13 +52,14 @@ def sole_group(grouping: Grouping, begin: bytes, end: bytes) -> bytes | None:
 class Layout:
     """The keys of one store."""
 
-    __slots__ = ("_root", "wide")
+    __slots__ = ("_root", "format", "wide")
 
     def __init__(self, name: str) -> None:
         """Raises: Invalid if the name is empty or holds a slash."""
         if not name or "/" in name:
             raise Invalid(f"{name!r} cannot be the name of a store in etcd: it must not be empty or hold a slash")
         self._root = f"fs3/{name}/".encode()
+        self.format = self._root + b"v"
         self.wide = self._root + b"w"
 
     def data(self, key: bytes) -> bytes:

@@ -12,7 +12,7 @@ import itertools
 import secrets
 
 from fs3.kv.etcd_client import PAUSE_S, EtcdClient, Unanswered
-from fs3.kv.etcd_core import Record, opening
+from fs3.kv.etcd_core import Record, check_format, format_of, opening
 from fs3.kv.etcd_layout import Layout
 
 _AT_ONCE = 128
@@ -27,6 +27,7 @@ class Records:
         self._engine = secrets.token_bytes(8)
         self._numbers = itertools.count()
         self._sequence = itertools.count(1)
+        self._checked = False  # whether the store is of this engine's format
         self._free: list[tuple[bytes, int]] = []
         self._room = asyncio.Semaphore(_AT_ONCE)
 
@@ -38,7 +39,10 @@ class Records:
         self._room.release()
 
     async def take(self, deadline_s: float) -> Record:
-        """A record for one commit. Raises: Unavailable."""
+        """A record for one commit. Raises: Unavailable, Invalid if the store is of another format."""
+        if not self._checked:
+            check_format(await self._client.repeat(format_of(self._layout), deadline_s))
+            self._checked = True
         if self._free:
             key, revision = self._free.pop()  # the one that was used last: the others may be swept
             return Record(key, revision, next(self._sequence))

@@ -1,9 +1,10 @@
 """Keeps a store in etcd from growing for ever: history, stamps of groups that rest, records of engines that ended.
 
-Every engine does this now and then; doing it twice does no harm. What it removes is older than a revision that was the
-newest one minutes ago by the engine's own clock, the floor. Transactions that began before the floor are refused by it
-if they ranged over anything (etcd_core), and can read no more once the history is compacted; a commit that looks for
-its record does so in seconds. No stamp and no record is missed by anyone who could still need it.
+Every engine looks after it now and then, and does it unless another one has since its last look. What it removes is
+older than a revision that was the newest one minutes ago by the engine's own clock, the floor. Transactions that began
+before the floor are refused by it if they ranged over anything (etcd_core), and can read no more once the history is
+compacted; a commit that looks for its record does so in seconds. No stamp and no record is missed by anyone who could
+still need it.
 """
 
 from __future__ import annotations
@@ -30,15 +31,16 @@ class Tidier:
         self._past: deque[tuple[float, int]] = deque()  # (when, the newest revision then), oldest first
 
     async def tidy(self, revision: int, now_s: float, deadline_s: float) -> int:
-        """Given the newest `revision`, remove what is too old, and return the floor if it rose, else 0.
+        """Given the newest `revision`, at every look, remove what is too old, and return the floor if it rose, else 0.
 
         Raises: Unavailable; it is finished by the next one.
         """
+        last = self._past[-1][1] if self._past else 0
         self._past.append((now_s, revision))
         floor = 0
-        while self._past and self._past[0][0] <= now_s - KEEP_S:
+        while self._past[0][0] <= now_s - KEEP_S:
             floor = self._past.popleft()[1]
-        if not floor or not (await self._client.repeat(self._raise_floor(floor), deadline_s)).succeeded:
+        if not floor or not (await self._client.repeat(self._raise_floor(floor, last), deadline_s)).succeeded:
             return 0
         for begin, end in (self._layout.records(), self._layout.stamps()):
             await self._sweep(begin, end, floor, deadline_s)
@@ -46,12 +48,17 @@ class Tidier:
             await self._client.compact(floor, deadline_s)
         return floor
 
-    def _raise_floor(self, floor: int) -> pb.TxnRequest:
-        """Puts `floor` in the place of the lower ones, unless there is one as high."""
+    def _raise_floor(self, floor: int, last: int) -> pb.TxnRequest:
+        """Puts `floor` in the place of the lower ones, unless there is one as high or one was put since `last`."""
         lowest, end = self._layout.floors()
         key = self._layout.floor(floor)
         return pb.TxnRequest(
-            compare=[pb.Compare(key=key, range_end=end, target=pb.Compare.MOD, mod_revision=0)],
+            compare=[
+                pb.Compare(key=key, range_end=end, target=pb.Compare.MOD, mod_revision=0),
+                pb.Compare(
+                    key=lowest, range_end=key, target=pb.Compare.MOD, result=pb.Compare.LESS, mod_revision=last + 1
+                ),
+            ],
             success=[
                 pb.RequestOp(request_delete_range=pb.DeleteRangeRequest(key=lowest, range_end=key)),
                 pb.RequestOp(request_put=pb.PutRequest(key=key)),
