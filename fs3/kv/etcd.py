@@ -1,7 +1,7 @@
 """The replicated engine: optimistic transactions on an etcd cluster, which any number of processes share.
 
     begin  -> a revision of etcd, one linearizable read that transactions share (etcd_snapshot)
-    read   -> at that revision, from any member's history
+    read   -> at that revision, from any member's history; point reads are gathered (etcd_reads)
     commit -> one request that etcd applies whole or not at all (etcd_core: how, and why no conflict is missed),
               sent until its outcome is known (etcd_commit, etcd_records)
     watch  -> a stream per watch (etcd_watch)
@@ -18,12 +18,13 @@ import weakref
 from collections.abc import AsyncIterator, Coroutine, Sequence
 
 from fs3.clock import deadline_after, lease_now_s
-from fs3.errors import Fs3Error, Unavailable
+from fs3.errors import Busy, Fs3Error, Unavailable
 from fs3.kv.api import Limits
 from fs3.kv.etcd_client import EtcdClient
 from fs3.kv.etcd_commit import Committer
 from fs3.kv.etcd_core import Translator
 from fs3.kv.etcd_layout import Grouping, Layout, by_kind
+from fs3.kv.etcd_reads import Reads
 from fs3.kv.etcd_records import Records
 from fs3.kv.etcd_snapshot import EtcdSnapshot, Revisions
 from fs3.kv.etcd_tidy import EVERY_S, Tidier
@@ -37,6 +38,7 @@ LIMITS = Limits(max_operations=128, max_transaction_bytes=1_500_000)
 and one for each group of keys that it changes; a key that is put inside a removed range splits that range."""
 
 TIMEOUT_S = 10.0
+_QUEUE_TRANSACTIONS = 16_384
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +67,7 @@ class EtcdKV:
         self._timeout_s = timeout_s
         self._client = EtcdClient(endpoints)
         self._revisions = Revisions(self._client, self._layout, timeout_s)
+        self._reads = Reads(self._client, timeout_s, limits.max_operations)
         translator = Translator(self._layout, grouping, limits.max_operations)
         self._committer = Committer(self._client, translator, Records(self._client, self._layout), timeout_s)
         self._tidier = Tidier(self._client, self._layout)
@@ -84,7 +87,7 @@ class EtcdKV:
         self._check_open()
         if self._tidying is None:
             self._tidying = self._spawn(self._tidy())
-        snapshot = EtcdSnapshot(self._client, self._layout, self._revisions.newest(), self._timeout_s)
+        snapshot = EtcdSnapshot(self._client, self._reads, self._layout, self._revisions.newest(), self._timeout_s)
         return BufferedTransaction(snapshot, _Commit(self, snapshot))
 
     def watch(self, prefix: bytes) -> AsyncIterator[None]:
@@ -104,6 +107,8 @@ class EtcdKV:
         """Called by the transaction."""
         self._check_open()
         check_limits(self._limits, writes, reads)
+        if self._commits >= _QUEUE_TRANSACTIONS:
+            raise Busy(f"metadata store in etcd: {self._commits} transactions wait for it; retry")
         self._commits += 1
         try:
             deadline_s = deadline_after(self._timeout_s)

@@ -49,7 +49,7 @@ class TooOld(SnapshotExpired):
     """The revision that was asked for is compacted."""
 
 
-class _NotYet(Unavailable):
+class NotYet(Unavailable):
     """The member has not seen the revision that was asked for."""
 
 
@@ -105,7 +105,7 @@ class EtcdClient:
         while True:
             try:
                 response: pb.RangeResponse = await self._repeat("Range", request, deadline_s)
-            except _NotYet:
+            except NotYet:
                 request.serializable = False
             else:
                 return response
@@ -196,7 +196,7 @@ def _meaning(error: grpc.RpcError, address: str) -> Fs3Error:
     """What a failed call says; all but `Unanswered` say that nothing was changed."""
     code, said = error.code(), error.details() or error.code().name
     if code == grpc.StatusCode.OUT_OF_RANGE:
-        return TooOld("the transaction's snapshot has been compacted") if "compacted" in said else _NotYet(said)
+        return TooOld("the transaction's snapshot has been compacted") if "compacted" in said else NotYet(said)
     if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
         if "space" in said:
             return NoSpace(f"etcd at {address}: {said}; raise its quota, or compact, defragment and disarm its alarm")

@@ -93,10 +93,10 @@ class Committer:
         counters = {name: self._counters.get(name, Counter()) for name in names}
         last_send_s = deadline_s - self._timeout_s * (1 - _SENDING)
         record: Record | None = None
-        while True:
-            record = record or await self._records.take(deadline_s)
-            outcome = await self._try(work, record, counters, deadline_s)
-            match outcome:
+        raced = False
+        while lease_now_s() < last_send_s:
+            record = record or await self._records.take(last_send_s)
+            match await self._try(work, record, counters, deadline_s):
                 case Committed(revision):
                     self._records.give_back(record, revision)
                     self._learn(work, counters, revision)
@@ -105,18 +105,17 @@ class Committer:
                     self._records.give_back(record, record.revision)
                     raise conflict_error()
                 case Raced(moved):
-                    counters = moved
+                    counters, raced = moved, True
                     record = self._records.moved(record, record.revision)
                 case Fenced(revision):
                     record = self._records.moved(record, revision)
                 case RecordGone():
                     record = None
-            if lease_now_s() >= last_send_s:
-                if record is not None:
-                    self._records.give_back(record, record.revision)
-                if isinstance(outcome, Raced):
-                    raise Conflict("counters moved on faster than this transaction could follow; nothing was written")
-                raise Unavailable("etcd did not take the transaction in time; nothing was written")
+        if record is not None:
+            self._records.give_back(record, record.revision)
+        if raced:
+            raise Conflict("counters moved on faster than this transaction could follow; nothing was written")
+        raise Unavailable("etcd did not take the transaction in time; nothing was written")
 
     async def _try(
         self, work: Work, record: Record, counters: Mapping[bytes, Counter], deadline_s: float

@@ -13,6 +13,7 @@ from fs3.clock import deadline_after
 from fs3.errors import Fs3Error
 from fs3.kv.etcd_client import EtcdClient
 from fs3.kv.etcd_layout import Layout
+from fs3.kv.etcd_reads import Reads
 from fs3.kv.transaction import Pairs
 from fs3.pb.etcd import etcd_pb2 as pb
 
@@ -69,10 +70,13 @@ def _looked_at(future: asyncio.Future[int]) -> None:
 class EtcdSnapshot:
     """Implements `fs3.kv.transaction.Snapshot`; remembers at which revision each key it saw was changed last."""
 
-    __slots__ = ("_client", "_layout", "_revision", "_timeout_s", "seen")
+    __slots__ = ("_client", "_layout", "_reads", "_revision", "_timeout_s", "seen")
 
-    def __init__(self, client: EtcdClient, layout: Layout, revision: asyncio.Future[int], timeout_s: float) -> None:
+    def __init__(
+        self, client: EtcdClient, reads: Reads, layout: Layout, revision: asyncio.Future[int], timeout_s: float
+    ) -> None:
         self._client = client
+        self._reads = reads
         self._layout = layout
         self._revision = revision
         self._timeout_s = timeout_s
@@ -88,11 +92,9 @@ class EtcdSnapshot:
         return self._revision.result() if self._revision.done() else await asyncio.shield(self._revision)
 
     async def get(self, key: bytes) -> bytes | None:
-        revision = await self.revision()
-        request = pb.RangeRequest(key=self._layout.data(key), revision=revision)
-        found = (await self._client.range(request, deadline_after(self._timeout_s))).kvs
-        self.seen[key] = found[0].mod_revision if found else 0
-        return found[0].value if found else None
+        found = await self._reads.get(self._layout.data(key), await self.revision())
+        self.seen[key] = found.mod_revision if found else 0
+        return found.value if found else None
 
     async def scan(self, begin: bytes, end: bytes, limit: int, reverse: bool) -> Pairs:
         revision = await self.revision()

@@ -25,7 +25,9 @@ from fs3.kv.etcd import EtcdKV
 from fs3.kv.etcd_client import EtcdClient
 from fs3.kv.etcd_layout import Layout
 from fs3.kv.etcd_tidy import KEEP_S, Tidier
+from fs3.kv.etcd_watch import Follower
 from fs3.kv.occ_core import decode_counter
+from fs3.kv.watchers import Watch
 from fs3.pb.etcd import etcd_pb2
 
 
@@ -142,6 +144,65 @@ def test_an_outcome_that_cannot_be_found_out_is_said_to_be_unknown(etcd: LocalEt
             assert await value(other, b"k") in (None, b"mine")
             await put(kv, b"k", b"again")  # the engine goes on
             assert await value(other, b"k") == b"again"
+
+    asyncio.run(run())
+
+
+def test_a_cancelled_commit_stops_nobody(etcd: LocalEtcd, name: str) -> None:
+    async def run() -> None:
+        async with forwarded(etcd, name) as (forwarder, kv, other):
+            txn = kv.begin()
+            assert await txn.get(b"warm") == b""
+            txn.put(b"k", b"cancelled")
+            forwarder.hold()
+            commit = asyncio.ensure_future(txn.commit())
+            await forwarder.held()
+            commit.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await commit
+            forwarder.cut()
+            await put(kv, b"k", b"next")
+            assert await value(other, b"k") == b"next"
+
+    asyncio.run(run())
+
+
+def test_a_commit_that_waits_too_long_for_its_turn_is_not_sent(etcd: LocalEtcd, name: str) -> None:
+    async def run() -> None:
+        async with (
+            Forwarder(etcd.endpoints[0]).running() as forwarder,
+            opened([forwarder.address], name, timeout_s=0.5) as kv,
+        ):
+            await put(kv, b"warm", b"")
+            commits = []
+            for index in range(4):  # each waits for the one before
+                txn = kv.begin()
+                txn.add(b"n", 1)
+                txn.put(b"k%d" % index, b"")
+                assert await txn.get(b"warm") == b""
+                commits.append(txn.commit())
+            forwarder.hold()
+            outcomes = await asyncio.gather(*commits, return_exceptions=True)
+            assert [type(outcome) for outcome in outcomes] == [MaybeApplied, Unavailable, Unavailable, Unavailable]
+
+    asyncio.run(run())
+
+
+def test_a_watch_whose_past_was_compacted_tells_of_it() -> None:
+    async def run() -> None:
+        watch = Watch(b"dir/")
+        follower = Follower(EtcdClient(["127.0.0.1:9"]), b"a", b"b", watch)
+        with pytest.raises(Unavailable, match="compacted"):
+            follower._take(etcd_pb2.WatchResponse(canceled=True, compact_revision=7, cancel_reason="compacted"))
+        await asyncio.wait_for(anext(watch), 30)
+        assert follower._from == 8
+        follower._take(etcd_pb2.WatchResponse(created=True))
+        pending = asyncio.ensure_future(anext(watch))
+        await asyncio.sleep(0)
+        assert not pending.done()
+        follower._take(etcd_pb2.WatchResponse(events=[etcd_pb2.Event(kv=etcd_pb2.KeyValue(key=b"a", mod_revision=9))]))
+        await asyncio.wait_for(pending, 30)
+        assert follower._from == 10
 
     asyncio.run(run())
 
@@ -380,9 +441,10 @@ def test_old_history_stamps_and_records_go_and_whoever_needs_them_conflicts(etcd
             with pytest.raises(Conflict):
                 await ranged.commit()
             await pointed.commit()  # what it read is what is there
-            with pytest.raises(SnapshotExpired):
-                await reading.get(b"two/a")
             fresh = kv.begin()
+            old, new = await asyncio.gather(reading.get(b"two/a"), fresh.get(b"two/a"), return_exceptions=True)
+            assert isinstance(old, SnapshotExpired)
+            assert new == b"2", "reads that are gathered do not suffer for each other"
             assert await fresh.range(b"one/", b"one0", limit=9) == [(b"one/a", b"1"), (b"one/b", b"2")]
             fresh.put(b"mine", b"fresh")
             await fresh.commit()
