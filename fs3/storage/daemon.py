@@ -1,7 +1,7 @@
 """The storage daemon without its sockets: engines, write path, read path and service around one lease.
 
 `StorageServer` (server.py) puts listeners, IO threads and metrics around it; the simulator puts simulated connections
-and clocks. Both register it with mgmtd by a `NodeAgent`, on an event loop.
+and clocks. Both register it with mgmtd by a `NodeAgent`, on an event loop, and end it there (`serve`).
 """
 
 from __future__ import annotations
@@ -121,9 +121,32 @@ class StorageDaemon:
         )
         return self.agent
 
-    def stop_serving(self) -> None:
-        """Take no new work; what was begun may end while the lease holds."""
-        self._stopping = True
+    async def serve(self, stop: asyncio.Event, *, wind_down: Callable[[], None]) -> None:
+        """Stay registered until `stop` is set; then end what was begun and say goodbye. After `agent_for`.
+
+        `wind_down`, on a thread, accepts no more connections and waits a little until what was asked is answered.
+
+        Raises: PermissionDenied, Conflict, Invalid of mgmtd.
+        """
+        agent = self.agent
+        assert agent is not None, "agent_for makes it"
+        registered = asyncio.ensure_future(agent.run())
+        stopping = asyncio.ensure_future(stop.wait())
+        try:
+            await asyncio.wait({registered, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            self._stopping = True  # from now on nothing new is taken; what was begun may end while the lease holds
+            await asyncio.get_running_loop().run_in_executor(None, self._end_work, wind_down)
+            if not registered.done():
+                await agent.stop()
+        finally:
+            registered.cancel()  # only where this is cancelled itself is it still running
+            stopping.cancel()
+            await asyncio.gather(registered, stopping, return_exceptions=True)
+        registered.result()
+
+    def _end_work(self, wind_down: Callable[[], None]) -> None:
+        wind_down()
+        self.close()
 
     def close(self) -> None:
         """Let what was begun end, soon. Blocks."""

@@ -144,7 +144,6 @@ class StorageServer:
         self.config = config
         self.generation = wall_now_ns()
         self._bound = bound
-        self._stopping = False
         self.credentials = rpc.Credentials(cluster_id=cluster_id, secret=config.secret)
         with contextlib.ExitStack() as opened:
             # The port first: a taken one must not leave the folders of disks behind.
@@ -197,38 +196,24 @@ class StorageServer:
 
         Raises: PermissionDenied, Conflict, Invalid of mgmtd.
         """
-        agent = self.daemon.agent_for(self._node())
+        self.daemon.agent_for(self._node())
         self.start()
         _LOG.info("storage %d serves on %s, disks %s", self.config.node_id, self.address, self._disk_names())
-        registered = asyncio.ensure_future(agent.run())
-        stopping = asyncio.ensure_future(stop.wait())
         try:
-            await asyncio.wait({registered, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            self._stopping = True
-            self.daemon.stop_serving()
-            await asyncio.to_thread(self._wind_down)
-            if not registered.done():
-                await agent.stop()
+            await self.daemon.serve(stop, wind_down=self._wind_down)
         finally:
-            stopping.cancel()
             await asyncio.to_thread(self._close)
-            await asyncio.gather(registered, stopping, return_exceptions=True)
-        registered.result()
         _LOG.info("storage %d stopped", self.config.node_id)
 
     def _wind_down(self) -> None:
-        """Take no new work, and let what was begun end and be answered, within bounds."""
+        """Take no new connections, and wait, not for long, until what was asked is answered."""
         self.threads[0].stop_accepting()
         deadline_s = lease_now_s() + _DRAIN_S
         while lease_now_s() < deadline_s and any(thread.unsent() for thread in self.threads):
             time.sleep(0.01)
-        self.daemon.close()
 
     def _close(self) -> None:
-        if not self._stopping:
-            self._stopping = True
-            self.daemon.stop_serving()
-            self._wind_down()
+        self.daemon.close()  # where `serve` was kept from it
         self._bound.close()
         for thread in self.threads:
             thread.stop()
