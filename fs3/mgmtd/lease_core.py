@@ -8,6 +8,9 @@ counts every lease from its own start: it cannot know what its predecessor heard
 Of two generations the higher was started later, unless the clock of the node's machine went back. So a lower one that
 is not known to have been replaced waits until the lease of the higher has ended: it may be the late heartbeat of a
 daemon that is gone, which must not end its successor.
+
+A daemon that is started again listens where it did before, so the one before it is gone. One that listens elsewhere may
+be a second one by mistake, with a copy of the configuration: it waits until the lease of the first has ended.
 """
 
 from __future__ import annotations
@@ -53,11 +56,11 @@ class LeaseTable:
         """Take over a node that an earlier mgmtd knew; if it was alive, its lease counts from `started_s`."""
         self._leases[node_id] = _Lease(generation, started_s, alive, heard=False)
 
-    def heard(self, node_id: NodeId, generation: int, now_s: float) -> Heard:
-        """Count a heartbeat that arrived at `now_s`.
+    def heard(self, node_id: NodeId, generation: int, now_s: float, *, elsewhere: bool = False) -> Heard:
+        """Count a heartbeat that arrived at `now_s`; `elsewhere`: it listens where the one that is known does not.
 
         RETIRED changes nothing: this daemon was stopped, or a later one has taken the id. Neither does EARLY: one with
-        a higher generation still has its lease.
+        a higher generation, or one elsewhere, still has its lease.
         """
         lease = self._leases.get(node_id)
         if lease is None:
@@ -65,7 +68,7 @@ class LeaseTable:
             return Heard.STARTED
         if generation in lease.parted or (generation < lease.generation and generation in lease.retired):
             return Heard.RETIRED
-        if generation < lease.generation and lease.alive:
+        if lease.alive and (generation < lease.generation or (elsewhere and generation != lease.generation)):
             return Heard.EARLY
         if generation != lease.generation:
             lease.retired.append(lease.generation)

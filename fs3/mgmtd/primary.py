@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Set
+from collections.abc import Awaitable, Callable, Iterable, Set
 from dataclasses import replace
 from typing import TypeVar
 
@@ -93,15 +93,22 @@ class Primary:
         Raises:
             Invalid: the record makes no sense, or the id belongs to a daemon of another kind.
             Conflict: a daemon with this node id was started later.
-            Unavailable: it was started earlier, as far as the clocks tell, than one that is alive.
+            Unavailable: one that listens elsewhere, or was started later as far as the clocks tell, is alive.
             NotPrimary: another mgmtd has taken over.
         """
         node = self._checked(request.node)
-        verdict = self._leases.heard(node.node_id, node.generation, self._now())
+        other = self.elsewhere(node.node_id, node.generation, node.endpoints)
+        verdict = self._leases.heard(node.node_id, node.generation, self._now(), elsewhere=other is not None)
         if verdict == Heard.RETIRED:
             raise Conflict(
                 f"node {node.node_id}: this daemon was stopped, or another one with the same node_id was started later;"
                 " give every daemon a node_id of its own"
+            )
+        if verdict == Heard.EARLY and other is not None:
+            raise Unavailable(
+                f"node {node.node_id}: another daemon with this node_id is alive at {', '.join(other.endpoints)}; give"
+                f" every daemon a node_id of its own; if that one is gone, its lease of {self._config.lease_s:g} s must"
+                " end first"
             )
         if verdict == Heard.EARLY:
             raise Unavailable(
@@ -132,6 +139,13 @@ class Primary:
         if self._leases.refused(node_id, generation):
             _log.warning("node %d: connections are refused", node_id)
             await self._decide()
+
+    def elsewhere(self, node_id: NodeId, generation: int, endpoints: Iterable[str]) -> Node | None:
+        """The daemon of this node id that is alive, of another generation and at other endpoints, if there is one."""
+        known = self._announced.get(node_id) or self.routing.nodes.get(node_id)
+        if known is None or known.generation == generation or not self._leases.alive(node_id):
+            return None
+        return None if set(known.endpoints) & set(endpoints) else known
 
     def suspect(self, node_id: NodeId, generation: int) -> Node | None:
         """The node to look at, if it is the current generation's and counts as alive."""

@@ -18,7 +18,7 @@ from fs3.mgmtd.election import Election
 from fs3.mgmtd.primary import Primary
 from fs3.mgmtd.probe import refuses_connections
 from fs3.pb import common_pb2, mgmtd_pb2
-from fs3.routing import routing_to_pb
+from fs3.routing import Node, routing_to_pb
 from fs3.transport.rpc import PROTOCOL
 
 _LONGEST_POLL_S = 60.0
@@ -77,6 +77,9 @@ class MgmtdService:
         """Raises: NotPrimary, and as `Primary.heartbeat`."""
         primary = self._election.deciding()
         self.heartbeats += 1
+        other = primary.elsewhere(NodeId(request.node.node_id), request.node.generation, request.node.endpoints)
+        if other is not None:  # it may have gone without a word
+            await self._probe(primary, other)
         reply = await primary.heartbeat(request)
         self._still(primary)
         if primary.routing.version > request.known_routing:
@@ -91,16 +94,21 @@ class MgmtdService:
     async def suspect(self, request: mgmtd_pb2.SuspectRequest) -> common_pb2.Empty:
         """Raises: NotPrimary, Fs3Error of the store."""
         primary = self._election.deciding()
-        node_id = NodeId(request.node_id)
-        node = primary.suspect(node_id, request.generation)
-        if node is not None and node_id not in self._probing:
-            self._probing.add(node_id)
-            try:
-                if await self._refuses(node.endpoints, _PROBE_S):
-                    await self._still(primary).refused(node_id, request.generation)
-            finally:
-                self._probing.discard(node_id)
+        node = primary.suspect(NodeId(request.node_id), request.generation)
+        if node is not None:
+            await self._probe(primary, node)
         return common_pb2.Empty()
+
+    async def _probe(self, primary: Primary, node: Node) -> None:
+        """End the lease of a daemon at whose endpoints nobody listens. Raises: NotPrimary, Fs3Error of the store."""
+        if node.node_id in self._probing:
+            return
+        self._probing.add(node.node_id)
+        try:
+            if await self._refuses(node.endpoints, _PROBE_S):
+                await self._still(primary).refused(node.node_id, node.generation)
+        finally:
+            self._probing.discard(node.node_id)
 
     async def open_session(self, request: mgmtd_pb2.OpenSessionRequest) -> mgmtd_pb2.OpenSessionReply:
         """Raises: NotPrimary, and as `ClientSessions.open`."""

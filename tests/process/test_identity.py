@@ -55,14 +55,16 @@ def store_of_another_format(folder: Path) -> Path:
     return folder
 
 
-def start(cluster: LocalCluster, file: Path, like: str, **changes: Any) -> subprocess.Popen[str]:
+def start(
+    cluster: LocalCluster, file: Path, like: str, *, level: str = "error", **changes: Any
+) -> subprocess.Popen[str]:
     """A daemon with the configuration of a running one, on ports of its own and with these changes."""
     values = tomllib.loads(cluster.folder.config(like).read_text(encoding="utf-8"))
     values.update({"listen_port": 0, "metrics_port": 0}, **changes)
     values.pop("unix_dir", None)
     file.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items()), encoding="utf-8")
     command = [sys.executable, "-m", "fs3.cli.main", like.partition("-")[0], "--config", str(file)]
-    return subprocess.Popen([*command, "--log-level", "error"], stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen([*command, "--log-level", level], stderr=subprocess.PIPE, text=True)
 
 
 def test_strangers_end_with_one_line_and_harm_nobody(cluster: LocalCluster, tmp_path: Path) -> None:
@@ -95,3 +97,22 @@ def test_strangers_end_with_one_line_and_harm_nobody(cluster: LocalCluster, tmp_
         client.files.create_batch(["/new"], [b"new"])
         handles = client.files.open_many(["/kept", "/new"])
         assert [client.files.read(handle) for handle in handles] == [b"kept", b"new"]
+
+
+def test_a_second_daemon_of_a_node_waits_and_the_first_serves_on(cluster: LocalCluster, tmp_path: Path) -> None:
+    new = str(tmp_path / "disk")
+    with contextlib.closing(connect(cluster.url)) as client:
+        second = start(cluster, tmp_path / "second.toml", "storage-1", level="warning", disks=[new])
+        try:
+            assert second.stderr is not None
+            told = next(line for line in second.stderr if "no mgmtd answers" in line)
+            assert "another daemon with this node_id is alive at 127.0.0.1:" in told
+            client.files.create_batch(["/beside"], [b"beside"])
+            [handle] = client.files.open_many(["/beside"])
+            assert client.files.read(handle) == b"beside"
+            assert second.poll() is None and not cluster.reap()
+            second.terminate()
+            assert second.wait(_ENDS_S) == 0
+        finally:
+            second.kill()
+            second.wait()

@@ -49,6 +49,18 @@ def test_a_lower_generation_waits_until_the_higher_has_no_lease() -> None:
     assert table.heard(A, 3, 16.0) == Heard.STARTED, "after a goodbye nothing is waited for"
 
 
+def test_one_elsewhere_waits_until_the_first_has_no_lease() -> None:
+    table = LeaseTable(10.0)
+    table.heard(A, 5, 0.0)
+    assert table.heard(A, 6, 1.0, elsewhere=True) == Heard.EARLY
+    assert table.heard(A, 5, 2.0) == Heard.RENEWED, "it serves on"
+    assert table.expire(12.0) == [A]
+    assert table.heard(A, 6, 12.0, elsewhere=True) == Heard.STARTED
+    assert table.heard(A, 5, 13.0, elsewhere=True) == Heard.RETIRED
+    assert table.refused(A, 6)
+    assert table.heard(A, 7, 13.0, elsewhere=True) == Heard.STARTED, "nobody listens where the first was"
+
+
 def test_goodbye_is_for_good_and_a_refusal_is_not() -> None:
     table = LeaseTable(10.0)
     table.heard(A, 1, 0.0)

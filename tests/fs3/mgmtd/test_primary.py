@@ -141,6 +141,49 @@ def test_a_restart_counts_as_an_absence(cluster: Any) -> None:
     run(body)
 
 
+def test_a_second_daemon_elsewhere_waits_for_the_lease_of_the_first(cluster: Any) -> None:
+    async def body() -> None:
+        clock = cluster.clock()
+        primary = await cluster.make(MemoryKV(), clock)
+        daemons = [cluster.daemon(node) for node in (1, 2, 3)]
+        await cluster.boot(primary, daemons)
+        twin = cluster.daemon(2, generation=99)
+        twin.node = replace(twin.node, endpoints=("127.0.0.1:77",))
+        with pytest.raises(Unavailable, match=r"another daemon with this node_id is alive at 127\.0\.0\.1:2; give"):
+            await twin.beat(primary)
+        await daemons[1].beat(primary)
+        assert cluster.states(primary, 2) == {SERVING} and primary.routing.nodes[2].generation == 1
+        await expire(primary, clock, 10.0)
+        await twin.beat(primary)
+        assert primary.routing.nodes[2].endpoints == ("127.0.0.1:77",)
+        with pytest.raises(Conflict, match="started later"):
+            await daemons[1].beat(primary)
+
+    run(body)
+
+
+def test_a_target_is_complete_as_of_its_last_recovery(cluster: Any) -> None:
+    async def body() -> None:
+        primary = await cluster.make(MemoryKV(), cluster.clock())
+        daemons = [cluster.daemon(node) for node in (1, 2, 3)]
+        await cluster.boot(primary, daemons)
+        reborn = cluster.daemon(2, generation=99)
+        reborn.states = dict.fromkeys(daemons[1].states, LocalState.ONLINE)
+        await reborn.beat(primary)
+        await reborn.beat(primary)
+        syncing = {key: target for key, target in primary.routing.targets.items() if target.state == SYNCING}
+        assert syncing and {target.complete_at for target in primary.routing.targets.values()} == {0}
+        versions = {key: primary.routing.chain(target.chain_id).version for key, target in syncing.items()}
+        reborn.states = dict.fromkeys(reborn.states, LocalState.UPTODATE)
+        await reborn.beat(primary)
+        after = primary.routing.targets
+        assert {key: (after[key].state, after[key].complete_at) for key in syncing} == {
+            key: (SERVING, version) for key, version in versions.items()
+        }
+
+    run(body)
+
+
 def test_goodbye_and_refusal_do_not_wait_for_t(cluster: Any) -> None:
     async def body() -> None:
         primary = await cluster.make(MemoryKV(), cluster.clock())
