@@ -73,6 +73,9 @@ class Target:
     What an operator wants of it: `draining` (another one takes its place, then it goes), `disabled` (out of service
     until he says otherwise), `accept_loss` (serve with whatever the disk holds, since nobody holds more). `replaces`
     names the draining target for which this one was made.
+
+    `complete_at` is the chain version under which it last became complete, by recovery or because a loss was accepted;
+    0 if it always was. Its disk keeps the same number: one with a lower number was not there then.
     """
 
     target_id: TargetId
@@ -88,6 +91,7 @@ class Target:
     disabled: bool = False
     accept_loss: bool = False
     replaces: TargetId | None = None
+    complete_at: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -305,6 +309,7 @@ def routing_to_pb(routing: Routing) -> mgmtd_pb2.Routing:
                 disabled=target.disabled,
                 accept_loss=target.accept_loss,
                 replaces=target.replaces or 0,
+                complete_at=target.complete_at,
             )
             for target in routing.targets.values()
         ],
@@ -369,6 +374,7 @@ def _target(raw: bytes) -> Target:
         disabled=message.disabled,
         accept_loss=message.accept_loss,
         replaces=TargetId(message.replaces) if message.replaces else None,
+        complete_at=message.complete_at,
     )
 
 

@@ -261,7 +261,7 @@ def choose_ports(shape: Shape, wanted: int | None) -> dict[str, tuple[int, ...]]
 def without_taken_ports(shape: Shape, name: str) -> dict[str, tuple[int, ...]]:
     """The ports of `shape`, with free ones for the daemon `name` in place of those that are taken. Raises: Invalid."""
     used = {port for pair in shape.ports.values() for port in pair}
-    pair = tuple(port if port_is_free(port) else _free_port(used) for port in shape.ports[name])
+    pair = tuple(port if port_is_free(port) else free_port(used) for port in shape.ports[name])
     return {**shape.ports, name: pair}
 
 

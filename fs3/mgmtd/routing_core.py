@@ -153,7 +153,7 @@ def _settle(
         if step.chain.version == chain.version:
             return
         for member in step.chain.members:
-            targets[member.target_id] = revised(targets[member.target_id], state=member.state)
+            targets[member.target_id] = _moved(targets[member.target_id], member.state, chain.version)
         order = tuple(member.target_id for member in step.chain.members)
         chains[chain_id] = replace(chain, version=step.chain.version, targets=order)
         moved = "; ".join(
@@ -161,6 +161,13 @@ def _settle(
         )
         notes.append(f"chain {chain_id} v{chain.version}->{step.chain.version}: {moved or 'reordered'}")
     raise AssertionError(f"chain {chain_id} does not come to rest: {notes[-_MAX_STEPS:]}")
+
+
+def _moved(target: Target, state: TargetState, chain_version: int) -> Target:
+    """The target in its next state; `chain_version` is the one that its daemon acted on."""
+    recovered = target.state == TargetState.SYNCING or (target.state == TargetState.LASTSRV and target.accept_loss)
+    complete_at = chain_version if recovered and state == TargetState.SERVING else target.complete_at
+    return revised(target, state=state, complete_at=complete_at)
 
 
 def _report_of(

@@ -36,7 +36,7 @@ class NodeInfo(_message.Message):
     def __init__(self, node_id: _Optional[int] = ..., kind: _Optional[_Union[_common_pb2.NodeKind, str]] = ..., endpoints: _Optional[_Iterable[str]] = ..., host: _Optional[str] = ..., generation: _Optional[int] = ..., alive: _Optional[bool] = ..., version: _Optional[str] = ..., metrics: _Optional[str] = ..., unix_endpoints: _Optional[_Iterable[str]] = ..., last_heartbeat_age_ms: _Optional[int] = ..., draining: _Optional[bool] = ..., closed_disks: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class TargetInfo(_message.Message):
-    __slots__ = ("target_id", "node_id", "disk", "worker", "chain_id", "state", "local_state", "used_bytes", "chunks", "draining", "disabled", "accept_loss", "replaces")
+    __slots__ = ("target_id", "node_id", "disk", "worker", "chain_id", "state", "local_state", "used_bytes", "chunks", "draining", "disabled", "accept_loss", "replaces", "complete_at")
     TARGET_ID_FIELD_NUMBER: _ClassVar[int]
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
     DISK_FIELD_NUMBER: _ClassVar[int]
@@ -50,6 +50,7 @@ class TargetInfo(_message.Message):
     DISABLED_FIELD_NUMBER: _ClassVar[int]
     ACCEPT_LOSS_FIELD_NUMBER: _ClassVar[int]
     REPLACES_FIELD_NUMBER: _ClassVar[int]
+    COMPLETE_AT_FIELD_NUMBER: _ClassVar[int]
     target_id: int
     node_id: int
     disk: int
@@ -63,7 +64,8 @@ class TargetInfo(_message.Message):
     disabled: bool
     accept_loss: bool
     replaces: int
-    def __init__(self, target_id: _Optional[int] = ..., node_id: _Optional[int] = ..., disk: _Optional[int] = ..., worker: _Optional[int] = ..., chain_id: _Optional[int] = ..., state: _Optional[_Union[_common_pb2.TargetState, str]] = ..., local_state: _Optional[_Union[_common_pb2.LocalState, str]] = ..., used_bytes: _Optional[int] = ..., chunks: _Optional[int] = ..., draining: _Optional[bool] = ..., disabled: _Optional[bool] = ..., accept_loss: _Optional[bool] = ..., replaces: _Optional[int] = ...) -> None: ...
+    complete_at: int
+    def __init__(self, target_id: _Optional[int] = ..., node_id: _Optional[int] = ..., disk: _Optional[int] = ..., worker: _Optional[int] = ..., chain_id: _Optional[int] = ..., state: _Optional[_Union[_common_pb2.TargetState, str]] = ..., local_state: _Optional[_Union[_common_pb2.LocalState, str]] = ..., used_bytes: _Optional[int] = ..., chunks: _Optional[int] = ..., draining: _Optional[bool] = ..., disabled: _Optional[bool] = ..., accept_loss: _Optional[bool] = ..., replaces: _Optional[int] = ..., complete_at: _Optional[int] = ...) -> None: ...
 
 class ChainInfo(_message.Message):
     __slots__ = ("chain_id", "version", "targets", "replicas", "joins_table")

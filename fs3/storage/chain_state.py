@@ -27,7 +27,10 @@ from fs3.storage.target_core import Phase, Place, Stand
 
 _LOG = logging.getLogger("fs3.storage")
 _GONE = Stand(Phase.BROKEN)
-_HOLDS = b"holds"  # engine state: the target was complete at some time since it was made
+_HOLDS = b"holds"  # engine state: the chain version under which the target was last complete; 0 while in no chain
+_BEFORE_VERSIONS = b"1"  # what was written there before it was a version
+_ANY_VERSION = 1 << 32
+_VERSION_BYTES = 4
 
 
 class Duty(Enum):
@@ -107,7 +110,7 @@ class ChainState:
         self._engine_of: dict[int, ChunkEngine] = {}
         self._chain_of: dict[int, int] = {}
         self._stands: dict[int, Stand] = {}
-        self._holds: set[int] = set()
+        self._holds: dict[int, int] = {}
         self._roles: dict[int, Role] = {}
         self._acting: set[Acting] = set()
         self.reads = ReadTable(np.zeros(1, dtype=np.uint32), np.zeros(1, dtype=np.uint32))
@@ -119,8 +122,9 @@ class ChainState:
         self._engine_of[target_id] = engine
         self._chain_of[target_id] = chain_id
         self._stands[target_id] = Stand(Phase.HELD)
-        if engine.get_state(target_id, _HOLDS):
-            self._holds.add(target_id)
+        held = engine.get_state(target_id, _HOLDS)
+        if held:
+            self._holds[target_id] = _ANY_VERSION if held == _BEFORE_VERSIONS else int.from_bytes(held, "big")
 
     # What mgmtd says and hears
 
@@ -168,15 +172,23 @@ class ChainState:
             if TargetId(target_id) in self._routing.targets:
                 return False
             self._stands.pop(target_id, None)
-            self._holds.discard(target_id)
+            self._holds.pop(target_id, None)
             return True
 
     def claim(self, target_id: int) -> None:
-        """Note durably that a target in no chain has missed nothing. Blocks. Raises: Fs3Error."""
-        self.engine(target_id).put_state(target_id, _HOLDS, b"1")
+        """Note durably that a target is complete: in no chain, or as an operator said. Blocks. Raises: Fs3Error."""
         with self._changed:
-            self._holds.add(target_id)
+            target = self._routing.targets.get(TargetId(target_id))
+            if target is not None and not target.accept_loss:
+                return
+            version = 0 if target is None else self._routing.chain(target.chain_id).version
+        self._note_complete(target_id, version)
         self._poke()
+
+    def _note_complete(self, target_id: int, version: int) -> None:
+        self.engine(target_id).put_state(target_id, _HOLDS, version.to_bytes(_VERSION_BYTES, "big"))
+        with self._changed:
+            self._holds[target_id] = version
 
     def local_targets(self) -> list[mgmtd_pb2.LocalTarget]:
         """What the next heartbeat says."""
@@ -186,7 +198,7 @@ class ChainState:
                 state = target_core.reported(stand)
                 if state is None:
                     continue
-                if stand.phase is Phase.COMPLETE and target_id not in self._holds:
+                if stand.phase is Phase.COMPLETE and not self._is_noted(target_id):
                     state = LocalState.OFFLINE
                 chain = self._routing.chains.get(ChainId(self._chain_of[target_id]))
                 said.append((target_id, state, chain.version if chain is not None else 0))
@@ -319,8 +331,8 @@ class ChainState:
         try:
             if role.duty is not Duty.SYNC:
                 raise Unavailable(f"target {role.target_id} is not SYNCING")
-            if role.target_id not in self._holds:
-                self.claim(role.target_id)
+            if self._holds.get(role.target_id, -1) < chain_version:
+                self._note_complete(role.target_id, chain_version)
             with self._changed:
                 if self._roles.get(chain_id) is not role:
                     raise StaleRouting(f"chain {chain_id} has changed since version {chain_version}")
@@ -383,7 +395,8 @@ class ChainState:
                 accept_loss=target.accept_loss,
             )
         before = self._stands[target_id]
-        stand = target_core.next_stand(before, place, ours=ours, holds=target_id in self._holds)
+        holds = target_id in self._holds and (target is None or self._holds[target_id] >= target.complete_at)
+        stand = target_core.next_stand(before, place, ours=ours, holds=holds)
         if stand is not before:
             self._stands[target_id] = stand
             where = "in no chain" if place is None else f"{place.state.name} in chain version {place.chain_version}"
@@ -391,8 +404,16 @@ class ChainState:
             _LOG.log(level, "target %d: %s -> %s, %s", target_id, before.phase.name, stand.phase.name, where)
             if stand.phase in (Phase.RECALLING, Phase.CLEARING):
                 self._ask("prepare", target_id)
-        if stand.phase is Phase.COMPLETE and target_id not in self._holds:
+        if stand.phase is Phase.COMPLETE and not self._is_noted(target_id):
             self._ask("claim", target_id)
+
+    def _is_noted(self, target_id: int) -> bool:
+        """Whether the disk says of a target, which is complete, that it is."""
+        held = self._holds.get(target_id, -1)
+        target = self._routing.targets.get(TargetId(target_id))
+        if target is not None and target.accept_loss:
+            return held >= self._routing.chain(target.chain_id).version
+        return held >= 0
 
     def _role(self, target: Target) -> Role:
         chain = self._routing.chain(target.chain_id)

@@ -27,10 +27,11 @@ Where the routing wants a serving target to step down it is ASIDE instead of SER
 has lost its bytes (replication.py). There is no way back from that but through mgmtd, who may have been told OFFLINE by
 then, and let the others go on.
 
-A target that was made anew on an emptied disk, and was never synced since, `holds` nothing: where the table says
-RECALLING it is REFUSED, for it must not serve as the last that served, unless an operator has accepted what it holds;
-then whatever is not COMPLETE becomes RECALLING. Sources: 3FS, design notes ("Failure
-detection"); fs3/mgmtd/chain_core.py has the other half of the table.
+A target that was made anew on an emptied disk, and was never synced since, `holds` nothing; nor does one whose disk is
+an older one than that which was complete last (`Target.complete_at`: the right one was not mounted for a while, or
+another daemon had the node's id). Where the table says RECALLING it is REFUSED, for it must not serve as the last that
+served, unless an operator has accepted what it holds; then whatever is not COMPLETE becomes RECALLING. Sources: 3FS,
+design notes ("Failure detection"); fs3/mgmtd/chain_core.py has the other half of the table.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import itertools
 import random
 import re
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -449,3 +449,59 @@ def test_processes_that_are_gone_or_started_again_are_named() -> None:
     assert state.on_routing(routing(11, {1: S.SERVING, 2: S.SERVING}, chain_version=9, generation=2)) == {"n1:1"}
     assert state.on_routing(routing(10, {1: S.SERVING}, chain_version=9)) == set(), "an older routing changes nothing"
     assert state.on_routing(routing(12, {1: S.SERVING}, chain_version=10, generation=2)) == {"n2:1"}
+
+
+def synced_at(version: int) -> FewTargets:
+    """The disk of a target that was new, and was recovered under this version of its chain."""
+    engine = FewTargets({})
+    state, _ = new_state(engine)
+    state.on_routing(routing(1, {1: S.OFFLINE, 2: S.SERVING}, chain_version=1))
+    state.create(mgmtd_pb2.CreateTarget(target_id=1, chain_id=1, disk=0))
+    state.on_routing(routing(2, {1: S.WAITING, 2: S.SERVING}, chain_version=2))
+    state.prepared(1, state.stand(1))
+    state.on_routing(routing(3, {1: S.SYNCING, 2: S.SERVING}, chain_version=version))
+    state.sync_done(1, version)
+    return engine
+
+
+@pytest.mark.parametrize(
+    ("held", "complete_at", "phase"), [(4, 4, Phase.RECALLING), (4, 7, Phase.REFUSED), (7, 4, Phase.RECALLING)]
+)
+def test_an_older_disk_does_not_serve_as_the_last(held: int, complete_at: int, phase: Phase) -> None:
+    """The right one was not mounted, another took its place for a while, and was in sync under version 7."""
+    state, _ = new_state(synced_at(held), generation=2)
+    state.on_routing(
+        known_complete_at(complete_at, routing(9, {1: S.LASTSRV, 2: S.OFFLINE}, chain_version=9, generation=2))
+    )
+    assert state.stand(1).phase is phase
+
+
+def test_a_disk_from_before_versions_were_noted_is_trusted() -> None:
+    engine = synced_at(4)
+    engine.put_state(1, b"holds", b"1")
+    state, _ = new_state(engine, generation=2)
+    state.on_routing(known_complete_at(7, routing(9, {1: S.LASTSRV, 2: S.OFFLINE}, chain_version=9, generation=2)))
+    assert state.stand(1).phase is Phase.RECALLING
+
+
+def test_an_accepted_loss_counts_as_complete_from_then_on() -> None:
+    engine = synced_at(4)
+    state, asked = new_state(engine, generation=2)
+    accepted = known_complete_at(
+        7, routing(9, {1: S.LASTSRV, 2: S.OFFLINE}, chain_version=9, generation=2), accept_loss=True
+    )
+    state.on_routing(accepted)
+    state.prepared(1, state.stand(1))
+    assert [target.state for target in state.local_targets()] == [LocalState.OFFLINE], "it is not noted yet"
+    assert ("claim", 1) in asked.work
+    state.claim(1)
+    assert [target.state for target in state.local_targets()] == [LocalState.UPTODATE]
+    again, _ = new_state(engine, generation=3)
+    again.on_routing(known_complete_at(9, routing(9, {1: S.LASTSRV, 2: S.OFFLINE}, chain_version=10, generation=3)))
+    assert again.stand(1).phase is Phase.RECALLING
+
+
+def known_complete_at(version: int, routing: Routing, *, accept_loss: bool = False) -> Routing:
+    """The routing, in which target 1 was last complete under this version of its chain."""
+    target = replace(routing.targets[TargetId(1)], complete_at=version, accept_loss=accept_loss)
+    return replace(routing, targets={**routing.targets, TargetId(1): target})
