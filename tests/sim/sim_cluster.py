@@ -49,6 +49,8 @@ from fs3.transport.rpc import Credentials
 CLUSTER_ID = "5afe5afe5afe5afe"
 _RESTART_S = 1.0  # what a supervisor waits before it starts a daemon again that ended by itself
 _STILL_S = 0.5
+_GRACE_S = 0.3  # fs3/mgmtd/server.py: for calls that are being answered when a mgmtd stops
+_DRAIN_S = 2.0  # fs3/storage/server.py: for replies that wait to be sent when a storage daemon stops
 T = TypeVar("T")
 
 
@@ -101,6 +103,7 @@ class Cluster:
         self.truth.committed = self._committed
         self.names = Truth()  # the metas'
         self.routing = Routing()
+        self.twins: list[SimStorage] = []  # daemons that should not be there (sim_identity.py)
         self.chance = sim.stream("cluster")
         count = self.shape.mgmtds
         self.mgmtds = [SimMgmtd(self, number) for number in range(1, count + 1)]
@@ -184,6 +187,7 @@ class Cluster:
     def ailing(self) -> str:
         """What is not as it should be, a line each."""
         lines = [f"{machine.name} is not up" for machine in self.machines if not machine.alive]
+        lines += [f"{machine.name} does not end" for machine in self.machines if machine.alive and machine.stopping]
         if self.primary is None:
             lines.append("no mgmtd decides")
         for chain in self.routing.chains.values():
@@ -236,6 +240,7 @@ class SimMachine:
         self.name = f"{self.kind}-{number}"
         self.host = cluster.network.machine(self.name)
         self.held = False  # the operator does not want its process to run
+        self.stop_asked = asyncio.Event()
         self.incarnation = 0
         self.process: SimProcess
         self.runtime: SimRuntime
@@ -255,6 +260,7 @@ class SimMachine:
         self.process = SimProcess(self.sim, self.name, rate=self.rate, boot_s=self.boot_s, wall_s=self.wall_s)
         self.process.at_end.append(self._ended)
         self.runtime = SimRuntime(self.process)
+        self.stop_asked = asyncio.Event()
         self.host.process = self.process
         self.sim.note(f"starts, incarnation {self.incarnation}", self.process)
         self.sim.emit("start", self.process, incarnation=self.incarnation)
@@ -271,6 +277,26 @@ class SimMachine:
 
     def forget(self) -> None:
         """Its process is gone: so are its objects."""
+
+    @property
+    def stopping(self) -> bool:
+        """Whether its process has been told to end."""
+        return self.stop_asked.is_set()
+
+    def stop(self) -> None:
+        """SIGTERM: its process ends in order, as soon as it can."""
+        self.sim.note("SIGTERM", self.process)
+        self.process.loop.call_soon_threadsafe(self.stop_asked.set)
+
+    def stopped(self) -> None:
+        """Its process has ended in order; nobody starts it again by himself."""
+        process = self.process
+
+        def ends() -> None:
+            if process.alive:
+                process.kill("stopped in order")
+
+        self.sim.soon(ends)
 
     def kill(self, why: str = "SIGKILL") -> None:
         """End its process; its kernel resets its connections."""
@@ -369,10 +395,20 @@ class SimMgmtd(SimMachine):
 
         self.election = election
         serve_control(cluster.network, self.host, process, answer)
-        try:
-            await election.run()
-        except Fs3Error as error:
-            self.exits(error)
+        taking_part = asyncio.ensure_future(election.run())
+        stopping = asyncio.ensure_future(self.stop_asked.wait())
+        await asyncio.wait({taking_part, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if taking_part.done():
+            try:
+                taking_part.result()
+            except Fs3Error as error:
+                self.exits(error)
+            return
+        taking_part.cancel()
+        await asyncio.wait({taking_part})
+        self.host.control = None
+        await asyncio.sleep(_GRACE_S)
+        self.stopped()
 
     async def _refuses(self, endpoints: tuple[str, ...], timeout_s: float) -> bool:
         """As fs3/mgmtd/probe.py: whether every endpoint refuses."""
@@ -389,7 +425,7 @@ class SimMgmtd(SimMachine):
 
 
 class SimStorage(SimMachine):
-    """A storage daemon and its disks, which survive it."""
+    """A storage daemon and its disks, which survive it; `misplaced`: one of them is not what it should be."""
 
     kind = "storage"
 
@@ -401,6 +437,7 @@ class SimStorage(SimMachine):
             SimDisk(cluster.sim, f"/{self.name}/disk{disk}", capacity_bytes=cluster.shape.capacity_bytes)
             for disk in range(cluster.shape.disks)
         ]
+        self.misplaced = False
         self.daemon: StorageDaemon | None = None
         self.io: SimIo | None = None
         self.config = StorageConfig(
@@ -455,13 +492,29 @@ class SimStorage(SimMachine):
             host=self.name,
             generation=daemon.generation,
         )
-        agent = daemon.agent_for(
-            node, call=SimCalls(self.cluster.network, self.process, self.name), now=self.runtime.now_s
-        )
+        daemon.agent_for(node, call=SimCalls(self.cluster.network, self.process, self.name), now=self.runtime.now_s)
         try:
-            await agent.run()
+            await daemon.serve(self.stop_asked, wind_down=self._wind_down)
         except Fs3Error as error:
             self.exits(error)
+            return
+        await asyncio.get_running_loop().run_in_executor(None, self._close, daemon)
+        self.stopped()
+
+    def _wind_down(self) -> None:
+        """As fs3/storage/server.py."""
+        io, runtime = self.io, self.runtime
+        assert io is not None
+        self.host.listening = None
+        deadline_s = runtime.now_s() + _DRAIN_S
+        while runtime.now_s() < deadline_s and io.unsent():
+            runtime.sleep(0.01)
+
+    def _close(self, daemon: StorageDaemon) -> None:
+        assert self.io is not None
+        self.io.stop()
+        for engine in daemon.engines:
+            engine.close()
 
 
 class SimClient(SimMachine):

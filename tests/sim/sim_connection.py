@@ -303,6 +303,7 @@ class SimIo:
         self.process = process
         self._mail: deque[Callable[[], None]] = deque()
         self._asleep = False
+        self._stopping = False
         self._thread = SimThread(process, self._run, "io")
 
     def accept(self, wire: Wire) -> None:
@@ -316,12 +317,23 @@ class SimIo:
             self._asleep = False
             self._thread.wake()
 
+    def unsent(self) -> int:
+        """How many replies still wait to be sent."""
+        return sum(len(peer._outbox) + peer.in_progress for peer in self.peers.values())
+
+    def stop(self) -> None:
+        """End, whatever has come; from another thread."""
+        self._stopping = True
+        self.post(lambda: None)
+        self._thread.join()
+
     def _run(self) -> None:
-        while True:
-            while self._mail:
+        while not self._stopping:
+            while self._mail and not self._stopping:
                 self._mail.popleft()()
-            self._asleep = True
-            self._thread.park()
+            if not self._stopping:
+                self._asleep = True
+                self._thread.park()
 
 
 class SimPeer:

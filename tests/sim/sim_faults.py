@@ -13,7 +13,8 @@ from functools import partial
 from typing import TypeVar
 
 from sim_cluster import Cluster, SimMachine, SimMgmtd, SimStorage
-from sim_kernel import Simulation
+from sim_identity import mistake
+from sim_kernel import SimProcess, Simulation
 from sim_operator import SimOperator
 from sim_store import STORE
 
@@ -53,12 +54,20 @@ KINDS = (
     "operator drains a target",
     "operator takes a target offline",
     "operator replaces disks",
+    "operator restarts all daemons",
+    "storage stops",
+    "mgmtd stops",
+    "meta stops",
+    "a disk is not mounted",
+    "a storage daemon is started twice",
 )
 # Of two of one kind the second begins while the first is in effect. What has no duration counts for a while.
 IMPOSSIBLE_PAIRS: dict[str, str] = {
     "messages lost + messages lost": "there is one rate for the whole network",
     "requests met twice + requests met twice": "there is one rate for the whole network",
     "all storages lose power + all storages lose power": "they have none until the first is over",
+    "a disk is not mounted + bytes change on a disk": "two losses of one chunk, which may have only two replicas",
+    "a storage daemon is started twice + bytes change on a disk": "as a disk that is not mounted",
 }
 
 
@@ -150,6 +159,19 @@ class Nemesis:
         machine.kill()
         return self._begin(kind, machine, machine.start_again, self._lasts())
 
+    def _stops(self, kind: str, machine: SimMachine) -> bool:
+        """In order, however long that takes; it is started again then."""
+        if not machine.alive or machine.stopping:
+            return False
+        machine.stop()
+        return self._begin(kind, machine, partial(self._starts_once_ended, machine, machine.process), self._lasts())
+
+    def _starts_once_ended(self, machine: SimMachine, process: SimProcess) -> None:
+        if process.alive:
+            process.at_end.append(lambda: self.sim.soon(machine.start_again))
+        else:
+            machine.start_again()
+
     def _stalls(self, kind: str, machine: SimMachine) -> bool:
         if not machine.alive:
             return False
@@ -183,6 +205,15 @@ class Nemesis:
 
     def _meta_crash(self, kind: str) -> bool:
         return bool(self.cluster.metas) and self._crashes(kind, self._one(self.cluster.metas))
+
+    def _storage_stops(self, kind: str) -> bool:
+        return self._stops(kind, self._one(self.cluster.storages))
+
+    def _mgmtd_stops(self, kind: str) -> bool:
+        return self._stops(kind, self._mgmtd())
+
+    def _meta_stops(self, kind: str) -> bool:
+        return bool(self.cluster.metas) and self._stops(kind, self._one(self.cluster.metas))
 
     def _meta_stall(self, kind: str) -> bool:
         return bool(self.cluster.metas) and self._stalls(kind, self._one(self.cluster.metas))
@@ -349,7 +380,7 @@ class Nemesis:
     def _bytes_change_on_a_disk(self, kind: str) -> bool:
         """On one disk in all the run, so that others have what it loses; and not while others lack it."""
         storage = self.cluster.storages[0]
-        if not self._others_have_it(storage):
+        if not self._others_have_it(storage) or any(one.misplaced for one in self.cluster.storages):
             return False
         disk, some = self._one(storage.disks), self.chance.choice([1, 4, 16])  # most bytes belong to no chunk any more
         if not any([disk.corrupt(self.chance, sums=self.chance.random() < 0.3) for _ in range(some)]):
@@ -412,10 +443,32 @@ class Nemesis:
 
     def _operator_replaces_disks(self, kind: str) -> bool:
         storage = self._one(self.cluster.storages)
-        if self.operator.busy or not self.cluster.shape.wipes or storage.held:
+        if self.operator.busy or not self.cluster.shape.wipes or storage.held or storage.misplaced:
             return False
         self.operator.ask(lambda: self.operator.replace_disk(storage, 6 * self._lease_s))
         return self._begin(kind, storage, lambda: None, self._lasts())
+
+    def _a_disk_is_not_mounted(self, kind: str) -> bool:
+        return self._mistakes(kind)
+
+    def _a_storage_daemon_is_started_twice(self, kind: str) -> bool:
+        return self._mistakes(kind)
+
+    def _mistakes(self, kind: str) -> bool:
+        """Somebody makes a mistake with a node; the operator notices later, and puts it right."""
+        storage = self._one(self.cluster.storages)
+        if self.corrupted or storage.misplaced or storage.held or not storage.host.up:
+            return False
+        made = mistake(kind, self.cluster, storage, careless=self.chance.random() < 0.5)
+        made.begin()
+        end = lambda: self.operator.ask(lambda: made.put_right(self.operator, 6 * self._lease_s))  # noqa: E731
+        return self._begin(kind, storage, end, 2 * self._lasts())
+
+    def _operator_restarts_all_daemons(self, kind: str) -> bool:
+        if self.operator.busy:
+            return False
+        self.operator.ask(lambda: self.operator.restart_all(6 * self._lease_s))
+        return self._begin(kind, None, lambda: None, self._lasts())
 
     def _wall_clock_jumps(self, kind: str) -> bool:
         machine = self._one(self.cluster.machines)

@@ -22,6 +22,8 @@ from fs3.meta.service import MetaService
 from fs3.routing import Node, NodeKind
 from fs3.transport.rpc import Credentials
 
+_GRACE_S = 2.0  # fs3/meta/server.py: for calls that are being answered when a meta stops
+
 
 class SimMeta(SimMachine):
     """A meta daemon."""
@@ -62,10 +64,18 @@ class SimMeta(SimMachine):
             now=runtime.now_s,
         )
 
+        answering: dict[asyncio.Task[Any], None] = {}
+
         async def answer(method: str, request: Any, shown: Credentials) -> Any:
             service.credentials.check(dict(shown.metadata()))
             rpc = getattr(service, "".join(part.title() for part in method.split("_")))
-            return await rpc.__wrapped__(service, request)
+            task = asyncio.current_task()
+            assert task is not None
+            answering[task] = None
+            try:
+                return await rpc.__wrapped__(service, request)
+            finally:
+                del answering[task]
 
         self.service = service
         serve_control(cluster.network, self.host, process, answer)
@@ -80,12 +90,23 @@ class SimMeta(SimMachine):
             owner=process.number,
         )
         collecting = asyncio.ensure_future(self._collect(agent, collector))
-        try:
-            await agent.run()
-        except Fs3Error as error:
-            self.exits(error)
-        finally:
+        registered = asyncio.ensure_future(agent.run())
+        stopping = asyncio.ensure_future(self.stop_asked.wait())
+        await asyncio.wait({registered, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if registered.done():
             collecting.cancel()
+            try:
+                registered.result()
+            except Fs3Error as error:
+                self.exits(error)
+            return
+        await agent.stop()
+        collecting.cancel()
+        await asyncio.gather(registered, collecting, return_exceptions=True)
+        self.host.control = None
+        if answering:
+            await asyncio.wait(tuple(answering), timeout=_GRACE_S)
+        self.stopped()
 
     async def _collect(self, agent: NodeAgent, collector: Collector) -> None:
         await agent.wait_ready()

@@ -443,7 +443,8 @@ MUTANTS: tuple[Mutant, ...] = (
         "a late heartbeat of a daemon that is gone ends its successor's lease",
         "fs3/mgmtd/lease_core.py",
         "        if generation in lease.parted or (generation < lease.generation and generation in lease.retired):\n"
-        "            return Heard.RETIRED\n        if generation < lease.generation and lease.alive:\n"
+        "            return Heard.RETIRED\n"
+        "        if lease.alive and (generation < lease.generation or (elsewhere and generation != lease.generation)):\n"
         "            return Heard.EARLY\n",
         "",
     ),
@@ -607,6 +608,38 @@ MUTANTS: tuple[Mutant, ...] = (
         "fs3/storage/allocator_core.py",
         "            if order >= oldest or batch > self._synced_batch:\n",
         "            if (oldest and False) or batch > self._synced_batch:\n",
+    ),
+    # Orderly stops, and nodes that are not what they should be
+    _one(
+        "goodbye-before-the-work-ends",
+        "a daemon that stops says goodbye while it still serves",
+        "fs3/storage/daemon.py",
+        "            await asyncio.get_running_loop().run_in_executor(None, self._end_work, wind_down)\n"
+        "            if not registered.done():\n                await agent.stop()\n",
+        "            self._stopping = False\n            if not registered.done():\n                await agent.stop()\n"
+        "            self._stopping = True\n"
+        "            await asyncio.get_running_loop().run_in_executor(None, self._end_work, wind_down)\n",
+    ),
+    _one(
+        "resigned-and-answers",
+        "a mgmtd that has given its claim up goes on to answer",
+        _ELECTION,
+        "        store, primary, self._store, self._primary = self._store, self._primary, None, None\n",
+        "        store, primary, self._store = self._store, self._primary, None\n",
+    ),
+    _one(
+        "second-daemon-taken-in",
+        "a second daemon with a node's id takes it from the first, which serves",
+        "fs3/mgmtd/lease_core.py",
+        "        if lease.alive and (generation < lease.generation or (elsewhere and generation != lease.generation)):\n",
+        "        if lease.alive and generation < lease.generation:\n",
+    ),
+    _one(
+        "older-disk-serves",
+        "a disk that was not there when its target was last complete serves as the last that served",
+        _CHAIN_STATE,
+        "        holds = target_id in self._holds and (target is None or self._holds[target_id] >= target.complete_at)\n",
+        "        holds = target_id in self._holds\n",
     ),
     # Clients
     _one(

@@ -1,4 +1,5 @@
-"""The operator of a simulated cluster: what `fs3 admin` asks of mgmtd, from a machine of his own, job after job.
+"""The operator of a simulated cluster: what `fs3 admin` asks of mgmtd, from a machine of his own, job after job; and
+what he does to daemons and disks himself.
 
 He follows docs/operations.md: a disk is only wiped once the cluster has taken its targets out of service and serves
 without them. What only had one replica, there, is given up with `rotate-lastsrv`, and is no chain that clients use.
@@ -12,6 +13,7 @@ from typing import Any
 
 from sim_cluster import CLUSTER_ID, Cluster, SimMachine, SimStorage
 from sim_control import SimChannel
+from sim_kernel import SimProcess
 
 from fs3.client.control import ControlService
 from fs3.errors import Fs3Error, Unavailable
@@ -85,12 +87,10 @@ class SimOperator(SimMachine):
 
     def replace_disk(self, storage: SimStorage, within_s: float) -> None:
         """Stop the daemon, wait until nobody needs its disks, put in empty ones, start it, have them filled."""
-        self._in_hub(lambda: self._stop(storage))
-        end_s = self.sim.now + within_s
-        while not self._needless(storage) and self.sim.now < end_s:
-            self.runtime.sleep(_LOOK_S)
+        self.in_hub(lambda: self._stop(storage))
+        self.wait_for(lambda: self._needless(storage), within_s)
         wiped: list[bool] = []
-        self._in_hub(lambda: wiped.append(self._wipe(storage)))
+        self.in_hub(lambda: wiped.append(self._wipe(storage)))
         if not wiped[0]:
             return
         for number in range(len(storage.disks)):
@@ -98,6 +98,39 @@ class SimOperator(SimMachine):
             self.order("Replace", admin_pb2.ReplaceRequest(place=place))  # refused where a drain has left no targets
         while not self._accepted(storage):
             self.runtime.sleep(_LOOK_S)
+
+    def restart_all(self, patience_s: float) -> None:
+        """A new version everywhere: each daemon in turn is stopped and started, once all is well, or not in time."""
+        for machine in self._daemons():
+            self.wait_for(self._all_serve, patience_s)
+            if not machine.alive or machine.held:
+                continue
+            process = machine.process
+            machine.held = True
+            self.in_hub(machine.stop)
+            self.wait_for(lambda process=process: not process.alive, 2 * patience_s)
+            self.in_hub(lambda machine=machine, process=process: self._start_again(machine, process))
+
+    def _daemons(self) -> list[SimMachine]:
+        return [*self.cluster.mgmtds, *self.cluster.storages, *self.cluster.metas]
+
+    def _start_again(self, machine: SimMachine, process: SimProcess) -> None:
+        if process.alive:
+            process.kill("does not end")
+        machine.held = False
+        machine.start_again()
+
+    def _all_serve(self) -> bool:
+        routing = self.cluster.routing
+        up = all(machine.alive and not machine.stopping for machine in self._daemons())
+        return up and all(target.state == TargetState.SERVING for target in routing.targets.values())
+
+    def wait_for(self, condition: Callable[[], bool], within_s: float) -> bool:
+        """Look again and again, in a job; whether it came to be."""
+        end_s = self.sim.now + within_s
+        while not (true := condition()) and self.sim.now < end_s:
+            self.runtime.sleep(_LOOK_S)
+        return true
 
     def _accepted(self, storage: SimStorage) -> bool:
         """Whether what had its one replica there serves again, empty; accepts the loss where that is due."""
@@ -147,7 +180,7 @@ class SimOperator(SimMachine):
                 return False
         return True
 
-    def _in_hub(self, work: Callable[[], None]) -> None:
+    def in_hub(self, work: Callable[[], None]) -> None:
         """Do what only the hub may, such as ending a process, and wait for it."""
         thread = self.sim.current
         assert thread is not None

@@ -15,6 +15,7 @@ Recovery leaves nothing out   (resync.py) a replica that serves from now on has 
                               one in front of it, and no others
 Runs do not come back         (lease_core.py) a node's generation in the routing is never again one that another has
                               replaced
+One daemon a node             (lease_core.py) a daemon gets a node's id only once the one before it serves no more
 Marked damage is not sent     (repair.py) a range of a chunk that is marked gets no bytes
 No damage by itself           bytes fail their sums only where a disk has failed, lost power or changed bytes
 
@@ -154,6 +155,14 @@ class Promises:
         if last.get(identity[:2], (-1, now[0]))[0] < version.seq:
             last[identity[:2]] = version.seq, now[0]
 
+    @staticmethod
+    def _speaks(storage: Any, routing: Routing) -> bool:
+        """Whether a daemon is up, and the one that its node is at present."""
+        node = routing.nodes.get(storage.node_id)
+        if not storage.alive or storage.daemon is None or node is None:
+            return False
+        return bool(node.generation == storage.daemon.generation)
+
     def _is_lossy(self, chain_id: int) -> bool:
         return self.workload is None or chain_id in self.workload.lossy_chains
 
@@ -162,7 +171,7 @@ class Promises:
     def results_are_known(self, routing: Routing) -> None:
         """Raises: ChainViolation."""
         for storage in self._cluster.storages:
-            if not storage.alive or storage.daemon is None:
+            if not self._speaks(storage, routing):
                 continue
             for engine in storage.daemon.engines:
                 for target_id in engine.targets():
@@ -202,8 +211,8 @@ class Promises:
 
     def _engine_of(self, target: Any) -> Any:
         """Of a target whose daemon has it in order, and may speak for it."""
-        for storage in self._cluster.storages:
-            if storage.node_id == target.node_id and storage.alive and storage.daemon is not None:
+        for storage in [*self._cluster.storages, *self._cluster.twins]:
+            if storage.node_id == target.node_id and self._speaks(storage, self._cluster.routing):
                 phase = storage.daemon.writes.state.stand(target.target_id).phase
                 return storage.daemon.engines[target.disk] if phase in (Phase.SERVING, Phase.COMPLETE) else None
         return None
@@ -253,9 +262,19 @@ class Promises:
             before = self._generation.get(node.node_id, node.generation)
             if node.generation != before:
                 self._replaced.add((node.node_id, before))
-                if (node.node_id, node.generation) in self._replaced:
+                two = any(twin.node_id == node.node_id for twin in self._cluster.twins)  # then the first may come back
+                if (node.node_id, node.generation) in self._replaced and not two:
                     raise Violation(f"node {node.node_id} is back to a run that another has replaced")
+                self._is_gone(node.node_id, before)
             self._generation[node.node_id] = node.generation
+
+    def _is_gone(self, node_id: int, generation: int) -> None:
+        """Another daemon has taken a node's id: the one before it must not serve any more."""
+        for storage in [*self._cluster.storages, *self._cluster.twins]:
+            daemon = storage.daemon if storage.alive else None
+            mine = daemon is not None and (storage.node_id, daemon.generation) == (node_id, generation)
+            if mine and daemon._may_serve():
+                raise Violation(f"another daemon took node id {node_id} from {storage.name}, which serves")
 
     # Answers are given in time
 
