@@ -1,6 +1,6 @@
 """Recovery of the SYNCING replica behind this one: what differs is copied, chunk by chunk, while writes go on.
 
-    results of updates  ->  tombstones  ->  chunks, page by page, as resync_core says  ->  SYNC_DONE
+    results of updates -> tombstones -> chunks, page by page, as resync_core says -> what was pending -> SYNC_DONE
 
 Live updates reach the SYNCING replica as whole chunks from the moment it joined the chain (replication.py), so recovery
 waits until nobody acts on an older version of the chain, and then needs to look at every chunk once. It takes the
@@ -133,6 +133,7 @@ class _Pass:
             self._send_chunks(chunks)
         for plan in self._plans():
             self._send_chunks(sorted([*plan.transfer, *plan.remove]))
+        self._send_chunks(self._left_pending())
         self._say_done()
         self._replication.counts.recoveries += 1
         _LOG.info(
@@ -181,6 +182,12 @@ class _Pass:
             if len(chunks) < self._page:
                 return
             after = chunk_bytes(*chunks[-1])
+
+    def _left_pending(self) -> list[Chunk]:
+        """What was pending when the replica joined: whoever was behind before may have shown it, so it must be there
+        before the replica serves."""
+        pending = self._engine.pending_of(self._role.target_id)
+        return [(one.hi, one.lo) for one in pending if one.chain_version < self._role.version]
 
     def _plans(self) -> Iterator[resync_core.Plan]:
         after: bytes | None = b""
