@@ -243,6 +243,13 @@ class ChainState:
         places = [(int(one.target_id), node.endpoints[one.worker]) for one, node in serving]
         return chain_id, chain.version, places
 
+    def whole(self, chain_id: int) -> bool:
+        """Whether every target of a chain serves, so that nobody who is away has what these lack."""
+        routing = self._routing
+        return all(
+            routing.targets[one].state == TargetState.SERVING for one in routing.chain(ChainId(chain_id)).targets
+        )
+
     def stand(self, target_id: int) -> Stand:
         """Where a target stands; one that is gone does nothing, as if its disk had failed."""
         return self._stands.get(target_id, _GONE)

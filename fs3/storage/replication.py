@@ -209,9 +209,11 @@ class Replication:
         if item.from_client:
             standing = self._standing(item.engine, target_id, client)  # after the result: see session_fence.py
             retry = bool(item.flags & UpdateFlag.RETRY)
-            # A chunk whose bytes are lost is as good as absent to who would only write it if it were.
-            damaged = item.op is Op.PUT_IF_ABSENT and item.key in item.engine.damaged()
-            op = Op.REPLACE if damaged and not self._mended(item.key, deadline_s) else item.op
+            # A chunk whose bytes are lost is as good as absent to who would only write it if it were; not while
+            # somebody is away who may have them.
+            lost = item.op is Op.PUT_IF_ABSENT and item.key in item.engine.damaged()
+            lost = lost and not self._mended(item.key, deadline_s) and self._state.whole(item.role.chain_id)
+            op = Op.REPLACE if lost else item.op
             return craq_core.head_decides(op, item.identity, info, result, pending, standing=standing, retry=retry)
         if (stale := self._stale(item)) is not None:
             return stale

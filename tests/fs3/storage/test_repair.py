@@ -140,6 +140,22 @@ def test_what_is_lost_is_as_good_as_absent_to_a_put_if_absent(make: Callable[...
     cluster.check_replicas()
 
 
+def test_what_one_who_is_away_may_have_is_not_absent_to_a_put_if_absent(make: Callable[..., Any]) -> None:
+    cluster = make(replicas=2, nodes=2)
+    client = wc.Client(cluster, 7)
+    client.write(1, CHUNK, Op.REPLACE, DATA)
+    cluster.kill(2)
+    cluster.notice()
+    flip(cluster.nodes[1], 101, CHUNK, 300_000)
+    assert report(cluster.nodes[1], CHUNK) == Corrupt.code
+    assert client.write(1, CHUNK, Op.PUT_IF_ABSENT, b"again") == (0, len(DATA))
+    cluster.restart(2)
+    cluster.wait_serving()
+    mended(cluster, 1)
+    assert bytes(cluster.nodes[1].raw.read_chunk(101, *CHUNK).data) == DATA
+    cluster.check_replicas()
+
+
 def test_what_only_the_head_has_lost_is_not_absent_to_a_put_if_absent(make: Callable[..., Any]) -> None:
     cluster = make()
     client = wc.Client(cluster, 7)

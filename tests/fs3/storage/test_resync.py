@@ -15,7 +15,7 @@ import pytest
 
 from fs3 import checksum
 from fs3.clock import deadline_after
-from fs3.errors import Conflict
+from fs3.errors import Conflict, NoSpace, Unavailable
 from fs3.routing import TargetState
 from fs3.storage.engine_api import Update
 from fs3.storage.pace_core import Pace
@@ -338,3 +338,26 @@ class Waits:
 
     def set(self) -> None:
         self._event.set()
+
+
+def test_recovery_ends_after_what_was_pending_before_it(make: Callable[..., Any]) -> None:
+    """Who was behind then, and is gone, may have shown it; the replica that comes back must have it when it serves."""
+    cluster = make(nodes=2, replicas=2)
+    client = wc.Client(cluster, 7)
+    cluster.kill(2)
+    seen: list[int] = []
+
+    def full(_staged: Any) -> Any:
+        seen.append(len(cluster.serving(1)))
+        if len(seen) == 4:
+            cluster.nodes[1].engine.refuse.clear()
+        raise NoSpace("for now")
+
+    cluster.nodes[1].engine.refuse["commit"] = full
+    with pytest.raises(Unavailable):
+        client.attempt(1, (1 << 56 | 1, 0), Op.REPLACE, b"shown", 0, seq=1, attempt_s=0.2)
+    cluster.restart(2)
+    cluster.wait_serving()
+    cluster.wait(lambda: not cluster.nodes[1].raw.pending_of(101), "end of the pending version")
+    assert seen[1:] == [1] * (len(seen) - 1), "nobody else serves before it is committed"
+    cluster.check_replicas()
