@@ -337,11 +337,13 @@ def what_is_missing(routing: Routing, shape: Shape, *, running: Collection[str],
     if not routing.ready:
         there = sum(node.kind == NodeKind.STORAGE and node.alive for node in routing.nodes.values())
         return f"{there} of {shape.nodes} storage nodes have registered"
-    serving = [
-        any(target.local_state != LocalState.OFFLINE for target in routing.serving(chain)) for chain in routing.chains
+    down = [
+        chain
+        for chain in routing.chains
+        if all(target.local_state == LocalState.OFFLINE for target in routing.serving(chain))
     ]
-    if not all(serving):
-        return f"{sum(serving)} of {len(serving)} chains serve"
+    if down:
+        return f"{len(routing.chains) - len(down)} of {len(routing.chains)} chains serve" + _who_is_away(routing, down)
     up = sum(target.state == TargetState.SERVING for target in routing.targets.values())
     if recovered and up < len(routing.targets):
         return f"{up} of {len(routing.targets)} targets serve"
@@ -351,6 +353,15 @@ def what_is_missing(routing: Routing, shape: Shape, *, running: Collection[str],
         if alive < max(wanted, 1):
             return f"{alive} of {wanted} {kind}s have registered" if wanted > 1 else f"{kind} has not registered"
     return ""
+
+
+def _who_is_away(routing: Routing, chains: Collection[int]) -> str:
+    """The storage nodes that some of `chains` may wait for; a node added by hand is not started by `fs3 up`."""
+    nodes = {target.node_id for target in routing.targets.values() if target.chain_id in chains}
+    away = sorted(node_id for node_id in nodes if node_id not in routing.nodes or not routing.nodes[node_id].alive)
+    if not away:
+        return ""
+    return f", and of the others' storage nodes {', '.join(map(str, away))} {'is' if len(away) == 1 else 'are'} not up"
 
 
 def last_line(log: Path) -> str:
