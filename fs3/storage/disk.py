@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from pathlib import Path
 from fs3.errors import Corrupt, Invalid, NoSpace, PermissionDenied, Unavailable
 from fs3.storage.metadata import Metadata, MetadataStore
 from fs3.storage.raw_file import FileFolder, SystemFolder, sync_folder
+
+_LOG = logging.getLogger("fs3.storage")
 
 FORMAT = 1
 _MARKER, _LOCK, _BOOT = "ENGINE", "LOCK", "BOOT"
@@ -115,6 +118,7 @@ def _claim(path: Path, *, cluster_id: str, node_id: int, create: bool) -> int:
         else:
             _make_folder(path)
             _write_marker(marker, cluster_id, node_id)
+            _LOG.warning("%s: nothing is there: taken as a new disk; if it is not one, is the disk mounted?", path)
     except BaseException:
         os.close(lock)
         raise
