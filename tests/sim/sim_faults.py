@@ -61,6 +61,8 @@ KINDS = (
     "a disk is not mounted",
     "a storage daemon is started twice",
 )
+# They leave a disk without what it had: clients use no chain of one replica then.
+NEED_WIPES = {"operator replaces disks", "a disk is not mounted", "a storage daemon is started twice"}
 # Of two of one kind the second begins while the first is in effect. What has no duration counts for a while.
 IMPOSSIBLE_PAIRS: dict[str, str] = {
     "messages lost + messages lost": "there is one rate for the whole network",
@@ -457,7 +459,7 @@ class Nemesis:
     def _mistakes(self, kind: str) -> bool:
         """Somebody makes a mistake with a node; the operator notices later, and puts it right."""
         storage = self._one(self.cluster.storages)
-        if self.corrupted or storage.misplaced or storage.held or not storage.host.up:
+        if not self.cluster.shape.wipes or self.corrupted or storage.misplaced or storage.held or not storage.host.up:
             return False
         made = mistake(kind, self.cluster, storage, careless=self.chance.random() < 0.5)
         made.begin()

@@ -5,7 +5,8 @@
 
 In both, chunks may be written while the node is not the one that it should be; so before the mistake is put right,
 others must serve what it serves. Where they cannot, because all of them are gone before mgmtd counts it out, what was
-wrong holds the data: it has to come back until others have that too.
+wrong holds the data: it has to come back until others have that too. What has one replica may have been drained to the
+wrong one, and is given up; clients use no such chain where mistakes are made.
 """
 
 from __future__ import annotations
@@ -64,6 +65,7 @@ class Mistake:
                 break
             self.cluster.sim.note("the wrong one served last, and is needed once more", self.first.process)
             operator.in_hub(self.wrong)
+        operator.accept_losses(self.first)
         self.first.misplaced = False
 
     def _spare(self) -> bool:

@@ -66,7 +66,10 @@ class _Search:
         self._observes = [_observes(one) for one in self._operations]
         # A REMOVE that may have found nothing may also have found what comes later.
         self._pure = [self._observes[at] and one.kind is not Kind.REMOVE for at, one in enumerate(self._operations)]
-        self.losses = any(one.kind is Kind.LOSS for one in self._operations)
+        losses = [one.invoked for one in self._operations if one.kind is Kind.LOSS]
+        self.losses = bool(losses)
+        # What a LOSS has left may be a record without its bytes, which PUT_IF_ABSENT takes for absent.
+        self._hollow = [bool(losses) and min(losses) < ended for ended in self._returned]
         self.contents: list[bytes | None] = [None]
         self._ids: dict[bytes | None, int] = {None: 0}
         self._applied: dict[tuple[int, int], int] = {}
@@ -176,7 +179,7 @@ class _Search:
         after = self._applied.get((content, at))
         if after is None:
             operation = self._operations[at]
-            changed, new = _change(operation, self.contents[content])
+            changed, new = _change(operation, self.contents[content], hollow=self._hollow[at])
             after = -1
             if changed and (operation.outcome is not Outcome.OK or operation.chunk_length == len(new or b"")):
                 after = self._ids.get(new, -1)
@@ -237,15 +240,15 @@ def _fits(operation: Operation, held: bytes | None) -> bool:
     return operation.kind is not Kind.READ or operation.seen == part
 
 
-def _change(operation: Operation, held: bytes | None) -> tuple[bool, bytes | None]:
-    """(whether an operation changes a chunk, what it is then)."""
+def _change(operation: Operation, held: bytes | None, *, hollow: bool) -> tuple[bool, bytes | None]:
+    """(whether an operation changes a chunk, what it is then); `hollow`: its bytes may have been lost."""
     old, offset, data = held or b"", operation.offset, operation.data
     match operation.kind:
         case Kind.REPLACE:
             return True, data
         case Kind.PUT_IF_ABSENT:
             wrote = operation.outcome is not Outcome.OK or operation.version > 0
-            return held is None and wrote, data
+            return (held is None or (hollow and operation.version > 0)) and wrote, data
         case Kind.WRITE:
             return True, old[:offset].ljust(offset, b"\0") + data + old[offset + len(data) :]
         case Kind.TRUNCATE:

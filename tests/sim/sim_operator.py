@@ -96,6 +96,10 @@ class SimOperator(SimMachine):
         for number in range(len(storage.disks)):
             place = admin_pb2.Place(node_id=storage.node_id, disk=number)
             self.order("Replace", admin_pb2.ReplaceRequest(place=place))  # refused where a drain has left no targets
+        self.accept_losses(storage)
+
+    def accept_losses(self, storage: SimStorage) -> None:
+        """Have what has its one replica there serve, with what there is."""
         while not self._accepted(storage):
             self.runtime.sleep(_LOOK_S)
 

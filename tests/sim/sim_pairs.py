@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from sim_cluster import Shape
 from sim_coverage import pair
-from sim_faults import IMPOSSIBLE_PAIRS, KINDS, Nemesis
+from sim_faults import IMPOSSIBLE_PAIRS, KINDS, NEED_WIPES, Nemesis
 from sim_kernel import Simulation
 
 _PAIRS = [
@@ -28,7 +28,7 @@ def pair_of(seed: int) -> tuple[str, str]:
 def shaped(shape: Shape, faults: tuple[str, str]) -> Shape:
     """A cluster in which they can happen."""
     metas = max(shape.metas, 1 if any(kind.startswith("meta ") for kind in faults) else 0)
-    return replace(shape, metas=metas, wipes=shape.wipes or "operator replaces disks" in faults)
+    return replace(shape, metas=metas, wipes=shape.wipes or not NEED_WIPES.isdisjoint(faults))
 
 
 def overlap(sim: Simulation, nemesis: Nemesis, faults: tuple[str, str], within_s: float) -> None:

@@ -44,6 +44,7 @@ from fs3.transport.frame_core import Kind
 
 _PAGE = 10_000
 _HOLDERS = (TargetState.SERVING, TargetState.LASTSRV)
+_KEEPERS = (Phase.SERVING, Phase.ASIDE, Phase.RECALLING, Phase.COMPLETE)  # not one with another disk
 _REPORT, _WRITE = int(Kind.REPORT), int(Kind.WRITE)
 _UNPACK = {metadata.COMMITTED: metadata.unpack_version, metadata.PENDING: metadata.unpack_pending}
 _KINDS = tuple(_UNPACK)
@@ -180,6 +181,8 @@ class Promises:
                         self._knows(storage, engine, target)
 
     def _knows(self, storage: Any, engine: Any, target: Any) -> None:
+        if storage.daemon.writes.state.stand(target.target_id).phase not in _KEEPERS:
+            return
         table = storage.daemon.writes._sessions._table
         if int.from_bytes(engine.get_state(target.target_id, FENCE) or b"", "little") > table.version:
             return  # it is not sure of anybody

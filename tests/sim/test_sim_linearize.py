@@ -250,6 +250,18 @@ def test_after_a_loss_the_chunk_is_what_it_once_was() -> None:
     assert not script.verdict()
 
 
+@pytest.mark.parametrize("loss", [True, False])
+def test_after_a_loss_put_if_absent_may_write_over_a_record_without_its_bytes(loss: bool) -> None:
+    script = Script()
+    script.put(A, 1)
+    if loss:
+        script.begin(Kind.LOSS)
+    script.ok(script.begin(Kind.QUERY), 1, len(A), found=True)
+    script.put(B, 2, Kind.PUT_IF_ABSENT)
+    script.read(B, 2)
+    assert script.verdict() is loss
+
+
 def test_a_loss_happens_once_and_after_it_all_is_strict_again() -> None:
     script = Script()
     script.put(A, 1)
