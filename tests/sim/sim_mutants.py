@@ -619,6 +619,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "            self._stopping = False\n            if not registered.done():\n                await agent.stop()\n"
         "            self._stopping = True\n"
         "            await asyncio.get_running_loop().run_in_executor(None, self._end_work, wind_down)\n",
+        faults=("storage stops",),
     ),
     _one(
         "resigned-and-answers",
@@ -626,6 +627,7 @@ MUTANTS: tuple[Mutant, ...] = (
         _ELECTION,
         "        store, primary, self._store, self._primary = self._store, self._primary, None, None\n",
         "        store, primary, self._store = self._store, self._primary, None\n",
+        faults=("mgmtd stops",),
     ),
     _one(
         "second-daemon-taken-in",
@@ -633,6 +635,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "fs3/mgmtd/lease_core.py",
         "        if lease.alive and (generation < lease.generation or (elsewhere and generation != lease.generation)):\n",
         "        if lease.alive and generation < lease.generation:\n",
+        faults=("a storage daemon is started twice",),
     ),
     _one(
         "older-disk-serves",
@@ -640,6 +643,7 @@ MUTANTS: tuple[Mutant, ...] = (
         _CHAIN_STATE,
         "        holds = target_id in self._holds and (target is None or self._holds[target_id] >= target.complete_at)\n",
         "        holds = target_id in self._holds\n",
+        faults=("a disk is not mounted",),
     ),
     # Clients
     _one(
