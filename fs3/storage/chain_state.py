@@ -192,6 +192,9 @@ class ChainState:
 
     def local_targets(self) -> list[mgmtd_pb2.LocalTarget]:
         """What the next heartbeat says."""
+        for engine in self._engines.values():
+            if (failure := engine.failure()) is not None:  # whoever met it, or nobody: what was synced behind all backs
+                self.broken(engine, failure)
         with self._changed:
             said = []
             for target_id, stand in self._stands.items():

@@ -78,6 +78,11 @@ class Committer:
         if batch.failure is not None:
             raise batch.failure
 
+    @property
+    def failure(self) -> Fs3Error | None:
+        """Why nothing more is written; None while all is well."""
+        return self._broken
+
     def lazy_sync(self) -> None:
         """Sync soon what was written without; does not wait."""
         with self._wake:

@@ -339,6 +339,9 @@ class Engine:
     def fullness(self) -> Fullness:
         return self._space.fullness()
 
+    def failure(self) -> Fs3Error | None:
+        return self._committer.failure
+
     def stats(self) -> EngineStats:
         quarantined, holds, pins = self._space.counts
         return EngineStats(

@@ -383,4 +383,7 @@ class ChunkEngine(Protocol):
     def fullness(self) -> Fullness:
         """What the disk's fullness stops now. Updates that it stops get NoSpace."""
 
+    def failure(self) -> Fs3Error | None:
+        """Why the disk takes no more changes; None while it does."""
+
     def stats(self) -> EngineStats: ...

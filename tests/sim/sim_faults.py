@@ -373,11 +373,18 @@ class Nemesis:
 
         def end() -> None:
             disk.fail_syncs = disk.fail_writes = disk.fail_reads = 0
-            if storage.alive and not self._stopped(storage):
-                storage.kill("started again for its disk's sake")
-            storage.start_again()
+            self._restart(storage)
 
         return self._begin(kind, storage, end, self._lasts(), operation=what)
+
+    def _restart(self, storage: SimStorage) -> None:
+        """For its disk's sake; later, if it is stopped now."""
+        if storage.alive and self._stopped(storage):
+            self.sim.after(0.1 * self._lease_s, lambda: self._restart(storage))
+            return
+        if storage.alive:
+            storage.kill("started again for its disk's sake")
+        storage.start_again()
 
     def _bytes_change_on_a_disk(self, kind: str) -> bool:
         """On one disk in all the run, so that others have what it loses; and not while others lack it."""

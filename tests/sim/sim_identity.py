@@ -54,17 +54,18 @@ class Mistake:
         raise NotImplementedError
 
     def put_right(self, operator: SimOperator, patience_s: float) -> None:
-        """A job of the operator."""
-        while True:
-            while self._look and not operator.wait_for(self._spare, patience_s) and not self._lacks():
-                pass
-            self._look = True
-            operator.in_hub(self.right)
-            operator.wait_for(lambda: self._is_itself() and not self._lacks(), patience_s)
-            if not self._lacks():
-                break
+        """A job of the operator; he comes back to it where another one may have to be done first."""
+        if self._look and not operator.wait_for(self._spare, patience_s) and not self._lacks():
+            operator.ask(lambda: self.put_right(operator, patience_s))
+            return
+        self._look = True
+        operator.in_hub(self.right)
+        operator.wait_for(lambda: self._is_itself() and not self._lacks(), patience_s)
+        if self._lacks():
             self.cluster.sim.note("the wrong one served last, and is needed once more", self.first.process)
             operator.in_hub(self.wrong)
+            operator.ask(lambda: self.put_right(operator, patience_s))
+            return
         operator.accept_losses(self.first)
         self.first.misplaced = False
 

@@ -11,6 +11,8 @@ from sim_threads import SimRuntime
 
 from fs3 import checksum
 from fs3.errors import Corrupt, NoSpace, Unavailable
+from fs3.routing import LocalState
+from fs3.storage.chain_state import ChainState
 from fs3.storage.engine import Engine
 from fs3.storage.engine_api import EngineConfig, Update
 from fs3.transport.messages import Op
@@ -141,6 +143,31 @@ def test_a_failed_sync_has_lost_its_pages_and_the_engine_stops() -> None:
     machine.disk.lose_power()
     again = machine.start()
     machine.do(lambda: check(again, 1, 1))
+    machine.sim.close()
+
+
+def test_whoever_met_it_the_targets_of_a_failed_disk_go_offline() -> None:
+    machine = Machine(1)
+    engine = machine.start()
+    machine.disk.fail_syncs = 1
+    said: list[list[int]] = []
+
+    def work() -> None:
+        state = ChainState(
+            {0: engine},
+            node_id=1,
+            generation=1,
+            poke=lambda: None,
+            ask=lambda kind, number: None,
+            runtime=SimRuntime(machine.process),
+        )
+        said.append([one.state for one in state.local_targets()])
+        with pytest.raises(Unavailable):
+            engine.put_state(TARGET, b"scrubbed", b"1")
+        said.append([one.state for one in state.local_targets()])
+
+    machine.do(work)
+    assert said == [[], [LocalState.OFFLINE]], "held back, then offline"
     machine.sim.close()
 
 

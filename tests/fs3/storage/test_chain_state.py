@@ -306,6 +306,9 @@ class FewTargets:
     def put_state(self, target_id: int, key: bytes, value: bytes) -> None:
         self.states[target_id, key] = value
 
+    def failure(self) -> None:
+        return None
+
     def target_usage(self, _target_id: int) -> tuple[int, int]:
         return 0, 0
 
