@@ -93,14 +93,17 @@ class SimDisk:
         self.files, self.store, self.lost_power = {}, _Store(), False
         self.epoch += 1
 
-    def corrupt(self, chance: random.Random, *, sums: bool = False) -> bool:
-        """Change a byte at rest, in something that was written; False if nothing was."""
+    def corrupt(self, chance: random.Random, *, sums: bool = False, where: Sequence[tuple[str, int, int]] = ()) -> bool:
+        """Change a byte at rest, in something that was written; False if nothing was. `where`: in one of these parts of
+        files (name, position, length)."""
         places = [
             (image, position, length)
             for image in self.files.values()
             for position, length in image.written.items()
             if (position < _HEAD_BYTES) == sums
         ]
+        if where:
+            places = [(self.files[name], position, length) for name, position, length in where]
         if not places:
             return False
         image, position, length = places[chance.randrange(len(places))]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from sim_cluster import Cluster, SimMachine, SimMgmtd, SimStorage
 from sim_identity import mistake
@@ -20,6 +20,7 @@ from sim_store import STORE
 
 from fs3.pb import admin_pb2
 from fs3.routing import TargetState
+from fs3.storage.blocks import name_of
 
 T = TypeVar("T")
 End = Callable[[], None]
@@ -389,21 +390,30 @@ class Nemesis:
     def _bytes_change_on_a_disk(self, kind: str) -> bool:
         """On one disk in all the run, so that others have what it loses; and not while others lack it."""
         storage = self.cluster.storages[0]
-        if not self._others_have_it(storage) or any(one.misplaced for one in self.cluster.storages):
+        others = self.cluster.storages
+        wiping = self.operator.busy and self.cluster.shape.wipes
+        if not self._others_have_it(storage) or wiping or any(one.misplaced for one in others):
             return False
         disk, some = self._one(storage.disks), self.chance.choice([1, 4, 16])  # most bytes belong to no chunk any more
         if not any([disk.corrupt(self.chance, sums=self.chance.random() < 0.3) for _ in range(some)]):
             return False
         self.corrupted = True
-        return self._begin(kind, storage, lambda: None, self._lasts())
+        lasts_s = self._lasts()
+        self._pending_bytes_change(storage, self.sim.now + lasts_s)
+        return self._begin(kind, storage, lambda: None, lasts_s)
+
+    def _pending_bytes_change(self, storage: SimStorage, until_s: float) -> None:
+        """Until then: now and then the bytes of a version that is pending, which few are at any one moment."""
+        engines = storage.daemon.engines if storage.daemon is not None else ()
+        for disk, engine in zip(storage.disks, engines, strict=False):
+            where = _pending(engine)
+            if where and self.chance.random() < 0.5 and self._others_have_it(storage):
+                disk.corrupt(self.chance, where=where)
+        if self.sim.now < until_s:
+            self.sim.after(0.01 * self._lease_s, lambda: self._pending_bytes_change(storage, until_s))
 
     def _others_have_it(self, storage: SimStorage) -> bool:
         routing = self.cluster.routing
-        if any(
-            one.daemon is None or any(engine.stats().pending for engine in one.daemon.engines)
-            for one in self.cluster.storages
-        ):
-            return False  # what is pending elsewhere may be dropped, should this one have it
         for chain in routing.chains.values():
             targets = [routing.targets[target_id] for target_id in chain.targets]
             here = any(target.node_id == storage.node_id for target in targets)
@@ -452,8 +462,8 @@ class Nemesis:
 
     def _operator_replaces_disks(self, kind: str) -> bool:
         storage = self._one(self.cluster.storages)
-        if self.operator.busy or not self.cluster.shape.wipes or storage.held or storage.misplaced:
-            return False
+        if self.operator.busy or not self.cluster.shape.wipes or storage.held or storage.misplaced or self.corrupted:
+            return False  # where bytes have changed on another disk, this one may be the last that has them
         self.operator.ask(lambda: self.operator.replace_disk(storage, 6 * self._lease_s))
         return self._begin(kind, storage, lambda: None, self._lasts())
 
@@ -486,6 +496,15 @@ class Nemesis:
         if machine.alive:
             machine.process.wall_s += by_s
         return self._begin(kind, machine, lambda: None, self._lasts(), by_s=by_s)
+
+
+def _pending(engine: Any) -> list[tuple[str, int, int]]:
+    """Where on its disk the bytes of pending versions are."""
+    return [
+        (name_of(version.file), engine._files[version.file].position(version.slot), version.length)
+        for version in engine._published.pending.values()
+        if version.file >= 0
+    ]
 
 
 def _powers_on(storage: SimStorage) -> None:
