@@ -178,6 +178,22 @@ class Changes:
                 f"target {lost[0].target_id}: version {lost[0].version} of a chunk is neither pending nor committed"
             )
 
+    def restage(self, update: Update) -> None:
+        """Give a pending version its bytes again, by the update that it is of."""
+        key = (update.target_id, update.hi, update.lo)
+        with self._locks.holding({key}):
+            self._targets.check(update.target_id)
+            before = self._published.pending.get(key)
+            ready = self._stager.prepare(update)
+            after = ready.version
+            if before is None or after is None or after.file < 0 or not _same_bytes(before, after):
+                self._stager.give_back([ready])
+                raise Conflict(f"{chunk_name(*key[1:])} of target {key[0]}: these are not the bytes of what is pending")
+            mended = before._replace(file=after.file, slot=after.slot)
+            ready = Prepared(ready.staged, mended)
+            self._stager.sync([ready])
+            self._submit([ready], [(md.chunk_key(md.PENDING, *key), mended.pack_pending())], commit=False)
+
     def abort(self, staged: Sequence[Staged]) -> None:
         """Drop pending versions, for good: nobody may find one again after its update was said to have failed."""
         with self._locks.holding({(one.target_id, one.hi, one.lo) for one in staged}):
@@ -305,6 +321,10 @@ class Changes:
             has = "none" if record is None or record.removed else f"version {record.version}"
             raise Conflict(f"{chunk_name(*key[1:])} of target {key[0]}: version {version} was asked for, it has {has}")
         return record
+
+
+def _same_bytes(one: Version, other: Version) -> bool:
+    return (one.version, one.length, one.crc) == (other.version, other.length, other.crc)
 
 
 def _repaired(key: Key, record: Version) -> Staged:

@@ -240,6 +240,9 @@ class Engine:
     def abort(self, staged: Sequence[Staged]) -> None:
         self._changes.abort(staged)
 
+    def restage(self, update: Update) -> None:
+        self._changes.restage(update)
+
     def pending_of(self, target_id: int) -> list[PendingChunk]:
         return self._changes.pending_of(target_id)
 

@@ -313,6 +313,10 @@ class ChunkEngine(Protocol):
     def abort(self, staged: Sequence[Staged]) -> None:
         """Drop pending versions; durable. Raises: NoSpace, Unavailable."""
 
+    def restage(self, update: Update) -> None:
+        """Give a pending version its bytes again, by the update that it is of, in a new block; nothing else of it
+        changes. Raises: Conflict (it is not pending, or these are not its bytes), Corrupt, NoSpace, Unavailable."""
+
     def pending_of(self, target_id: int) -> list[PendingChunk]:
         """In chunk-id order."""
 

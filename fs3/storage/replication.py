@@ -28,20 +28,21 @@ successor has done them. NOTE: an update was answered though it changed nothing.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from fs3.errors import Busy, Conflict, Corrupt, Fs3Error, StaleRouting, Unavailable
 from fs3.ids import chunk_name
 from fs3.runtime import SYSTEM, Runtime
-from fs3.storage import craq_core
+from fs3.storage import craq_core, own_bytes
 from fs3.storage.chain_state import Acting, ChainState, Duty, Role
 from fs3.storage.channel_core import Standing, newer_results
 from fs3.storage.craq_core import After, Say
 from fs3.storage.engine_api import ChunkEngine, DedupEntry, DedupRecord
 from fs3.storage.forward import ForwardPort
 from fs3.storage.sending import Sender
+from fs3.storage.write_counts import Counts
 from fs3.storage.write_item import Item, grouped, is_whole, slices
 from fs3.storage.write_locks import Key, WriteLocks
 from fs3.transport.messages import Op, UpdateFlag
@@ -52,23 +53,9 @@ _LONGEST_PAUSE_S = 0.5
 _SETTLE_AGAIN_S = 1.0
 
 
-@dataclass(slots=True)
-class Counts:
-    """Counters of the write path; each is only ever added to."""
-
-    updates: int = 0
-    settled: int = 0
-    recovered_chunks: int = 0
-    recovered_bytes: int = 0
-    removed_chunks: int = 0
-    recoveries: int = 0
-    forgotten: int = 0
-    notes: int = 0
-
-
 class Replication:
     """The pipeline. Blocking; any number of threads. `standing` tells what is known of a client on a target; `mend`
-    repairs a damaged chunk, until a deadline, and tells whether it did."""
+    repairs a damaged chunk, until a deadline, and tells whether it did; `look` finds out whether one is damaged."""
 
     def __init__(
         self,
@@ -79,6 +66,7 @@ class Replication:
         settle: Callable[[int, float], None],
         standing: Callable[[ChunkEngine, int, int], Standing],
         mend: Callable[[Key, float], bool],
+        look: Callable[[Key], object],
         runtime: Runtime = SYSTEM,
     ) -> None:
         self.runtime = runtime
@@ -87,6 +75,7 @@ class Replication:
         self._settle = settle
         self._standing = standing
         self._mend = mend
+        self._look = look
         self._closing = False
         self.locks = WriteLocks(runtime=runtime)
         self.counts = Counts()
@@ -117,9 +106,8 @@ class Replication:
         items = []
         for hi, lo in chunks:
             if engine.info(role.target_id, hi, lo).pending:
-                item = Item((role.target_id, hi, lo), acting, role, engine)
+                item = Item((role.target_id, hi, lo), acting, role, engine, own=False)
                 self._resume(item)
-                item.own = False
                 items.append(item)
         self.finish(items, deadline_s=deadline_s)
         self.counts.settled += len(items)
@@ -214,12 +202,17 @@ class Replication:
             lost = item.op is Op.PUT_IF_ABSENT and item.key in item.engine.damaged()
             lost = lost and not self._mended(item.key, deadline_s) and self._state.whole(item.role.chain_id)
             op = Op.REPLACE if lost else item.op
-            return craq_core.head_decides(op, item.identity, info, result, pending, standing=standing, retry=retry)
+            decision = craq_core.head_decides(op, item.identity, info, result, pending, standing=standing, retry=retry)
+            if decision.say is Say.ANSWER:
+                return own_bytes.still_true(item, decision, lambda key: self._mended(key, deadline_s))
+            return decision
         if (stale := self._stale(item)) is not None:
             return stale
         if item.op is Op.NOTE:
             return craq_core.note_decides(item.identity, item.version, item.length, result)
         if item.role.duty is Duty.SYNC:
+            if item.flags & UpdateFlag.DAMAGED:
+                own_bytes.keep_better(item)
             return craq_core.syncing_decides(hi, lo, item.version, item.role.version, info)
         fresh = bool(item.flags & UpdateFlag.FRESH)
         return craq_core.replica_decides(
@@ -237,6 +230,8 @@ class Replication:
     def _resume(self, item: Item) -> None:
         item.staged = item.engine.pending_staged(*item.key)
         item.first = False
+        if item.own:
+            own_bytes.regain(item)
 
     def _stage(self, staging: Sequence[tuple[Item, int]], deadline_s: float, *, mended: bool = False) -> None:
         again: list[tuple[Item, int]] = []
@@ -371,7 +366,14 @@ class Replication:
                     self._leave_pending(item, f"committed behind, not here: {error}")
                 continue
             for item, one in zip(group, staged, strict=True):
+                if sync and not item.own:
+                    self.look(item.key)
                 self._answer(item, one.version, one.length)
+
+    def look(self, key: Key) -> None:
+        """Look at a version that was committed without a look at its bytes."""
+        with contextlib.suppress(Fs3Error):  # if not now, a reader or the scrubber finds what is wrong with it
+            self._look(key)
 
     def _perform(self, items: Sequence[Item]) -> None:
         """Do what makes no version; durable, so that what is in front may go by it."""

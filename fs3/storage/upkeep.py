@@ -88,6 +88,8 @@ class Upkeep:
             self._state.broken(engine, error)
             return None
         if pending:
+            for one in pending if stand.phase is Phase.RECALLING else ():
+                self._replication.look((target_id, one.hi, one.lo))
             done = "committed" if stand.phase is Phase.RECALLING else "dropped"
             _LOG.info("target %d: %d pending versions %s", target_id, len(pending), done)
         self._state.prepared(target_id, stand)

@@ -142,6 +142,8 @@ def outgoing(item: Item) -> tuple[Records, memoryview, NDArray[np.uint32]]:
         )
     if successor.syncing:
         flags |= UpdateFlag.SYNC_REPLACE
+    if item.own and item.op in (Op.REPLACE, Op.PUT_IF_ABSENT):
+        return _record_of(item, Op.REPLACE, flags, 0, item.data, item.fine, LARGEST_BYTES), item.data, item.fine
     try:
         chunk = item.engine.read_chunk(*item.key, pending=True)
     except Corrupt:

@@ -106,6 +106,7 @@ class WritePath:
             settle=lambda target_id, in_s: self._chores.ask("settle", target_id, in_s=in_s),
             standing=self._sessions.standing,
             mend=lambda key, deadline_s: self.repair.mend(key, deadline_s),
+            look=lambda key: self.repair.look(key),
             runtime=runtime,
         )
         self._repairs = Chores({"repair": lambda _: self.repair.round()}, threads=1, runtime=runtime)

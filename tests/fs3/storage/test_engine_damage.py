@@ -58,6 +58,35 @@ def flip(engine: Engine, lo: int, at: int, what: str = "data") -> None:
         handle.write(bytes([byte ^ 1]))
 
 
+def test_a_pending_version_gets_its_own_bytes_again_and_no_others(engine: Engine) -> None:
+    put(engine, 1, b"before")
+    (staged,) = engine.stage([update(1, Op.WRITE, DATA, 3, client=7, channel=2, seq=5)])
+    assert isinstance(staged, Staged)
+    pending = engine._published.pending[TARGET, HI, 1]
+    with Path(engine.file(pending.file).path).open("r+b") as handle:
+        handle.seek(engine.file(pending.file).position(pending.slot) + 300_000)
+        handle.write(b"something else")
+    with pytest.raises(Corrupt):
+        engine.read_chunk(TARGET, HI, 1, pending=True)
+    found = engine.read_as_is(TARGET, HI, 1, pending=True)
+    assert bytes(found.data[:300_000]) == b"bef" + DATA[: 300_000 - 3]
+    assert (found.version, found.recorded_crc) == (2, pending.crc)
+
+    used = engine.stats().used_bytes
+    for wrong in (update(1, Op.WRITE, DATA[:-1] + b"\0", 3), update(1, Op.WRITE, DATA, 3, version=3)):
+        with pytest.raises(Conflict):
+            engine.restage(wrong)
+    assert engine.stats().used_bytes == used
+    engine.restage(update(1, Op.WRITE, DATA, 3, version=2))
+    assert bytes(engine.read_chunk(TARGET, HI, 1, pending=True).data) == b"bef" + DATA
+    assert engine.pending_staged(TARGET, HI, 1) == staged
+    with pytest.raises(Conflict):
+        engine.restage(update(2, Op.WRITE, DATA))
+    engine.commit([staged])
+    assert bytes(engine.read_chunk(TARGET, HI, 1).data) == b"bef" + DATA
+    assert engine.dedup(TARGET, 7, 2) == (5, 2, len(DATA) + 3, 0)
+
+
 @pytest.mark.parametrize(
     ("what", "at"), [("data", 0), ("data", 699_999), ("data", 300_000), ("fine", 4), ("fine", 4 * 170), ("coarse", 8)]
 )

@@ -39,6 +39,7 @@ CHANGES = {
     "commit",
     "stage_and_commit",
     "abort",
+    "restage",
     "put_dedup",
     "put_state",
     "expire_tombstones",

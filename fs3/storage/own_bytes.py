@@ -1,0 +1,64 @@
+"""What an update that comes again is good for: it has the bytes which the disk may have lost since it came first.
+
+A pending version is read again only for a successor that wants the whole chunk, and is committed unread where nobody is
+behind. Its bytes may be lost by then, and the update at hand: a retry of its client, or the replica in front, which
+sends the whole chunk. They are compared with the record, and written anew (`regain`); to go on without them would be to
+acknowledge what is lost. The same holds for an update that was applied before (`still_true`), and for a SYNCING replica
+that is sent damaged bytes of a version which it has itself from earlier times (`keep_better`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fs3 import checksum
+from fs3.errors import Corrupt, Fs3Error, NotFound
+from fs3.ids import chunk_name
+from fs3.storage.craq_core import Decision, Say
+from fs3.storage.write_item import Item
+from fs3.storage.write_locks import Key
+from fs3.transport.messages import Op, UpdateFlag
+
+
+def regain(item: Item) -> None:
+    """Give what an item has pending its bytes again, if they are lost here and its update has them."""
+    assert item.staged is not None
+    try:
+        item.engine.read_chunk(*item.key, pending=True)
+    except Corrupt:
+        try:
+            item.engine.restage(item.update(item.staged.version))
+        except Fs3Error:
+            return  # it is seen to as if its update were not at hand
+
+
+def still_true(item: Item, decision: Decision, mended: Callable[[Key], bool]) -> Decision:
+    """The answer to an update that was applied before. It would hide that the bytes are lost since; but whoever sends
+    the update again may have brought them."""
+    if decision.error is not None or item.engine.damaged().get(item.key, 0) != (decision.version or -1):
+        return decision
+    if item.op in (Op.REPLACE, Op.PUT_IF_ABSENT):
+        try:
+            item.engine.repair(*item.key, decision.version, item.data, item.fine)
+        except Fs3Error:
+            pass
+        else:
+            return decision
+    if mended(item.key):
+        return decision
+    lost = Corrupt(f"{chunk_name(*item.key[1:])}: update {decision.version} was applied, and its bytes are lost since")
+    return Decision(Say.ANSWER, error=lost)
+
+
+def keep_better(item: Item) -> None:
+    """Damaged bytes came: take those of the same version that were kept here from earlier times, if they are good."""
+    for pending in (False, True):
+        try:
+            found = item.engine.read_chunk(*item.key, pending=pending)
+        except (NotFound, Corrupt):
+            continue
+        crc = checksum.crc(checksum.coarse_from_fine(found.fine, found.length).tobytes())
+        if (found.version, found.length, crc) == (item.version, len(item.data), item.recorded_crc):
+            item.data, item.fine = found.data, found.fine
+            item.flags &= ~UpdateFlag.DAMAGED
+            return
