@@ -130,7 +130,6 @@ def test_a_syncing_replica_keeps_the_good_bytes_that_it_has(make: Callable[..., 
     with pytest.raises(Unavailable):
         client.attempt(1, CHUNK, Op.REPLACE, DATA, 0, seq=1, attempt_s=0.2)
     port.late[0]()
-    port.delay = 0
     lose(cluster.nodes[1])
 
     def full(_staged: Any) -> Any:
@@ -138,6 +137,7 @@ def test_a_syncing_replica_keeps_the_good_bytes_that_it_has(make: Callable[..., 
 
     engine.refuse["commit"] = full
     cluster.kill(2)
+    port.delay = 0  # not before: its settling would meet the other one, which serves
     cluster.restart(2)
     cluster.wait(lambda: cluster.nodes[2].write_path.state.role(1).duty.name == "SYNC", "recovery")
     engine.refuse.clear()
