@@ -62,7 +62,8 @@ class Names:
 
     def check(self, client: SimClient) -> None:
         """Once all is quiet: every directory that is surely known has exactly what it must; from a client's thread."""
-        assert client.meta is not None
+        while client.meta is None:
+            client.runtime.sleep(0.05)
         for directory in self.directories:
             if directory.sure:
                 self._compare(client, directory)

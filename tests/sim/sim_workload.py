@@ -202,6 +202,8 @@ class Workload:
     def read_all(self, number: int, *, within_s: float = 60.0) -> None:
         """Read every chunk whole once more, by one client; in a thread of its process. Raises: Violation."""
         client = self.clients[number]
+        while client.storage is None:
+            client.runtime.sleep(0.05)
         for place in self.places:
             error = self._read(client, [(place, 0, place.chunk_bytes)], within_s, f"client-{number + 1}/last")
             # What was not synced may have lost its bytes, and not its record, with the power of all its replicas.
