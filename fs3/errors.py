@@ -141,6 +141,20 @@ class NotPrimary(Unavailable):
     code = 18
 
 
+class SymlinkLoop(Invalid):
+    """The path goes through more symlinks than are followed, most likely in a circle."""
+
+    code = 19
+    errno = errno.ELOOP
+
+
+class NotPermitted(PermissionDenied):
+    """Nobody may do this to such a thing, such as a hard link to a directory."""
+
+    code = 20
+    errno = errno.EPERM
+
+
 OK = 0
 
 BY_CODE: dict[int, type[Fs3Error]] = {
@@ -164,6 +178,8 @@ BY_CODE: dict[int, type[Fs3Error]] = {
         NotEmpty,
         SessionEnded,
         NotPrimary,
+        SymlinkLoop,
+        NotPermitted,
     )
 }
 

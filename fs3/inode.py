@@ -23,7 +23,8 @@ class Inode:
     """An inode. Times are nanoseconds since 1970; `mode` holds permission bits only.
 
     `layout` says where a file lies, or what new files in a directory get. A file with `nlink` 0 was never published.
-    `parent` is the directory that holds a directory (the root's is itself), 0 for others.
+    `parent` is the directory that holds a directory (the root's is itself), 0 for others. `length` of a symlink is that
+    of its target. A directory's `nlink` is 2, however many directories it holds.
     """
 
     inode_id: InodeId

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-from fs3.errors import Invalid, NotADirectory, NotFound
+from fs3.errors import Invalid, NotADirectory, NotFound, SymlinkLoop
 from fs3.ids import ROOT_INODE, InodeId
 from fs3.inode import InodeType
 from fs3.kv.api import Transaction
@@ -17,7 +17,7 @@ from fs3.meta import dentry, inode
 from fs3.meta.dentry import Dentry, check_name
 
 MAX_DEPTH = 64
-MAX_SYMLINKS = 4
+MAX_SYMLINKS = 40  # as Linux
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,8 @@ class Walker:
         """Where `path` leads, as far as it exists; a final symlink is followed only if `follow`.
 
         Raises:
-            Invalid: the path is none, or goes through too many symlinks.
+            Invalid: the path is none, or leads too deep.
+            SymlinkLoop: it goes through too many symlinks.
             NotADirectory: a file stands in its way.
         """
         left = deque(split(path))
@@ -90,7 +91,7 @@ class Walker:
             elif entry.type is InodeType.SYMLINK:
                 links += 1
                 if links > MAX_SYMLINKS:
-                    raise Invalid(f"{path}: goes through more than {MAX_SYMLINKS} symlinks")
+                    raise SymlinkLoop(f"{path}: goes through more than {MAX_SYMLINKS} symlinks")
                 target = (await inode.load(self._txn, entry.inode_id, snapshot=self._snapshot)).symlink
                 if target.startswith("/"):
                     parents = [ROOT_INODE]

@@ -203,6 +203,26 @@ class RenewSessionsRequest(_message.Message):
     inode_ids: _containers.RepeatedScalarFieldContainer[int]
     def __init__(self, client_id: _Optional[int] = ..., inode_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
+class SymlinkRequest(_message.Message):
+    __slots__ = ("id", "path", "target")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    id: RequestId
+    path: str
+    target: str
+    def __init__(self, id: _Optional[_Union[RequestId, _Mapping]] = ..., path: _Optional[str] = ..., target: _Optional[str] = ...) -> None: ...
+
+class LinkRequest(_message.Message):
+    __slots__ = ("id", "source", "target")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    id: RequestId
+    source: str
+    target: str
+    def __init__(self, id: _Optional[_Union[RequestId, _Mapping]] = ..., source: _Optional[str] = ..., target: _Optional[str] = ...) -> None: ...
+
 class RenameRequest(_message.Message):
     __slots__ = ("id", "source", "target", "no_replace")
     ID_FIELD_NUMBER: _ClassVar[int]

@@ -70,6 +70,16 @@ class MetaStub:
                 request_serializer=fs3_dot_pb_dot_meta__pb2.RenewSessionsRequest.SerializeToString,
                 response_deserializer=fs3_dot_pb_dot_common__pb2.Empty.FromString,
                 _registered_method=True)
+        self.Symlink = channel.unary_unary(
+                '/fs3.pb.Meta/Symlink',
+                request_serializer=fs3_dot_pb_dot_meta__pb2.SymlinkRequest.SerializeToString,
+                response_deserializer=fs3_dot_pb_dot_meta__pb2.InodeReply.FromString,
+                _registered_method=True)
+        self.Link = channel.unary_unary(
+                '/fs3.pb.Meta/Link',
+                request_serializer=fs3_dot_pb_dot_meta__pb2.LinkRequest.SerializeToString,
+                response_deserializer=fs3_dot_pb_dot_meta__pb2.InodeReply.FromString,
+                _registered_method=True)
         self.Rename = channel.unary_unary(
                 '/fs3.pb.Meta/Rename',
                 request_serializer=fs3_dot_pb_dot_meta__pb2.RenameRequest.SerializeToString,
@@ -137,6 +147,18 @@ class MetaServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Symlink(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Link(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Rename(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -198,6 +220,16 @@ def add_MetaServicer_to_server(servicer, server):
                     servicer.RenewSessions,
                     request_deserializer=fs3_dot_pb_dot_meta__pb2.RenewSessionsRequest.FromString,
                     response_serializer=fs3_dot_pb_dot_common__pb2.Empty.SerializeToString,
+            ),
+            'Symlink': grpc.unary_unary_rpc_method_handler(
+                    servicer.Symlink,
+                    request_deserializer=fs3_dot_pb_dot_meta__pb2.SymlinkRequest.FromString,
+                    response_serializer=fs3_dot_pb_dot_meta__pb2.InodeReply.SerializeToString,
+            ),
+            'Link': grpc.unary_unary_rpc_method_handler(
+                    servicer.Link,
+                    request_deserializer=fs3_dot_pb_dot_meta__pb2.LinkRequest.FromString,
+                    response_serializer=fs3_dot_pb_dot_meta__pb2.InodeReply.SerializeToString,
             ),
             'Rename': grpc.unary_unary_rpc_method_handler(
                     servicer.Rename,
@@ -409,6 +441,60 @@ class Meta:
             '/fs3.pb.Meta/RenewSessions',
             fs3_dot_pb_dot_meta__pb2.RenewSessionsRequest.SerializeToString,
             fs3_dot_pb_dot_common__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Symlink(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fs3.pb.Meta/Symlink',
+            fs3_dot_pb_dot_meta__pb2.SymlinkRequest.SerializeToString,
+            fs3_dot_pb_dot_meta__pb2.InodeReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Link(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fs3.pb.Meta/Link',
+            fs3_dot_pb_dot_meta__pb2.LinkRequest.SerializeToString,
+            fs3_dot_pb_dot_meta__pb2.InodeReply.FromString,
             options,
             channel_credentials,
             insecure,

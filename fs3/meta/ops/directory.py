@@ -31,6 +31,8 @@ def ids_needed(request: meta_pb2.MkdirRequest) -> int:
 async def mkdir(txn: Transaction, request: meta_pb2.MkdirRequest, call: Call) -> meta_pb2.InodeReply:
     """Make a directory, with `parents` also the missing ones above it (which inherit; the choice is for the last).
 
+    A symlink at the end of the path is a taken name, as in POSIX; with `parents` it is followed.
+
     Raises:
         Exists: the name is taken; with `parents`, by something else than a directory with the chosen layout.
         NotFound: a parent is missing, or no chain table has the chosen replicas.
@@ -39,7 +41,7 @@ async def mkdir(txn: Transaction, request: meta_pb2.MkdirRequest, call: Call) ->
     answer = await recorded(txn, request.id, meta_pb2.InodeReply)
     if answer is not None:
         return answer
-    place = await Walker(txn).find(request.path, follow=True)
+    place = await Walker(txn).find(request.path, follow=request.parents)
     if place.dentry is not None:
         made = await _existing(txn, request, place.dentry.inode_id, call)
     elif place.rest and not request.parents:
@@ -52,7 +54,8 @@ async def mkdir(txn: Transaction, request: meta_pb2.MkdirRequest, call: Call) ->
 async def _existing(txn: Transaction, request: meta_pb2.MkdirRequest, inode_id: InodeId, call: Call) -> Inode:
     found = await inode.load_stat(txn, inode_id)
     if not found.is_directory or not request.parents:
-        raise Exists(f"{request.path}: exists already" + ("" if found.is_directory else ", and is a file"))
+        what = "" if found.is_directory else f", and is a {found.type.name.lower()}"
+        raise Exists(f"{request.path}: exists already{what}")
     if choose_layout(found, request.layout, call.routing) != choose_layout(
         found, meta_pb2.LayoutChoice(), call.routing
     ):

@@ -48,6 +48,8 @@ async def remove(txn: Transaction, request: meta_pb2.RemoveRequest, call: Call) 
 def _check_type(request: meta_pb2.RemoveRequest, entry: Dentry) -> None:
     if not request.must_be or int(request.must_be) == entry.type:
         return
+    if int(request.must_be) == InodeType.FILE and entry.type is InodeType.SYMLINK:
+        return
     if entry.type is InodeType.DIRECTORY:
         raise IsADirectory(f"{request.path}: is a directory")
     if int(request.must_be) == InodeType.DIRECTORY:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from fs3.errors import Exists, Invalid, IsADirectory, NotADirectory, NotEmpty
+from fs3.errors import Exists, Invalid, IsADirectory, NotADirectory, NotEmpty, NotFound
 from fs3.inode import InodeType, inode_to_pb
 from fs3.kv.api import Transaction
 from fs3.meta import dentry, inode
@@ -18,6 +18,7 @@ from fs3.pb import meta_pb2
 async def rename(txn: Transaction, request: meta_pb2.RenameRequest, call: Call) -> meta_pb2.InodeReply:
     """Move `source` to `target`; symlinks at the end of either are not followed. The answer is the moved inode.
 
+    Two names of one inode both stay as they are, as POSIX has it. Errors come in the order in which Linux finds them.
     A loop cannot arise: the directories above the target were read on the way there, so of two renames that would
     close one together the second conflicts, and then finds the source above its target.
 
@@ -31,8 +32,11 @@ async def rename(txn: Transaction, request: meta_pb2.RenameRequest, call: Call) 
     if answer is not None:
         return answer
     walker = Walker(txn)
-    source, moving = await walker.existing(request.source, follow=False)
+    source = await walker.holder(request.source, follow=False)
     target = await walker.holder(request.target, follow=False)
+    moving = source.dentry
+    if moving is None:
+        raise NotFound(f"{request.source}: no such file or directory")
     _check(request, source, moving, target)
     moved = await inode.load_stat(txn, moving.inode_id)
     if target.dentry is not None and target.dentry.inode_id == moving.inode_id:
@@ -57,6 +61,8 @@ def _check(request: meta_pb2.RenameRequest, source: Place, moving: Dentry, targe
         raise Exists(f"{request.target}: exists already")
     if moving.type is InodeType.DIRECTORY and moving.inode_id in target.parents:
         raise Invalid(f"{request.source}: a directory cannot be moved into its own subtree {request.target}")
+    if target.dentry is not None and target.dentry.inode_id in source.parents:
+        raise NotEmpty(f"{request.target}: is a directory above {request.source}")
 
 
 async def _replace(txn: Transaction, path: str, moving: Dentry, there: Dentry, now_ns: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fs3.errors import Fs3Error, Invalid, NotADirectory
 from fs3.ids import InodeId
@@ -66,12 +66,16 @@ async def list_page(txn: Transaction, request: meta_pb2.ListRequest) -> meta_pb2
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """How far the measuring of a subtree has come; `pending` are (directory, name after which to go on), a stack."""
+    """How far the measuring of a subtree has come; `pending` are (directory, name after which to go on), a stack.
+
+    A file with several names counts once: `linked` are those met so far, one set for all steps.
+    """
 
     files: int = 0
     directories: int = 0
     size: int = 0
     pending: tuple[tuple[InodeId, bytes], ...] = ()
+    linked: set[InodeId] = field(default_factory=set)
 
 
 async def usage_start(txn: Transaction, request: meta_pb2.UsageRequest) -> Usage:
@@ -95,7 +99,12 @@ async def usage_step(txn: Transaction, usage: Usage, limit: int) -> Usage:
         if entry.type is InodeType.DIRECTORY:
             directories += 1
             pending.append((entry.inode_id, b""))
-        else:
-            files += 1
-            size += (await inode.load(txn, entry.inode_id, snapshot=True)).length
-    return Usage(usage.files + files, usage.directories + directories, usage.size + size, tuple(pending))
+            continue
+        found = await inode.load(txn, entry.inode_id, snapshot=True)
+        if found.nlink > 1:
+            if found.inode_id in usage.linked:
+                continue
+            usage.linked.add(found.inode_id)
+        files += 1
+        size += found.length
+    return Usage(usage.files + files, usage.directories + directories, usage.size + size, tuple(pending), usage.linked)

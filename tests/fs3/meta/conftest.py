@@ -11,14 +11,13 @@ from typing import Any
 import pytest
 
 from fs3.ids import ChainId, ChainTableId, InodeId
-from fs3.inode import Inode, InodeType, inode_from_pb
+from fs3.inode import Inode, inode_from_pb
 from fs3.kv import keys
-from fs3.kv.api import KVEngine, Transaction, transact
+from fs3.kv.api import KVEngine, transact
 from fs3.kv.memory import MemoryKV
 from fs3.kv.sqlite import SqliteKV
-from fs3.meta import dentry, inode
 from fs3.meta.call import Call
-from fs3.meta.ops import directory, file, remove, rename, stat
+from fs3.meta.ops import directory, file, link, remove, rename, stat
 from fs3.pb import common_pb2, meta_pb2
 from fs3.routing import ChainTable, Routing
 
@@ -114,18 +113,13 @@ class Namespace:
                 return found
             after = found[-1]
 
-    async def symlink(self, path: str, target: str) -> None:
-        """There is no call for it yet; the walk must know symlinks all the same."""
-        parent, _, name = path.rpartition("/")
-        (above,) = await self.stat(parent or "/")
-        assert isinstance(above, Inode)
+    async def symlink(self, path: str, target: str) -> Inode:
+        request = meta_pb2.SymlinkRequest(id=self.request_id(), path=path, target=target)
+        return inode_from_pb((await self.change(link.symlink, request)).inode)
 
-        async def body(txn: Transaction) -> None:
-            link = Inode(inode_id=self.call().new_id(), type=InodeType.SYMLINK, mode=0o777, symlink=target)
-            inode.store(txn, link)
-            dentry.store(txn, above.inode_id, name.encode(), link)
-
-        await transact(self.kv, body)
+    async def link(self, source: str, target: str) -> Inode:
+        request = meta_pb2.LinkRequest(id=self.request_id(), source=source, target=target)
+        return inode_from_pb((await self.change(link.link, request)).inode)
 
     async def count(self, kind: bytes) -> int:
         """How many records of a kind the store holds."""

@@ -120,6 +120,16 @@ def test_every_call_once(meta: MetaClient) -> None:
         meta.remove("/d")
     with pytest.raises(errors.IsADirectory):
         meta.remove("/d", recursive=True, must_be=InodeType.FILE)
+    meta.symlink("/d/way", "../g")
+    assert meta.readlink("/d/way") == "../g" and meta.stat_one("/d/way") == moved
+    with pytest.raises(errors.Invalid, match="/g: is a file, not a symlink"):
+        meta.readlink("/g")
+    assert meta.link("/g", "/d/twin").nlink == 2
+    meta.remove("/d/way", must_be=InodeType.FILE)
+    with pytest.raises(errors.NotPermitted):
+        meta.link("/d", "/d2")
+    meta.remove("/d/twin")
+    moved = meta.stat_one("/g")
     meta.remove("/d", recursive=True)
     assert meta.stat_one("/g") == moved
     with pytest.raises(errors.NotFound, match="/d: no such file"):

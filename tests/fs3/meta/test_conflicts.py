@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+from collections import Counter
 
 import pytest
 
@@ -15,7 +16,7 @@ from fs3 import errors
 from fs3.ids import ROOT_INODE
 from fs3.kv import keys
 from fs3.meta.gc import Collector
-from fs3.meta.ops import directory, file, remove, rename, stat
+from fs3.meta.ops import directory, file, link, remove, rename, stat
 from fs3.pb import meta_pb2
 
 
@@ -36,6 +37,14 @@ def move(source: str, target: str):
 
 def publish(number: int, path: str, replace: bool = True):
     return lambda ns: (file.publish_files, ns.publish_request((ns.made[number], path), replace=replace))
+
+
+def symlink(path: str, target: str = "nowhere"):
+    return lambda ns: (link.symlink, meta_pb2.SymlinkRequest(id=ns.request_id(), path=path, target=target))
+
+
+def hardlink(source: str, target: str):
+    return lambda ns: (link.link, meta_pb2.LinkRequest(id=ns.request_id(), source=source, target=target))
 
 
 def create(path: str):
@@ -72,6 +81,24 @@ PAIRS = [
     (mkdir("/a/x"), mkdir("/a/x"), True),
     (mkdir("/a/x"), mkdir("/a/y"), False),
     (mkdir("/a/x"), publish(0, "/a/x"), True),
+    # links: names as any other, and a count of names that no change of one may miss
+    (symlink("/a/x"), symlink("/a/x"), True),
+    (symlink("/a/x"), publish(0, "/a/x"), True),
+    (symlink("/a/x"), symlink("/a/y"), False),
+    (rmdir("/a"), symlink("/a/x"), True),
+    (symlink("/a/x"), rmdir("/a"), True),
+    (rmdir("/d/link"), mkdir("/d/link/x"), True),
+    (hardlink("/d/old", "/a/x"), rmdir("/d/old"), True),
+    (rmdir("/d/old"), hardlink("/d/old", "/a/x"), True),
+    (hardlink("/d/old", "/a/x"), hardlink("/d/old", "/a/y"), True),
+    (hardlink("/d/old", "/a/x"), publish(0, "/d/old"), True),
+    (hardlink("/d/old", "/a/x"), move("/d/old", "/d/new"), True),
+    (hardlink("/d/old", "/a/x"), publish(0, "/a/x"), True),
+    (rmdir("/a"), hardlink("/d/old", "/a/x"), True),
+    (hardlink("/d/old", "/a/x"), rmdir("/a"), True),
+    (rmdir("/d/old"), rmdir("/d/other"), True),
+    (hardlink("/d/old", "/a/x"), publish(0, "/a/y"), False),
+    (hardlink("/d/old", "/a/x"), symlink("/a/y"), False),
     # creating without a name depends on nothing
     (rmdir("/a"), create("/a/f"), False),
     (publish(0, "/a/f"), create("/a/f"), False),
@@ -85,6 +112,8 @@ def test_pairs(drive, first, second, loses: bool) -> None:
         await ns.mkdir("/b")
         await ns.mkdir("/d/e", parents=True)
         await ns.write("/d/old")
+        await ns.link("/d/old", "/d/other")
+        await ns.symlink("/d/link", "../b")
         ns.made = [one.inode_id for one in await ns.create("/1", "/2")]
         winner, loser = ns.kv.begin(), ns.kv.begin()
         for txn, wanted in ((winner, first), (loser, second)):
@@ -112,7 +141,7 @@ def test_a_listing_acted_upon_conflicts_with_a_create(drive) -> None:
     drive(body)
 
 
-def test_exact_conflict_sets_of_publish_and_create(drive) -> None:
+def test_exact_conflict_sets_of_publish_links_and_create(drive) -> None:
     async def body(ns) -> None:
         made = await ns.mkdir("/a")
         ns.made = [one.inode_id for one in await ns.create("/a/f")]
@@ -137,6 +166,20 @@ def test_exact_conflict_sets_of_publish_and_create(drive) -> None:
             keys.inode(file_id),
             keys.stamp(made.inode_id),
         }
+        (old,) = await ns.write("/old")
+        op, request = hardlink("/old", "/a/h")(ns)
+        txn = ns.kv.begin()
+        await op(txn, request, ns.call())
+        record, name = keys.idempotency(0, 7, request.id.request_id), keys.dentry(made.inode_id, b"h")
+        walked = {keys.dentry(ROOT_INODE, b"old"), keys.dentry(ROOT_INODE, b"a")}
+        assert txn.conflicts() == ({record, *walked, name, keys.inode(old.inode_id)}, ())
+        assert txn.written() == {record, name, keys.inode(old.inode_id), keys.stamp(made.inode_id)}
+        op, request = symlink("/a/s")(ns)
+        txn = ns.kv.begin()
+        await op(txn, request, ns.call())
+        record, name = keys.idempotency(0, 7, request.id.request_id), keys.dentry(made.inode_id, b"s")
+        assert txn.conflicts() == ({record, keys.dentry(ROOT_INODE, b"a"), name}, ())
+        assert len(txn.written()) == 4 and {record, name, keys.stamp(made.inode_id)} < txn.written()
         op, request = create("/a/g")(ns)
         txn = ns.kv.begin()
         await op(txn, request, ns.call())
@@ -176,12 +219,13 @@ REFUSALS = (
     errors.IsADirectory,
     errors.NotADirectory,
     errors.Invalid,
+    errors.NotPermitted,
 )
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_the_tree_stays_a_tree_under_random_concurrent_changes(drive, seed: int) -> None:
-    """Afterwards every inode is reachable from the root exactly once, or queued; parents agree with entries."""
+    """Afterwards every inode is reachable from the root by as many names as it says, or queued; parents agree."""
 
     async def body(ns) -> None:
         top = ["/a", "/b", "/c"]
@@ -190,9 +234,9 @@ def test_the_tree_stays_a_tree_under_random_concurrent_changes(drive, seed: int)
         paths = top + [f"{one}/{name}" for one in top for name in "xy"] + [f"{one}/x/y" for one in top]
 
         async def change(rng: random.Random, one: str, two: str) -> None:
-            kind = rng.choice(("mkdir", "write", "rename", "rename", "remove"))
-            if kind == "rename":
-                await ns.rename(one, two)
+            kind = rng.choice(("mkdir", "write", "rename", "rename", "remove", "link"))
+            if kind in ("rename", "link"):
+                await getattr(ns, kind)(one, two)
             elif kind == "remove":
                 await ns.remove(one, recursive=rng.random() < 0.5)
             else:
@@ -204,22 +248,26 @@ def test_the_tree_stays_a_tree_under_random_concurrent_changes(drive, seed: int)
                     await change(rng, rng.choice(paths), rng.choice(paths))
 
         await asyncio.gather(*(client(random.Random(seed * 100 + number)) for number in range(6)))
-        seen: list[int] = [ROOT_INODE]
+        seen: Counter[int] = Counter([ROOT_INODE])
+        counts: dict[int, int] = {}
         pending = ["/"]
         while pending:
             path = pending.pop()
             (above,) = await ns.stat(path)
             for name in await ns.names(path):
                 (found,) = await ns.stat(f"{path.rstrip('/')}/{name}")
-                seen.append(found.inode_id)
+                seen[found.inode_id] += 1
                 if found.is_directory:
                     assert found.parent == above.inode_id
                     pending.append(f"{path.rstrip('/')}/{name}")
-        assert len(seen) == len(set(seen)) and not set(seen) & await ns.queued()
+                else:
+                    counts[found.inode_id] = found.nlink
+        assert all(count == counts.get(inode_id, 1) for inode_id, count in seen.items())
+        assert not set(seen) & await ns.queued()
         await collect_directories(ns)
         unpublished = await ns.count(keys.SESSION)
         assert await ns.count(keys.INODE) == len(seen) + unpublished
-        assert await ns.count(keys.DENTRY) == len(seen) - 1
+        assert await ns.count(keys.DENTRY) == seen.total() - 1
 
     drive(body)
 

@@ -10,7 +10,7 @@ from fs3 import errors
 from fs3.kv import keys
 from fs3.kv.api import transact
 from fs3.meta import idempotency
-from fs3.meta.ops import directory, file, remove, rename
+from fs3.meta.ops import directory, file, link, remove, rename
 from fs3.pb import meta_pb2
 
 
@@ -18,6 +18,8 @@ def requests(ns, inode_id: int):
     yield directory.mkdir, meta_pb2.MkdirRequest(id=ns.request_id(), path="/new")
     yield file.create_files, meta_pb2.CreateFilesRequest(id=ns.request_id(), paths=["/x", "/y"])
     yield file.publish_files, ns.publish_request((inode_id, "/f"), replace=False)
+    yield link.link, meta_pb2.LinkRequest(id=ns.request_id(), source="/f", target="/new/link")
+    yield link.symlink, meta_pb2.SymlinkRequest(id=ns.request_id(), path="/new/symlink", target="link")
     yield rename.rename, meta_pb2.RenameRequest(id=ns.request_id(), source="/f", target="/g", no_replace=True)
     yield remove.remove, meta_pb2.RemoveRequest(id=ns.request_id(), path="/g")
 
@@ -40,7 +42,10 @@ def test_copies_that_run_together_apply_once(drive) -> None:
         for op, request in requests(ns, made.inode_id):
             first, *others = await asyncio.gather(*(ns.change(op, request) for _ in range(5)))
             assert all(other == first for other in others)
-        assert await ns.names("/") == ["new"] and await ns.queued() == {made.inode_id}
+        assert await ns.names("/") == ["new"] and await ns.queued() == set()
+        assert await ns.names("/new") == ["link", "symlink"] and (await ns.stat("/new/symlink"))[0].nlink == 1
+        await ns.remove("/new/link")
+        assert await ns.queued() == {made.inode_id}
         assert await ns.count(keys.SESSION) == 2
 
     drive(body)
