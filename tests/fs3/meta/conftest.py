@@ -149,3 +149,9 @@ def drive(request: pytest.FixtureRequest, tmp_path: Path) -> Drive:
         asyncio.run(main())
 
     return run
+
+
+@pytest.fixture(scope="session")
+def namespace_in_memory() -> Callable[[], Namespace]:
+    """For tests that drive many namespaces in one run; each still lacks its root."""
+    return lambda: Namespace(MemoryKV())
