@@ -162,6 +162,47 @@ class MetaClient(MetaCalls):
         reply = self._change("Link", meta_pb2.LinkRequest, timeout_s, source=source, target=target)
         return inode_from_pb(reply.inode)
 
+    def set_attributes(
+        self,
+        path: str,
+        *,
+        mode: int | None = None,
+        uid: int | None = None,
+        gid: int | None = None,
+        follow: bool = True,
+        timeout_s: float | None = None,
+    ) -> Inode:
+        """chmod and chown in one step; what is None stays. Raises: NotFound, NotADirectory; Invalid for bad numbers."""
+        owner = {name: number for name, number in (("mode", mode), ("uid", uid), ("gid", gid)) if number is not None}
+        if any(not 0 <= number < 1 << 32 for number in owner.values()):
+            raise Invalid(f"{path}: mode, uid and gid are numbers from 0 to {(1 << 32) - 1}")
+        reply = self._change("SetAttr", meta_pb2.SetAttrRequest, timeout_s, path=path, nofollow=not follow, **owner)
+        return inode_from_pb(reply.inode)
+
+    def set_times(
+        self,
+        path: str,
+        times_ns: tuple[int | None, int | None] | None = None,
+        *,
+        follow: bool = True,
+        timeout_s: float | None = None,
+    ) -> Inode:
+        """utimes: (atime, mtime) in nanoseconds since 1970, of which None stays; both are now without `times_ns`."""
+        now = times_ns is None
+        atime_ns, mtime_ns = times_ns or (None, None)
+        reply = self._change(
+            "SetAttr",
+            meta_pb2.SetAttrRequest,
+            timeout_s,
+            path=path,
+            nofollow=not follow,
+            atime_ns=atime_ns,
+            mtime_ns=mtime_ns,
+            atime_now=now,
+            mtime_now=now,
+        )
+        return inode_from_pb(reply.inode)
+
     def rename(self, source: str, target: str, *, replace: bool = True, timeout_s: float | None = None) -> Inode:
         """Move `source` to `target` in one step, over a file or an empty directory if `replace`."""
         reply = self._change(

@@ -61,20 +61,26 @@ def stamp_directory(txn: Transaction, directory: InodeId, now_ns: int) -> None:
     txn.put(keys.stamp(directory), now_ns.to_bytes(8, "big"))
 
 
+def changed(inode: Inode, now_ns: int) -> Inode:
+    """As after a change of the inode itself: its ctime rises, also where another daemon's clock was ahead."""
+    return dataclasses.replace(inode, ctime_ns=max(now_ns, inode.ctime_ns + 1), version=inode.version + 1)
+
+
 def drop_name(txn: Transaction, inode: Inode, now_ns: int) -> None:
     """One name of a file or symlink is gone; with the last one it dies, and a file's chunks wait for collection."""
     if inode.nlink > 1:
-        left = dataclasses.replace(inode, nlink=inode.nlink - 1, ctime_ns=now_ns, version=inode.version + 1)
-        store(txn, left)
+        store(txn, dataclasses.replace(changed(inode, now_ns), nlink=inode.nlink - 1))
         return
     txn.delete(keys.inode(inode.inode_id))
     if inode.is_file:
         queue(txn, inode)
 
 
-def drop_empty_directory(txn: Transaction, inode_id: int) -> None:
-    txn.delete(keys.inode(inode_id))
-    txn.delete(keys.stamp(inode_id))
+async def drop_empty_directory(txn: Transaction, inode_id: int) -> None:
+    """The only name of an empty directory is gone; conflicts with whoever is changing the directory's attributes."""
+    directory = await load(txn, inode_id)
+    txn.delete(keys.inode(directory.inode_id))
+    txn.delete(keys.stamp(directory.inode_id))
 
 
 def queue(txn: Transaction, inode: Inode) -> None:

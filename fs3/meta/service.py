@@ -17,7 +17,7 @@ from fs3.kv import keys
 from fs3.kv.api import KVEngine, Transaction, transact
 from fs3.meta.call import Call
 from fs3.meta.id_blocks import InodeIds
-from fs3.meta.ops import directory, file, link, remove, rename, stat
+from fs3.meta.ops import attributes, directory, file, link, remove, rename, stat
 from fs3.pb import common_pb2, meta_pb2, meta_pb2_grpc
 from fs3.routing import Routing
 from fs3.transport import rpc
@@ -153,6 +153,10 @@ class MetaService(meta_pb2_grpc.MetaServicer):
     @rpc.handler
     async def Link(self, request: meta_pb2.LinkRequest) -> meta_pb2.InodeReply:  # noqa: N802
         return await self._change("link", link.link, request)
+
+    @rpc.handler
+    async def SetAttr(self, request: meta_pb2.SetAttrRequest) -> meta_pb2.InodeReply:  # noqa: N802
+        return await self._change("set_attr", attributes.set_attributes, request)
 
     @rpc.handler
     async def Rename(self, request: meta_pb2.RenameRequest) -> meta_pb2.InodeReply:  # noqa: N802

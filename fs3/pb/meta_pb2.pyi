@@ -223,6 +223,30 @@ class LinkRequest(_message.Message):
     target: str
     def __init__(self, id: _Optional[_Union[RequestId, _Mapping]] = ..., source: _Optional[str] = ..., target: _Optional[str] = ...) -> None: ...
 
+class SetAttrRequest(_message.Message):
+    __slots__ = ("id", "path", "nofollow", "mode", "uid", "gid", "atime_ns", "mtime_ns", "atime_now", "mtime_now")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    NOFOLLOW_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    UID_FIELD_NUMBER: _ClassVar[int]
+    GID_FIELD_NUMBER: _ClassVar[int]
+    ATIME_NS_FIELD_NUMBER: _ClassVar[int]
+    MTIME_NS_FIELD_NUMBER: _ClassVar[int]
+    ATIME_NOW_FIELD_NUMBER: _ClassVar[int]
+    MTIME_NOW_FIELD_NUMBER: _ClassVar[int]
+    id: RequestId
+    path: str
+    nofollow: bool
+    mode: int
+    uid: int
+    gid: int
+    atime_ns: int
+    mtime_ns: int
+    atime_now: bool
+    mtime_now: bool
+    def __init__(self, id: _Optional[_Union[RequestId, _Mapping]] = ..., path: _Optional[str] = ..., nofollow: _Optional[bool] = ..., mode: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., atime_ns: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., atime_now: _Optional[bool] = ..., mtime_now: _Optional[bool] = ...) -> None: ...
+
 class RenameRequest(_message.Message):
     __slots__ = ("id", "source", "target", "no_replace")
     ID_FIELD_NUMBER: _ClassVar[int]

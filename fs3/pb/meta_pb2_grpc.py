@@ -80,6 +80,11 @@ class MetaStub:
                 request_serializer=fs3_dot_pb_dot_meta__pb2.LinkRequest.SerializeToString,
                 response_deserializer=fs3_dot_pb_dot_meta__pb2.InodeReply.FromString,
                 _registered_method=True)
+        self.SetAttr = channel.unary_unary(
+                '/fs3.pb.Meta/SetAttr',
+                request_serializer=fs3_dot_pb_dot_meta__pb2.SetAttrRequest.SerializeToString,
+                response_deserializer=fs3_dot_pb_dot_meta__pb2.InodeReply.FromString,
+                _registered_method=True)
         self.Rename = channel.unary_unary(
                 '/fs3.pb.Meta/Rename',
                 request_serializer=fs3_dot_pb_dot_meta__pb2.RenameRequest.SerializeToString,
@@ -159,6 +164,12 @@ class MetaServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetAttr(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Rename(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -229,6 +240,11 @@ def add_MetaServicer_to_server(servicer, server):
             'Link': grpc.unary_unary_rpc_method_handler(
                     servicer.Link,
                     request_deserializer=fs3_dot_pb_dot_meta__pb2.LinkRequest.FromString,
+                    response_serializer=fs3_dot_pb_dot_meta__pb2.InodeReply.SerializeToString,
+            ),
+            'SetAttr': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetAttr,
+                    request_deserializer=fs3_dot_pb_dot_meta__pb2.SetAttrRequest.FromString,
                     response_serializer=fs3_dot_pb_dot_meta__pb2.InodeReply.SerializeToString,
             ),
             'Rename': grpc.unary_unary_rpc_method_handler(
@@ -494,6 +510,33 @@ class Meta:
             target,
             '/fs3.pb.Meta/Link',
             fs3_dot_pb_dot_meta__pb2.LinkRequest.SerializeToString,
+            fs3_dot_pb_dot_meta__pb2.InodeReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetAttr(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fs3.pb.Meta/SetAttr',
+            fs3_dot_pb_dot_meta__pb2.SetAttrRequest.SerializeToString,
             fs3_dot_pb_dot_meta__pb2.InodeReply.FromString,
             options,
             channel_credentials,

@@ -78,10 +78,8 @@ async def link(txn: Transaction, request: meta_pb2.LinkRequest, call: Call) -> m
     _refuse_taken(place, request.target)
     if entry.type is InodeType.DIRECTORY:
         raise NotPermitted(f"{request.source}: is a directory, and a directory has one name only")
-    named = await inode.load(txn, entry.inode_id)
-    named = dataclasses.replace(
-        named, nlink=named.nlink + 1, ctime_ns=max(call.now_ns, named.ctime_ns), version=named.version + 1
-    )
+    named = inode.changed(await inode.load(txn, entry.inode_id), call.now_ns)
+    named = dataclasses.replace(named, nlink=named.nlink + 1)
     return await _name(txn, request.id, place, named, call)
 
 

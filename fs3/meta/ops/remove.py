@@ -37,7 +37,7 @@ async def remove(txn: Transaction, request: meta_pb2.RemoveRequest, call: Call) 
     elif request.recursive:
         inode.queue(txn, await inode.load(txn, entry.inode_id))
     elif await dentry.is_empty(txn, entry.inode_id):
-        inode.drop_empty_directory(txn, entry.inode_id)
+        await inode.drop_empty_directory(txn, entry.inode_id)
     else:
         raise NotEmpty(f"{request.path}: the directory is not empty; remove it recursively")
     dentry.remove(txn, place.parent, place.name)

@@ -44,7 +44,7 @@ async def rename(txn: Transaction, request: meta_pb2.RenameRequest, call: Call) 
     if target.dentry is not None:
         await _replace(txn, request.target, moving, target.dentry, call.now_ns)
     parent = target.parent if moved.is_directory else 0
-    moved = dataclasses.replace(moved, parent=parent, ctime_ns=call.now_ns, version=moved.version + 1)
+    moved = dataclasses.replace(inode.changed(moved, call.now_ns), parent=parent)
     inode.store(txn, moved)
     dentry.remove(txn, source.parent, source.name)
     dentry.store(txn, target.parent, target.name, moved)
@@ -76,4 +76,4 @@ async def _replace(txn: Transaction, path: str, moving: Dentry, there: Dentry, n
         raise IsADirectory(f"{path}: is a directory, and a file cannot replace it")
     if not await dentry.is_empty(txn, there.inode_id):
         raise NotEmpty(f"{path}: the directory is not empty")
-    inode.drop_empty_directory(txn, there.inode_id)
+    await inode.drop_empty_directory(txn, there.inode_id)

@@ -17,7 +17,7 @@ from fs3.kv.api import KVEngine, transact
 from fs3.kv.memory import MemoryKV
 from fs3.kv.sqlite import SqliteKV
 from fs3.meta.call import Call
-from fs3.meta.ops import directory, file, link, remove, rename, stat
+from fs3.meta.ops import attributes, directory, file, link, remove, rename, stat
 from fs3.pb import common_pb2, meta_pb2
 from fs3.routing import ChainTable, Routing
 
@@ -120,6 +120,10 @@ class Namespace:
     async def link(self, source: str, target: str) -> Inode:
         request = meta_pb2.LinkRequest(id=self.request_id(), source=source, target=target)
         return inode_from_pb((await self.change(link.link, request)).inode)
+
+    async def set_attributes(self, path: str, **fields: Any) -> Inode:
+        request = meta_pb2.SetAttrRequest(id=self.request_id(), path=path, **fields)
+        return inode_from_pb((await self.change(attributes.set_attributes, request)).inode)
 
     async def count(self, kind: bytes) -> int:
         """How many records of a kind the store holds."""

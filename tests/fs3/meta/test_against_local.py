@@ -50,6 +50,8 @@ steps = st.one_of(
         st.sampled_from(["/a/a", "/a/b/a", "/b/a", "/a", "/b"]),
         st.sampled_from(["/a", "/b", "/a/b"]),
     ),
+    st.tuples(st.just("chmod"), paths, st.integers(0, 0o77).map(lambda bits: bits | 0o700)),
+    st.tuples(st.just("utime"), paths, st.integers(0, 1 << 60)),
     st.tuples(st.just("unlink"), paths),
     st.tuples(st.just("rmdir"), paths),
     st.tuples(st.just("readlink"), paths),
@@ -95,6 +97,13 @@ class Local:
 
     def rename(self, source: str, target: str) -> None:
         os.rename(self.at(source), self.at(target))
+
+    def chmod(self, path: str, mode: int) -> None:
+        os.chmod(self.at(path), mode)
+
+    def utime(self, path: str, mtime_ns: int) -> int:
+        os.utime(self.at(path), ns=(0, mtime_ns))
+        return os.stat(self.at(path)).st_mtime_ns
 
     def unlink(self, path: str) -> None:
         os.unlink(self.at(path))
@@ -158,6 +167,14 @@ class Ours:
     async def rename(self, source: str, target: str) -> None:
         await self.ns.rename(source, target)
 
+    async def chmod(self, path: str, mode: int) -> None:
+        await self.ns.set_attributes(path, mode=mode)
+
+    async def utime(self, path: str, mtime_ns: int) -> int:
+        await self.ns.set_attributes(path, atime_ns=0, mtime_ns=mtime_ns)
+        (found,) = await self.ns.stat(path)
+        return found.mtime_ns
+
     async def unlink(self, path: str) -> None:
         await self.ns.remove(path, must_be=InodeType.FILE)
 
@@ -218,7 +235,11 @@ def local_outcome(call: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
 
 
 @settings(
-    max_examples=250, deadline=None, derandomize=True, phases=[Phase.generate, Phase.shrink], suppress_health_check=list(HealthCheck)
+    max_examples=250,
+    deadline=None,
+    derandomize=True,
+    phases=[Phase.generate, Phase.shrink],
+    suppress_health_check=list(HealthCheck),
 )
 @given(st.lists(steps, min_size=10, max_size=50))
 def test_the_namespace_does_what_the_local_filesystem_does(

@@ -128,6 +128,13 @@ def test_every_call_once(meta: MetaClient) -> None:
     meta.remove("/d/way", must_be=InodeType.FILE)
     with pytest.raises(errors.NotPermitted):
         meta.link("/d", "/d2")
+    changed = meta.set_attributes("/d/twin", mode=0o600, uid=0, gid=7)
+    assert (changed.mode, changed.uid, changed.gid) == (0o600, 0, 7) and meta.stat_one("/g") == changed
+    changed = meta.set_times("/g", (None, 5))
+    assert (changed.atime_ns, changed.mtime_ns) == (moved.atime_ns, 5)
+    assert meta.set_times("/g").mtime_ns == meta.stat_one("/g").atime_ns > 5
+    with pytest.raises(errors.Invalid, match="from 0 to"):
+        meta.set_attributes("/g", uid=-1)
     meta.remove("/d/twin")
     moved = meta.stat_one("/g")
     meta.remove("/d", recursive=True)

@@ -16,7 +16,7 @@ from fs3 import errors
 from fs3.ids import ROOT_INODE
 from fs3.kv import keys
 from fs3.meta.gc import Collector
-from fs3.meta.ops import directory, file, link, remove, rename, stat
+from fs3.meta.ops import attributes, directory, file, link, remove, rename, stat
 from fs3.pb import meta_pb2
 
 
@@ -45,6 +45,13 @@ def symlink(path: str, target: str = "nowhere"):
 
 def hardlink(source: str, target: str):
     return lambda ns: (link.link, meta_pb2.LinkRequest(id=ns.request_id(), source=source, target=target))
+
+
+def chmod(path: str, mode: int = 0o700):
+    return lambda ns: (
+        attributes.set_attributes,
+        meta_pb2.SetAttrRequest(id=ns.request_id(), path=path, mode=mode),
+    )
 
 
 def create(path: str):
@@ -99,6 +106,22 @@ PAIRS = [
     (rmdir("/d/old"), rmdir("/d/other"), True),
     (hardlink("/d/old", "/a/x"), publish(0, "/a/y"), False),
     (hardlink("/d/old", "/a/x"), symlink("/a/y"), False),
+    # attributes: two changes of one inode, and an inode that dies or moves meanwhile
+    (chmod("/d/old", 0o600), chmod("/d/old", 0o640), True),
+    (chmod("/d/old"), chmod("/d/other"), True),
+    (rmdir("/d/old"), chmod("/d/old"), True),
+    (chmod("/d/old"), rmdir("/d/old"), True),
+    (chmod("/a"), rmdir("/a"), True),
+    (rmdir("/a"), chmod("/a"), True),
+    (rmdir("/d", recursive=True), chmod("/d/e"), True),
+    (chmod("/d"), rmdir("/d", recursive=True), True),
+    (chmod("/d/old"), move("/d/old", "/d/new"), True),
+    (move("/b", "/a"), chmod("/a"), True),
+    (chmod("/a"), move("/b", "/a"), True),
+    (publish(0, "/d/old"), chmod("/d/old"), True),
+    (chmod("/a"), publish(0, "/a/f"), False),
+    (chmod("/a"), symlink("/a/x"), False),
+    (chmod("/d/old"), chmod("/a"), False),
     # creating without a name depends on nothing
     (rmdir("/a"), create("/a/f"), False),
     (publish(0, "/a/f"), create("/a/f"), False),
@@ -180,6 +203,14 @@ def test_exact_conflict_sets_of_publish_links_and_create(drive) -> None:
         record, name = keys.idempotency(0, 7, request.id.request_id), keys.dentry(made.inode_id, b"s")
         assert txn.conflicts() == ({record, keys.dentry(ROOT_INODE, b"a"), name}, ())
         assert len(txn.written()) == 4 and {record, name, keys.stamp(made.inode_id)} < txn.written()
+        op, request = chmod("/a/h")(ns)
+        await ns.link("/old", "/a/h")
+        txn = ns.kv.begin()
+        await op(txn, request, ns.call())
+        record = keys.idempotency(0, 7, request.id.request_id)
+        walked = {keys.dentry(ROOT_INODE, b"a"), keys.dentry(made.inode_id, b"h")}
+        assert txn.conflicts() == ({record, *walked, keys.inode(old.inode_id)}, ())
+        assert txn.written() == {record, keys.inode(old.inode_id)}
         op, request = create("/a/g")(ns)
         txn = ns.kv.begin()
         await op(txn, request, ns.call())
