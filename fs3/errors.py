@@ -155,6 +155,13 @@ class NotPermitted(PermissionDenied):
     errno = errno.EPERM
 
 
+class NoAttribute(NotFound):
+    """The inode is there, and has no extended attribute of this name."""
+
+    code = 21
+    errno = errno.ENODATA
+
+
 OK = 0
 
 BY_CODE: dict[int, type[Fs3Error]] = {
@@ -180,6 +187,7 @@ BY_CODE: dict[int, type[Fs3Error]] = {
         NotPrimary,
         SymlinkLoop,
         NotPermitted,
+        NoAttribute,
     )
 }
 

@@ -24,7 +24,8 @@ class Inode:
 
     `layout` says where a file lies, or what new files in a directory get. A file with `nlink` 0 was never published.
     `parent` is the directory that holds a directory (the root's is itself), 0 for others. `length` of a symlink is that
-    of its target. A directory's `nlink` is 2, however many directories it holds.
+    of its target. A directory's `nlink` is 2, however many directories it holds. `xattr_bytes` are those of the names
+    and values of its extended attributes.
     """
 
     inode_id: InodeId
@@ -42,6 +43,7 @@ class Inode:
     parent: int = 0
     symlink: str = ""
     version: int = 0
+    xattr_bytes: int = 0
 
     @property
     def is_file(self) -> bool:
@@ -77,6 +79,7 @@ def inode_to_pb(inode: Inode) -> meta_pb2.Inode:
         parent=inode.parent,
         symlink=inode.symlink,
         version=inode.version,
+        xattr_bytes=inode.xattr_bytes,
     )
 
 
@@ -97,4 +100,5 @@ def inode_from_pb(message: meta_pb2.Inode) -> Inode:
         parent=message.parent,
         symlink=message.symlink,
         version=message.version,
+        xattr_bytes=message.xattr_bytes,
     )

@@ -20,6 +20,7 @@ PAGE = 1_000
 
 Inodes: TypeAlias = list[Inode]
 Entries: TypeAlias = list[Entry]
+Names: TypeAlias = list[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +203,51 @@ class MetaClient(MetaCalls):
             mtime_now=now,
         )
         return inode_from_pb(reply.inode)
+
+    def get_xattr(self, path: str, name: str, *, follow: bool = True, timeout_s: float | None = None) -> bytes:
+        """The value of an extended attribute. Raises: NoAttribute, NotFound, NotADirectory, Invalid."""
+        reply = self._call("GetXattr", meta_pb2.GetXattrRequest, timeout_s, path=path, nofollow=not follow, name=name)
+        return bytes(reply.value)
+
+    def list_xattrs(self, path: str, *, follow: bool = True, timeout_s: float | None = None) -> Names:
+        """The names of all extended attributes, sorted."""
+        reply = self._call("ListXattrs", meta_pb2.ListXattrsRequest, timeout_s, path=path, nofollow=not follow)
+        return Names(reply.names)
+
+    def set_xattr(
+        self,
+        path: str,
+        name: str,
+        value: bytes,
+        *,
+        create: bool = False,
+        replace: bool = False,
+        follow: bool = True,
+        timeout_s: float | None = None,
+    ) -> None:
+        """Set an extended attribute; all names of a file share it, and it goes with the last of them.
+
+        Raises:
+            Exists: `create` was asked for, and it is there.
+            NoAttribute: `replace` was asked for, and it is not.
+            NoSpace: the inode's attributes would have more than 64 KiB together.
+            NotFound, NotADirectory, Invalid.
+        """
+        self._change(
+            "SetXattr",
+            meta_pb2.SetXattrRequest,
+            timeout_s,
+            path=path,
+            nofollow=not follow,
+            name=name,
+            value=value,
+            create=create,
+            replace=replace,
+        )
+
+    def remove_xattr(self, path: str, name: str, *, follow: bool = True, timeout_s: float | None = None) -> None:
+        """Raises: NoAttribute, NotFound, NotADirectory, Invalid."""
+        self._change("RemoveXattr", meta_pb2.RemoveXattrRequest, timeout_s, path=path, nofollow=not follow, name=name)
 
     def rename(self, source: str, target: str, *, replace: bool = True, timeout_s: float | None = None) -> Inode:
         """Move `source` to `target` in one step, over a file or an empty directory if `replace`."""

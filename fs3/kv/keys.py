@@ -8,6 +8,7 @@ Four ASCII letters name the kind, as in 3FS; numbers follow as 8 bytes big-endia
     SESS <inode>                      the write session of a file that is not published yet
     IDEM <period> <client> <request>  the answer a changing request got
     GCQU <inode>                      an inode that is dead: its chunks, or its entries, wait for collection
+    XATR <inode> <name>               an extended attribute; its value is the user's bytes as they are
     COUN <name>                       a counter
     META cluster                      the id of the cluster whose names these are
     META collector                    which meta daemon collects, and its beat
@@ -27,6 +28,7 @@ STAMP = b"DSTM"
 SESSION = b"SESS"
 IDEMPOTENCY = b"IDEM"
 GC_QUEUE = b"GCQU"
+XATTR = b"XATR"
 COUNTER = b"COUN"
 
 NEXT_INODE = COUNTER + b"next-inode"
@@ -64,6 +66,19 @@ def gc_queue(inode_id: int) -> bytes:
     return _ONE.pack(GC_QUEUE, inode_id)
 
 
+def xattr(inode_id: int, name: bytes) -> bytes:
+    return _ONE.pack(XATTR, inode_id) + name
+
+
+def xattrs(inode_id: int) -> tuple[bytes, bytes]:
+    """The half-open range of all attributes of an inode."""
+    return _ONE.pack(XATTR, inode_id), _ONE.pack(XATTR, inode_id + 1)
+
+
+def xattr_name(key: bytes) -> bytes:
+    return key[_ONE.size :]
+
+
 def inode_of(key: bytes) -> int:
     """The inode in a key of INOD, SESS or GCQU."""
     return int(_ONE.unpack(key)[1])
@@ -81,9 +96,10 @@ def idempotency_before(period: int) -> tuple[bytes, bytes]:
 def group(key: bytes) -> bytes:
     """The keys that an engine may lump together when it looks for conflicts in ranges (fs3/kv/etcd_layout.py).
 
-    A directory's entries, and a period's answers, are a group each; of other kinds all keys are one.
+    A directory's entries, an inode's attributes, and a period's answers are a group each; of other kinds all keys are
+    one.
     """
-    return key[: _ONE.size if key.startswith((DENTRY, IDEMPOTENCY)) else len(DENTRY)]
+    return key[: _ONE.size if key.startswith((DENTRY, XATTR, IDEMPOTENCY)) else len(DENTRY)]
 
 
 def whole(kind: bytes) -> tuple[bytes, bytes]:

@@ -71,7 +71,7 @@ def drop_name(txn: Transaction, inode: Inode, now_ns: int) -> None:
     if inode.nlink > 1:
         store(txn, dataclasses.replace(changed(inode, now_ns), nlink=inode.nlink - 1))
         return
-    txn.delete(keys.inode(inode.inode_id))
+    _forget(txn, inode)
     if inode.is_file:
         queue(txn, inode)
 
@@ -79,14 +79,21 @@ def drop_name(txn: Transaction, inode: Inode, now_ns: int) -> None:
 async def drop_empty_directory(txn: Transaction, inode_id: int) -> None:
     """The only name of an empty directory is gone; conflicts with whoever is changing the directory's attributes."""
     directory = await load(txn, inode_id)
-    txn.delete(keys.inode(directory.inode_id))
+    _forget(txn, directory)
     txn.delete(keys.stamp(directory.inode_id))
 
 
 def queue(txn: Transaction, inode: Inode) -> None:
     """Hand an inode, which nothing names any more, to the collector."""
-    txn.delete(keys.inode(inode.inode_id))
+    _forget(txn, inode)
     txn.put(keys.gc_queue(inode.inode_id), encode(inode))
+
+
+def _forget(txn: Transaction, inode: Inode) -> None:
+    """The inode's record goes, and with it its extended attributes: each is written together with the inode."""
+    txn.delete(keys.inode(inode.inode_id))
+    if inode.xattr_bytes:
+        txn.delete_range(*keys.xattrs(inode.inode_id))
 
 
 def known_length(inode: Inode) -> int | None:

@@ -17,7 +17,7 @@ from fs3.kv import keys
 from fs3.kv.api import KVEngine, Transaction, transact
 from fs3.meta.call import Call
 from fs3.meta.id_blocks import InodeIds
-from fs3.meta.ops import attributes, directory, file, link, remove, rename, stat
+from fs3.meta.ops import attributes, directory, file, link, remove, rename, stat, xattr
 from fs3.pb import common_pb2, meta_pb2, meta_pb2_grpc
 from fs3.routing import Routing
 from fs3.transport import rpc
@@ -157,6 +157,22 @@ class MetaService(meta_pb2_grpc.MetaServicer):
     @rpc.handler
     async def SetAttr(self, request: meta_pb2.SetAttrRequest) -> meta_pb2.InodeReply:  # noqa: N802
         return await self._change("set_attr", attributes.set_attributes, request)
+
+    @rpc.handler
+    async def GetXattr(self, request: meta_pb2.GetXattrRequest) -> meta_pb2.GetXattrReply:  # noqa: N802
+        return await self._read("get_xattr", xattr.get_attribute, request)
+
+    @rpc.handler
+    async def ListXattrs(self, request: meta_pb2.ListXattrsRequest) -> meta_pb2.ListXattrsReply:  # noqa: N802
+        return await self._read("list_xattrs", xattr.list_attributes, request)
+
+    @rpc.handler
+    async def SetXattr(self, request: meta_pb2.SetXattrRequest) -> common_pb2.Empty:  # noqa: N802
+        return await self._change("set_xattr", xattr.set_attribute, request)
+
+    @rpc.handler
+    async def RemoveXattr(self, request: meta_pb2.RemoveXattrRequest) -> common_pb2.Empty:  # noqa: N802
+        return await self._change("remove_xattr", xattr.remove_attribute, request)
 
     @rpc.handler
     async def Rename(self, request: meta_pb2.RenameRequest) -> meta_pb2.InodeReply:  # noqa: N802

@@ -20,7 +20,7 @@ DIRECTORY: InodeType
 SYMLINK: InodeType
 
 class Inode(_message.Message):
-    __slots__ = ("inode_id", "type", "mode", "uid", "gid", "nlink", "length", "atime_ns", "mtime_ns", "ctime_ns", "layout", "parent", "symlink", "version", "btime_ns")
+    __slots__ = ("inode_id", "type", "mode", "uid", "gid", "nlink", "length", "atime_ns", "mtime_ns", "ctime_ns", "layout", "parent", "symlink", "version", "btime_ns", "xattr_bytes")
     INODE_ID_FIELD_NUMBER: _ClassVar[int]
     TYPE_FIELD_NUMBER: _ClassVar[int]
     MODE_FIELD_NUMBER: _ClassVar[int]
@@ -36,6 +36,7 @@ class Inode(_message.Message):
     SYMLINK_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     BTIME_NS_FIELD_NUMBER: _ClassVar[int]
+    XATTR_BYTES_FIELD_NUMBER: _ClassVar[int]
     inode_id: int
     type: InodeType
     mode: int
@@ -51,7 +52,8 @@ class Inode(_message.Message):
     symlink: str
     version: int
     btime_ns: int
-    def __init__(self, inode_id: _Optional[int] = ..., type: _Optional[_Union[InodeType, str]] = ..., mode: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., nlink: _Optional[int] = ..., length: _Optional[int] = ..., atime_ns: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., ctime_ns: _Optional[int] = ..., layout: _Optional[_Union[_common_pb2.Layout, _Mapping]] = ..., parent: _Optional[int] = ..., symlink: _Optional[str] = ..., version: _Optional[int] = ..., btime_ns: _Optional[int] = ...) -> None: ...
+    xattr_bytes: int
+    def __init__(self, inode_id: _Optional[int] = ..., type: _Optional[_Union[InodeType, str]] = ..., mode: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., nlink: _Optional[int] = ..., length: _Optional[int] = ..., atime_ns: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., ctime_ns: _Optional[int] = ..., layout: _Optional[_Union[_common_pb2.Layout, _Mapping]] = ..., parent: _Optional[int] = ..., symlink: _Optional[str] = ..., version: _Optional[int] = ..., btime_ns: _Optional[int] = ..., xattr_bytes: _Optional[int] = ...) -> None: ...
 
 class Entry(_message.Message):
     __slots__ = ("name", "inode")
@@ -246,6 +248,66 @@ class SetAttrRequest(_message.Message):
     atime_now: bool
     mtime_now: bool
     def __init__(self, id: _Optional[_Union[RequestId, _Mapping]] = ..., path: _Optional[str] = ..., nofollow: _Optional[bool] = ..., mode: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., atime_ns: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., atime_now: _Optional[bool] = ..., mtime_now: _Optional[bool] = ...) -> None: ...
+
+class GetXattrRequest(_message.Message):
+    __slots__ = ("path", "nofollow", "name")
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    NOFOLLOW_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    path: str
+    nofollow: bool
+    name: str
+    def __init__(self, path: _Optional[str] = ..., nofollow: _Optional[bool] = ..., name: _Optional[str] = ...) -> None: ...
+
+class GetXattrReply(_message.Message):
+    __slots__ = ("value",)
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    value: bytes
+    def __init__(self, value: _Optional[bytes] = ...) -> None: ...
+
+class ListXattrsRequest(_message.Message):
+    __slots__ = ("path", "nofollow")
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    NOFOLLOW_FIELD_NUMBER: _ClassVar[int]
+    path: str
+    nofollow: bool
+    def __init__(self, path: _Optional[str] = ..., nofollow: _Optional[bool] = ...) -> None: ...
+
+class ListXattrsReply(_message.Message):
+    __slots__ = ("names",)
+    NAMES_FIELD_NUMBER: _ClassVar[int]
+    names: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, names: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class SetXattrRequest(_message.Message):
+    __slots__ = ("id", "path", "nofollow", "name", "value", "create", "replace")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    NOFOLLOW_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    CREATE_FIELD_NUMBER: _ClassVar[int]
+    REPLACE_FIELD_NUMBER: _ClassVar[int]
+    id: RequestId
+    path: str
+    nofollow: bool
+    name: str
+    value: bytes
+    create: bool
+    replace: bool
+    def __init__(self, id: _Optional[_Union[RequestId, _Mapping]] = ..., path: _Optional[str] = ..., nofollow: _Optional[bool] = ..., name: _Optional[str] = ..., value: _Optional[bytes] = ..., create: _Optional[bool] = ..., replace: _Optional[bool] = ...) -> None: ...
+
+class RemoveXattrRequest(_message.Message):
+    __slots__ = ("id", "path", "nofollow", "name")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    NOFOLLOW_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    id: RequestId
+    path: str
+    nofollow: bool
+    name: str
+    def __init__(self, id: _Optional[_Union[RequestId, _Mapping]] = ..., path: _Optional[str] = ..., nofollow: _Optional[bool] = ..., name: _Optional[str] = ...) -> None: ...
 
 class RenameRequest(_message.Message):
     __slots__ = ("id", "source", "target", "no_replace")

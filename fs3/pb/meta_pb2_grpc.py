@@ -85,6 +85,26 @@ class MetaStub:
                 request_serializer=fs3_dot_pb_dot_meta__pb2.SetAttrRequest.SerializeToString,
                 response_deserializer=fs3_dot_pb_dot_meta__pb2.InodeReply.FromString,
                 _registered_method=True)
+        self.GetXattr = channel.unary_unary(
+                '/fs3.pb.Meta/GetXattr',
+                request_serializer=fs3_dot_pb_dot_meta__pb2.GetXattrRequest.SerializeToString,
+                response_deserializer=fs3_dot_pb_dot_meta__pb2.GetXattrReply.FromString,
+                _registered_method=True)
+        self.ListXattrs = channel.unary_unary(
+                '/fs3.pb.Meta/ListXattrs',
+                request_serializer=fs3_dot_pb_dot_meta__pb2.ListXattrsRequest.SerializeToString,
+                response_deserializer=fs3_dot_pb_dot_meta__pb2.ListXattrsReply.FromString,
+                _registered_method=True)
+        self.SetXattr = channel.unary_unary(
+                '/fs3.pb.Meta/SetXattr',
+                request_serializer=fs3_dot_pb_dot_meta__pb2.SetXattrRequest.SerializeToString,
+                response_deserializer=fs3_dot_pb_dot_common__pb2.Empty.FromString,
+                _registered_method=True)
+        self.RemoveXattr = channel.unary_unary(
+                '/fs3.pb.Meta/RemoveXattr',
+                request_serializer=fs3_dot_pb_dot_meta__pb2.RemoveXattrRequest.SerializeToString,
+                response_deserializer=fs3_dot_pb_dot_common__pb2.Empty.FromString,
+                _registered_method=True)
         self.Rename = channel.unary_unary(
                 '/fs3.pb.Meta/Rename',
                 request_serializer=fs3_dot_pb_dot_meta__pb2.RenameRequest.SerializeToString,
@@ -170,6 +190,30 @@ class MetaServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetXattr(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListXattrs(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetXattr(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveXattr(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Rename(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -246,6 +290,26 @@ def add_MetaServicer_to_server(servicer, server):
                     servicer.SetAttr,
                     request_deserializer=fs3_dot_pb_dot_meta__pb2.SetAttrRequest.FromString,
                     response_serializer=fs3_dot_pb_dot_meta__pb2.InodeReply.SerializeToString,
+            ),
+            'GetXattr': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetXattr,
+                    request_deserializer=fs3_dot_pb_dot_meta__pb2.GetXattrRequest.FromString,
+                    response_serializer=fs3_dot_pb_dot_meta__pb2.GetXattrReply.SerializeToString,
+            ),
+            'ListXattrs': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListXattrs,
+                    request_deserializer=fs3_dot_pb_dot_meta__pb2.ListXattrsRequest.FromString,
+                    response_serializer=fs3_dot_pb_dot_meta__pb2.ListXattrsReply.SerializeToString,
+            ),
+            'SetXattr': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetXattr,
+                    request_deserializer=fs3_dot_pb_dot_meta__pb2.SetXattrRequest.FromString,
+                    response_serializer=fs3_dot_pb_dot_common__pb2.Empty.SerializeToString,
+            ),
+            'RemoveXattr': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveXattr,
+                    request_deserializer=fs3_dot_pb_dot_meta__pb2.RemoveXattrRequest.FromString,
+                    response_serializer=fs3_dot_pb_dot_common__pb2.Empty.SerializeToString,
             ),
             'Rename': grpc.unary_unary_rpc_method_handler(
                     servicer.Rename,
@@ -538,6 +602,114 @@ class Meta:
             '/fs3.pb.Meta/SetAttr',
             fs3_dot_pb_dot_meta__pb2.SetAttrRequest.SerializeToString,
             fs3_dot_pb_dot_meta__pb2.InodeReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetXattr(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fs3.pb.Meta/GetXattr',
+            fs3_dot_pb_dot_meta__pb2.GetXattrRequest.SerializeToString,
+            fs3_dot_pb_dot_meta__pb2.GetXattrReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListXattrs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fs3.pb.Meta/ListXattrs',
+            fs3_dot_pb_dot_meta__pb2.ListXattrsRequest.SerializeToString,
+            fs3_dot_pb_dot_meta__pb2.ListXattrsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetXattr(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fs3.pb.Meta/SetXattr',
+            fs3_dot_pb_dot_meta__pb2.SetXattrRequest.SerializeToString,
+            fs3_dot_pb_dot_common__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveXattr(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fs3.pb.Meta/RemoveXattr',
+            fs3_dot_pb_dot_meta__pb2.RemoveXattrRequest.SerializeToString,
+            fs3_dot_pb_dot_common__pb2.Empty.FromString,
             options,
             channel_credentials,
             insecure,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from fs3.ids import InodeId
 from fs3.inode import Inode, InodeType
 from fs3.kv import keys
@@ -17,6 +19,7 @@ KEYS = {
     keys.session(258): "53455353 0000000000000102",
     keys.idempotency(3, 4, 1 << 63): "4944454d 0000000000000003 0000000000000004 8000000000000000",
     keys.gc_queue(258): "47435155 0000000000000102",
+    keys.xattr(258, "user.ü".encode()): "58415452 0000000000000102 757365722ec3bc",
     keys.NEXT_INODE: "434f554e 6e6578742d696e6f6465",
     keys.IDEMPOTENCY_PERIOD: "434f554e 6964656d706f74656e63792d706572696f64",
     keys.CLUSTER: "4d455441 636c7573746572",
@@ -61,7 +64,15 @@ def test_keys_sort_by_number_and_ranges_hold_their_kind_only() -> None:
     assert keys.inode_of(keys.session(77)) == 77 and keys.dentry_name(keys.dentry(7, b"x/y")) == b"x/y"
 
 
+def test_attributes_of_an_inode_are_a_range_and_a_group() -> None:
+    begin, end = keys.xattrs(258)
+    assert begin < keys.xattr(258, b"\x01") < keys.xattr(258, b"\xff" * 255) < end <= keys.xattr(259, b"\x01")
+    assert keys.xattr_name(keys.xattr(7, b"user.x")) == b"user.x"
+    assert keys.group(keys.xattr(7, b"a")) == keys.group(keys.xattr(7, b"b")) != keys.group(keys.xattr(8, b"a"))
+
+
 def test_values() -> None:
+    assert inode.encode(dataclasses.replace(INODE, xattr_bytes=300)) == bytes.fromhex(INODE_BYTES + " 8001ac02")
     assert inode.encode(INODE) == bytes.fromhex(INODE_BYTES)
     assert inode.decode(bytes.fromhex(INODE_BYTES)) == INODE
     assert dentry.decode(bytes.fromhex("000000000000012c 01")) == dentry.Dentry(InodeId(300), InodeType.FILE)

@@ -17,7 +17,7 @@ from fs3.kv.api import KVEngine, transact
 from fs3.kv.memory import MemoryKV
 from fs3.kv.sqlite import SqliteKV
 from fs3.meta.call import Call
-from fs3.meta.ops import attributes, directory, file, link, remove, rename, stat
+from fs3.meta.ops import attributes, directory, file, link, remove, rename, stat, xattr
 from fs3.pb import common_pb2, meta_pb2
 from fs3.routing import ChainTable, Routing
 
@@ -124,6 +124,23 @@ class Namespace:
     async def set_attributes(self, path: str, **fields: Any) -> Inode:
         request = meta_pb2.SetAttrRequest(id=self.request_id(), path=path, **fields)
         return inode_from_pb((await self.change(attributes.set_attributes, request)).inode)
+
+    async def set_xattr(self, path: str, name: str, value: bytes, **flags: bool) -> None:
+        request = meta_pb2.SetXattrRequest(id=self.request_id(), path=path, name=name, value=value, **flags)
+        await self.change(xattr.set_attribute, request)
+
+    async def remove_xattr(self, path: str, name: str) -> None:
+        request = meta_pb2.RemoveXattrRequest(id=self.request_id(), path=path, name=name)
+        await self.change(xattr.remove_attribute, request)
+
+    async def xattrs(self, path: str, nofollow: bool = False) -> dict[str, bytes]:
+        """All of them, name by name."""
+        request = meta_pb2.ListXattrsRequest(path=path, nofollow=nofollow)
+        found = {}
+        for name in (await self.read(xattr.list_attributes, request)).names:
+            one = meta_pb2.GetXattrRequest(path=path, nofollow=nofollow, name=name)
+            found[name] = (await self.read(xattr.get_attribute, one)).value
+        return found
 
     async def count(self, kind: bytes) -> int:
         """How many records of a kind the store holds."""

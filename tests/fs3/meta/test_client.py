@@ -120,6 +120,19 @@ def test_every_call_once(meta: MetaClient) -> None:
         meta.remove("/d")
     with pytest.raises(errors.IsADirectory):
         meta.remove("/d", recursive=True, must_be=InodeType.FILE)
+    meta.remove("/d", recursive=True)
+    assert meta.stat_one("/g") == moved
+    with pytest.raises(errors.NotFound, match="/d: no such file"):
+        meta.stat_one("/d")
+    for call in (lambda: meta.stat(["/\udc80"]), lambda: meta.mkdir("/\udc80"), lambda: meta.create_files(["/\udc80"])):
+        with pytest.raises(errors.Invalid, match="not valid UTF-8"):
+            call()
+
+
+def test_links_and_attributes(meta: MetaClient) -> None:
+    meta.mkdir("/d")
+    write(meta, "/g")
+    moved = meta.stat_one("/g")
     meta.symlink("/d/way", "../g")
     assert meta.readlink("/d/way") == "../g" and meta.stat_one("/d/way") == moved
     with pytest.raises(errors.Invalid, match="/g: is a file, not a symlink"):
@@ -135,15 +148,14 @@ def test_every_call_once(meta: MetaClient) -> None:
     assert meta.set_times("/g").mtime_ns == meta.stat_one("/g").atime_ns > 5
     with pytest.raises(errors.Invalid, match="from 0 to"):
         meta.set_attributes("/g", uid=-1)
+    meta.set_xattr("/d/twin", "user.a", b"\0" * 1_000, create=True)
+    assert meta.list_xattrs("/g") == ["user.a"] and meta.get_xattr("/g", "user.a") == b"\0" * 1_000
+    with pytest.raises(errors.Exists):
+        meta.set_xattr("/g", "user.a", b"", create=True)
+    meta.remove_xattr("/g", "user.a")
+    with pytest.raises(errors.NoAttribute):
+        meta.get_xattr("/g", "user.a")
     meta.remove("/d/twin")
-    moved = meta.stat_one("/g")
-    meta.remove("/d", recursive=True)
-    assert meta.stat_one("/g") == moved
-    with pytest.raises(errors.NotFound, match="/d: no such file"):
-        meta.stat_one("/d")
-    for call in (lambda: meta.stat(["/\udc80"]), lambda: meta.mkdir("/\udc80"), lambda: meta.create_files(["/\udc80"])):
-        with pytest.raises(errors.Invalid, match="not valid UTF-8"):
-            call()
 
 
 def test_errors_about_the_longest_paths_arrive(meta: MetaClient) -> None:

@@ -16,7 +16,7 @@ from fs3 import errors
 from fs3.ids import ROOT_INODE
 from fs3.kv import keys
 from fs3.meta.gc import Collector
-from fs3.meta.ops import attributes, directory, file, link, remove, rename, stat
+from fs3.meta.ops import attributes, directory, file, link, remove, rename, stat, xattr
 from fs3.pb import meta_pb2
 
 
@@ -51,6 +51,13 @@ def chmod(path: str, mode: int = 0o700):
     return lambda ns: (
         attributes.set_attributes,
         meta_pb2.SetAttrRequest(id=ns.request_id(), path=path, mode=mode),
+    )
+
+
+def set_xattr(path: str, name: str = "user.a", value: bytes = b"v"):
+    return lambda ns: (
+        xattr.set_attribute,
+        meta_pb2.SetXattrRequest(id=ns.request_id(), path=path, name=name, value=value),
     )
 
 
@@ -122,6 +129,20 @@ PAIRS = [
     (chmod("/a"), publish(0, "/a/f"), False),
     (chmod("/a"), symlink("/a/x"), False),
     (chmod("/d/old"), chmod("/a"), False),
+    # extended attributes: they are counted in their inode, and must not outlive it
+    (set_xattr("/a"), set_xattr("/a"), True),
+    (set_xattr("/a"), set_xattr("/a", "user.b"), True),
+    (set_xattr("/a"), chmod("/a"), True),
+    (set_xattr("/a"), rmdir("/a"), True),
+    (rmdir("/a"), set_xattr("/a"), True),
+    (set_xattr("/d/old"), rmdir("/d/old"), True),
+    (set_xattr("/d/old"), rmdir("/d/other"), True),
+    (set_xattr("/d/old"), publish(0, "/d/old"), True),
+    (set_xattr("/a"), move("/b", "/a"), True),
+    (set_xattr("/d"), rmdir("/d", recursive=True), True),
+    (set_xattr("/d/old"), move("/d/old", "/d/new"), True),
+    (set_xattr("/a"), publish(0, "/a/f"), False),
+    (set_xattr("/a"), set_xattr("/b"), False),
     # creating without a name depends on nothing
     (rmdir("/a"), create("/a/f"), False),
     (publish(0, "/a/f"), create("/a/f"), False),
@@ -211,6 +232,12 @@ def test_exact_conflict_sets_of_publish_links_and_create(drive) -> None:
         walked = {keys.dentry(ROOT_INODE, b"a"), keys.dentry(made.inode_id, b"h")}
         assert txn.conflicts() == ({record, *walked, keys.inode(old.inode_id)}, ())
         assert txn.written() == {record, keys.inode(old.inode_id)}
+        op, request = set_xattr("/a/h")(ns)
+        txn = ns.kv.begin()
+        await op(txn, request, ns.call())
+        record, attribute = keys.idempotency(0, 7, request.id.request_id), keys.xattr(old.inode_id, b"user.a")
+        assert txn.conflicts() == ({record, *walked, keys.inode(old.inode_id), attribute}, ())
+        assert txn.written() == {record, keys.inode(old.inode_id), attribute}
         op, request = create("/a/g")(ns)
         txn = ns.kv.begin()
         await op(txn, request, ns.call())

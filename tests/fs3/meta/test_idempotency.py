@@ -10,7 +10,7 @@ from fs3 import errors
 from fs3.kv import keys
 from fs3.kv.api import transact
 from fs3.meta import idempotency
-from fs3.meta.ops import attributes, directory, file, link, remove, rename
+from fs3.meta.ops import attributes, directory, file, link, remove, rename, xattr
 from fs3.pb import meta_pb2
 
 
@@ -21,6 +21,8 @@ def requests(ns, inode_id: int):
     yield link.link, meta_pb2.LinkRequest(id=ns.request_id(), source="/f", target="/new/link")
     yield link.symlink, meta_pb2.SymlinkRequest(id=ns.request_id(), path="/new/symlink", target="link")
     yield attributes.set_attributes, meta_pb2.SetAttrRequest(id=ns.request_id(), path="/f", mode=0o600)
+    yield xattr.set_attribute, meta_pb2.SetXattrRequest(id=ns.request_id(), path="/f", name="user.a", create=True)
+    yield xattr.remove_attribute, meta_pb2.RemoveXattrRequest(id=ns.request_id(), path="/f", name="user.a")
     yield rename.rename, meta_pb2.RenameRequest(id=ns.request_id(), source="/f", target="/g", no_replace=True)
     yield remove.remove, meta_pb2.RemoveRequest(id=ns.request_id(), path="/g")
 

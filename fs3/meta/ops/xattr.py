@@ -1,0 +1,107 @@
+"""Extended attributes: small values under names, beside an inode, each under a key of its own (fs3/kv/keys.py).
+
+The inode counts their bytes and is written by every change of one. So a change conflicts with whoever drops the inode,
+who then knows that there are attributes to drop, and the limit holds without reading them all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from fs3.errors import Exists, Invalid, NoAttribute, NoSpace
+from fs3.inode import Inode
+from fs3.kv import keys
+from fs3.kv.api import Transaction
+from fs3.meta import inode
+from fs3.meta.call import Call
+from fs3.meta.idempotency import record, recorded
+from fs3.meta.path import Walker
+from fs3.pb import common_pb2, meta_pb2
+
+MAX_NAME_BYTES = 255
+MAX_VALUE_BYTES = 64 << 10
+MAX_BYTES = 64 << 10  # of an inode, names and values
+
+
+def check_name(name: str) -> bytes:
+    """The bytes of an attribute's name. Raises: Invalid."""
+    raw = name.encode()
+    if not raw or len(raw) > MAX_NAME_BYTES or b"\0" in raw:
+        raise Invalid(f"attribute {name[:40]!r}: {len(raw)} bytes long, must be 1 to {MAX_NAME_BYTES}, without NUL")
+    return raw
+
+
+async def get_attribute(txn: Transaction, request: meta_pb2.GetXattrRequest) -> meta_pb2.GetXattrReply:
+    """Raises: NoAttribute, NotFound, NotADirectory, Invalid."""
+    name = check_name(request.name)
+    _, entry = await Walker(txn, snapshot=True).existing(request.path, follow=not request.nofollow)
+    value = await txn.get(keys.xattr(entry.inode_id, name), snapshot=True)
+    if value is None:
+        raise _missing(request.path, request.name)
+    return meta_pb2.GetXattrReply(value=value)
+
+
+async def list_attributes(txn: Transaction, request: meta_pb2.ListXattrsRequest) -> meta_pb2.ListXattrsReply:
+    """All names, sorted. Raises: NotFound, NotADirectory, Invalid."""
+    _, entry = await Walker(txn, snapshot=True).existing(request.path, follow=not request.nofollow)
+    found = await txn.range(*keys.xattrs(entry.inode_id), limit=MAX_BYTES, snapshot=True)
+    return meta_pb2.ListXattrsReply(names=[keys.xattr_name(key).decode() for key, _ in found])
+
+
+async def set_attribute(txn: Transaction, request: meta_pb2.SetXattrRequest, call: Call) -> common_pb2.Empty:
+    """Set one attribute.
+
+    Raises:
+        Exists: `create` was asked for, and it is there.
+        NoAttribute: `replace` was asked for, and it is not.
+        NoSpace: the inode would have more than `MAX_BYTES` of attributes.
+        NotFound, NotADirectory, Invalid.
+    """
+    answer = await recorded(txn, request.id, common_pb2.Empty)
+    if answer is not None:
+        return answer
+    name = check_name(request.name)
+    if len(request.value) > MAX_VALUE_BYTES:
+        raise Invalid(f"attribute {request.name!r}: {len(request.value)} bytes of value, at most {MAX_VALUE_BYTES}")
+    _, entry = await Walker(txn).existing(request.path, follow=not request.nofollow)
+    key = keys.xattr(entry.inode_id, name)
+    before = await txn.get(key)
+    if before is not None and request.create:
+        raise Exists(f"{request.path}: the attribute {request.name!r} exists already")
+    if before is None and request.replace:
+        raise _missing(request.path, request.name)
+    named = await inode.load(txn, entry.inode_id)
+    grown = len(request.value) + len(name) - (0 if before is None else len(before) + len(name))
+    if grown > 0 and named.xattr_bytes + grown > MAX_BYTES:
+        raise NoSpace(
+            f"{request.path}: its attributes would have {named.xattr_bytes + grown} bytes, names included; "
+            f"at most {MAX_BYTES} are allowed"
+        )
+    txn.put(key, request.value)
+    _count(txn, named, grown, call)
+    return await record(txn, request.id, common_pb2.Empty())
+
+
+async def remove_attribute(txn: Transaction, request: meta_pb2.RemoveXattrRequest, call: Call) -> common_pb2.Empty:
+    """Raises: NoAttribute, NotFound, NotADirectory, Invalid."""
+    answer = await recorded(txn, request.id, common_pb2.Empty)
+    if answer is not None:
+        return answer
+    name = check_name(request.name)
+    _, entry = await Walker(txn).existing(request.path, follow=not request.nofollow)
+    key = keys.xattr(entry.inode_id, name)
+    before = await txn.get(key)
+    if before is None:
+        raise _missing(request.path, request.name)
+    txn.delete(key)
+    _count(txn, await inode.load(txn, entry.inode_id), -len(before) - len(name), call)
+    return await record(txn, request.id, common_pb2.Empty())
+
+
+def _count(txn: Transaction, named: Inode, grown: int, call: Call) -> None:
+    counted = dataclasses.replace(inode.changed(named, call.now_ns), xattr_bytes=named.xattr_bytes + grown)
+    inode.store(txn, counted)
+
+
+def _missing(path: str, name: str) -> NoAttribute:
+    return NoAttribute(f"{path}: has no attribute {name!r}")
