@@ -129,6 +129,8 @@ def _print_entries(entries: list[tuple[str, dict[str, Any]]], long_form: bool, h
         return
     rows = []
     for name, entry in entries:
+        if entry["type"] == "other" and "destination" in entry:
+            name = f"{name} -> {entry['destination']}"
         kind = {"directory": stat_bits.S_IFDIR, "file": stat_bits.S_IFREG}.get(entry["type"], stat_bits.S_IFLNK)
         mode = stat_bits.filemode(kind | stat_bits.S_IMODE(entry.get("mode", 0)))
         size = human(entry["size"]) if human_sizes else str(entry["size"])
@@ -171,6 +173,9 @@ def rm(places: tuple[str, ...], recursive: bool, force: bool) -> int:
             at = place(text)
             if at.path == "/":
                 raise Invalid("the root directory stays; name what is in it")
+            if hasattr(at.fs, "islink") and at.fs.islink(at.path):
+                at.fs.rm_file(at.path)
+                continue
             kind = at.kind()
             if kind is None:
                 if not force:
@@ -260,6 +265,8 @@ def _facts(at: Place) -> dict[str, Any]:
         "uid": info.get("uid"),
         "gid": info.get("gid"),
     }
+    if info.get("islink"):
+        facts["leads_to"] = info["destination"]
     for name, key in (("modified", "mtime"), ("created", "created")):
         facts[name] = time.strftime("%Y-%m-%d %H:%M:%S %z", time.localtime(info.get(key) or 0))
     layout = info.get("layout")

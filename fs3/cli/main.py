@@ -28,6 +28,9 @@ COMMANDS = {
     "rm": ("fs3.cli.files", "rm", "Remove files and directories."),
     "mv": ("fs3.cli.files", "mv", "Move or rename files and directories."),
     "mkdir": ("fs3.cli.files", "mkdir", "Make directories, and choose the layout of what goes in."),
+    "ln": ("fs3.cli.inodes", "ln", "Make symlinks and hard links."),
+    "chmod": ("fs3.cli.inodes", "chmod", "Change permission bits."),
+    "chown": ("fs3.cli.inodes", "chown", "Change owner and group."),
     "stat": ("fs3.cli.files", "stat", "Show all that is known of a file or directory."),
     "du": ("fs3.cli.files", "du", "Sum up the sizes of files."),
     "kv": ("fs3.cli.kv", "kv", "Show or clear what the KV cache holds."),
@@ -37,7 +40,7 @@ COMMANDS = {
 }
 SECTIONS = {
     "Clusters": ("up", "down", "status", "admin"),
-    "Files": ("cp", "ls", "cat", "rm", "mv", "mkdir", "stat", "du"),
+    "Files": ("cp", "ls", "cat", "rm", "mv", "mkdir", "ln", "chmod", "chown", "stat", "du"),
     "KV cache": ("kv",),
     "Daemons, one by one": ("mgmtd", "meta", "storage"),
 }

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 from collections.abc import Callable, Iterator, Sequence
+from glob import has_magic
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,6 +19,7 @@ from fsspec.spec import AbstractFileSystem
 from fs3.client.connect import Client, connect
 from fs3.client.file import FileClient, OpenFile
 from fs3.errors import Fs3Error, Invalid, IsADirectory, NotFound, to_os_error
+from fs3.filesystem.facts import describe, time_of
 from fs3.filesystem.files import ReadFile, WriteFile
 from fs3.inode import Inode, InodeType
 from fs3.layout import LayoutChoice
@@ -95,22 +97,29 @@ class Fs3FileSystem(AbstractFileSystem):  # type: ignore[misc]
     # -- looking
 
     def info(self, path: str, **_: Any) -> dict[str, Any]:
-        """One entry; raises FileNotFoundError."""
+        """One entry, of a symlink that which it leads to; raises FileNotFoundError, also where it leads nowhere."""
         path = self._strip_protocol(path)
         with os_errors(path):
-            return describe(path, self._stat(path))
+            found = self.client.meta.stat_one(path, follow=False)
+            if found.type is InodeType.SYMLINK:
+                return {**describe(path, self._stat(path)), "islink": True, "destination": found.symlink}
+            return describe(path, found)
 
     def ls(self, path: str, detail: bool = True, **_: Any) -> list[Any]:
-        """The entries of a directory, sorted by name; of a file, itself."""
+        """The entries of a directory, sorted by name; of a file, itself.
+
+        A symlink among them is itself (type "other"), with the size of what it leads to, as with local files.
+        """
         path = self._strip_protocol(path)
         with os_errors(path):
-            inode = self._stat(path)
-            if inode.type != InodeType.DIRECTORY:
-                found = [describe(path, inode)]
+            itself = self.info(path)
+            if itself["type"] != "directory":
+                found = [itself]
             else:
                 base = path.rstrip("/")
                 pages = self.client.meta.list(path)
                 found = [describe(f"{base}/{entry.name}", entry.inode) for page in pages for entry in page]
+                self._add_sizes([entry for entry in found if entry["islink"]])
         return found if detail else [entry["name"] for entry in found]
 
     def exists(self, path: str, **_: Any) -> bool:
@@ -120,11 +129,19 @@ class Fs3FileSystem(AbstractFileSystem):  # type: ignore[misc]
             return False
         return True
 
+    def lexists(self, path: str, **_: Any) -> bool:
+        """Whether the name is there, be it a symlink that leads nowhere."""
+        return not isinstance(self.client.meta.stat([self._strip_protocol(path)], follow=False)[0], Fs3Error)
+
+    def islink(self, path: str) -> bool:
+        (found,) = self.client.meta.stat([self._strip_protocol(path)], follow=False)
+        return not isinstance(found, Fs3Error) and found.type is InodeType.SYMLINK
+
     def created(self, path: str) -> datetime.datetime:
-        return _time(self.info(path)["created"])
+        return time_of(self.info(path)["created"])
 
     def modified(self, path: str) -> datetime.datetime:
-        return _time(self.info(path)["mtime"])
+        return time_of(self.info(path)["mtime"])
 
     def ukey(self, path: str) -> str:
         """Changes whenever the file does."""
@@ -272,11 +289,17 @@ class Fs3FileSystem(AbstractFileSystem):  # type: ignore[misc]
     _rm = rm_file
 
     def rm(self, path: Any, recursive: bool = False, maxdepth: int | None = None) -> None:
-        """Remove files and, if `recursive`, directories with all that is in them; a tree goes in one operation."""
-        for name in self.expand_path(path, recursive=False) if not recursive else _several(path):
+        """Remove files and, if `recursive`, directories with all that is in them; a tree goes in one operation.
+
+        A symlink goes itself, whatever it leads to.
+        """
+        named = _several(path)
+        if not recursive and any(has_magic(str(name)) for name in named):
+            named = self.expand_path(path, recursive=False)
+        for name in named:
             stripped = self._strip_protocol(name)
             with os_errors(stripped):
-                if not recursive and self._stat(stripped).type == InodeType.DIRECTORY:
+                if not recursive and self.client.meta.stat_one(stripped, follow=False).is_directory:
                     raise IsADirectory(f"{stripped} is a directory; remove it with recursive=True")
                 self.client.meta.remove(stripped, recursive=recursive)
 
@@ -294,7 +317,43 @@ class Fs3FileSystem(AbstractFileSystem):  # type: ignore[misc]
         with os_errors(path1):
             self.client.meta.rename(self._strip_protocol(path1), self._strip_protocol(path2))
 
+    # -- links and attributes
+
+    def symlink(self, src: str, dst: str, **_: Any) -> None:
+        """Make `dst` a symlink to `src`, which is kept as it is written (a URL of fs3 as its path)."""
+        target = self._strip_protocol(src) if src.startswith("fs3://") else src
+        path = self._strip_protocol(dst)
+        with os_errors(path):
+            self.client.meta.symlink(path, target)
+
+    def link(self, src: str, dst: str, **_: Any) -> None:
+        """Give the file `src` a further name, `dst`."""
+        path = self._strip_protocol(dst)
+        with os_errors(path):
+            self.client.meta.link(self._strip_protocol(src), path)
+
+    def readlink(self, path: str) -> str:
+        path = self._strip_protocol(path)
+        with os_errors(path):
+            return self.client.meta.readlink(path)
+
+    def chmod(self, path: str, mode: int) -> None:
+        path = self._strip_protocol(path)
+        with os_errors(path):
+            self.client.meta.set_attributes(path, mode=mode)
+
+    def chown(self, path: str, uid: int | None = None, gid: int | None = None, *, follow: bool = True) -> None:
+        """Change owner and group; None leaves one as it is."""
+        path = self._strip_protocol(path)
+        with os_errors(path):
+            self.client.meta.set_attributes(path, uid=uid, gid=gid, follow=follow)
+
     # -- inside
+
+    def _add_sizes(self, links: list[dict[str, Any]]) -> None:
+        """Of what each symlink leads to; 0 where it leads nowhere."""
+        for link, found in zip(links, self.client.meta.stat([link["name"] for link in links]), strict=True):
+            link["size"] = 0 if isinstance(found, Fs3Error) or not found.is_file else found.length
 
     def _stat(self, path: str) -> Inode:
         return self.client.meta.stat_one(path)
@@ -334,29 +393,6 @@ class Fs3FileSystem(AbstractFileSystem):  # type: ignore[misc]
             return create()
         except NotFound as error:
             raise NotFound(f"{self._parent(path)}: no such directory; make it first (fs3 mkdir -p)") from error
-
-
-def describe(path: str, inode: Inode) -> dict[str, Any]:
-    """An inode as fsspec's `info` tells it; times in seconds since 1970."""
-    kind = {InodeType.FILE: "file", InodeType.DIRECTORY: "directory"}.get(inode.type, "other")
-    return {
-        "name": path,
-        "size": inode.length if kind == "file" else 0,
-        "type": kind,
-        "ino": inode.inode_id,
-        "version": inode.version,
-        "mode": inode.mode,
-        "uid": inode.uid,
-        "gid": inode.gid,
-        "nlink": inode.nlink,
-        "mtime": inode.mtime_ns / 1e9,
-        "created": inode.btime_ns / 1e9,
-        "layout": inode.layout,
-    }
-
-
-def _time(seconds: float) -> datetime.datetime:
-    return datetime.datetime.fromtimestamp(seconds, tz=datetime.UTC)
 
 
 def _several(path: Any) -> list[str]:

@@ -194,3 +194,29 @@ def test_status_cuts_nothing_off_on_a_narrow_terminal(
     assert code == 0
     assert len(storage) == 3
     assert all(line.rstrip().endswith("iB") for line in storage)
+
+
+def test_ln_chmod_and_chown(run: Run, at: str, home: str, tree: Path) -> None:
+    (tree / "a.txt").write_text("text")
+    assert run("cp", str(tree / "a.txt"), f"{at}/a.txt")[0] == 0
+    assert run("mkdir", f"{at}/d")[0] == 0
+    assert run("ln", "-s", "../a.txt", f"{at}/d") == (0, "", "")
+    assert run("ln", "-s", f"{at}/a.txt", f"{at}/absolute")[0] == 0
+    assert run("ln", "-s", "nothing", f"{at}/dangling")[0] == 0
+    assert run("ln", f"{at}/a.txt", f"{at}/twin")[0] == 0
+    assert run("cat", f"{at}/d/a.txt", f"{at}/absolute")[1] == "texttext"
+    facts = json.loads(run("stat", "--json", f"{at}/absolute")[1])
+    assert (facts["leads_to"], facts["links"], facts["type"]) == (f"{home}/a.txt", 2, "file")
+    assert " dangling -> nothing\n" in run("ls", "-l", at)[1]
+    assert run("chmod", "4640", f"{at}/absolute")[0] == 0
+    assert run("chown", "12:34", f"{at}/twin")[0] == 0 and run("chown", ":35", f"{at}/twin")[0] == 0
+    facts = json.loads(run("stat", "--json", f"{at}/a.txt")[1])
+    assert (facts["mode"], facts["uid"], facts["gid"]) == ("0640", 12, 35)
+    assert run("ln", "-s", "a.txt", str(tree / "d"))[0] == 0 and os.readlink(tree / "d" / "a.txt") == "a.txt"
+    code, _, err = run("ln", f"{at}/d", f"{at}/d2")
+    assert code == 1 and "is a directory" in err
+    code, _, err = run("ln", str(tree / "a.txt"), f"{at}/out")
+    assert code == 1 and "cannot leave its filesystem" in err
+    assert run("chmod", "u+x", f"{at}/a.txt")[0] == 2 and run("chown", "me", f"{at}/a.txt")[0] == 2
+    assert run("rm", f"{at}/dangling", f"{at}/d/a.txt", f"{at}/a.txt") == (0, "", "")
+    assert run("ls", at)[1] == "absolute\nd\ntwin\n"

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import pickle
 import random
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -174,6 +176,47 @@ def test_errors_are_the_standard_librarys(fs: Any, home: str) -> None:
         with pytest.raises(kind):
             call()
     assert fs.find(home) == [f"{home}/f"]
+
+
+def test_links_and_attributes_look_as_local_ones(fs: Any, home: str, tmp_path: Path) -> None:
+    """The same names made on fsspec's local filesystem show the same, but for numbers that are each machine's own."""
+    local = fsspec.filesystem("file")
+    shown = []
+    for at, on in ((home, fs), (str(tmp_path), local)):
+        on.mkdir(f"{at}/d")
+        on.pipe_file(f"{at}/f", b"12345")
+        symlink = fs.symlink if on is fs else os.symlink  # the local filesystem's own makes targets absolute
+        symlink("../f", f"{at}/d/to-f")
+        symlink("d", f"{at}/to-d")
+        symlink("nothing", f"{at}/dangling")
+        on.link(f"{at}/f", f"{at}/twin")
+        on.chmod(f"{at}/d/to-f", 0o600)
+        names = ("f", "twin", "d/to-f", "to-d")
+        infos = [on.info(f"{at}/{name}") for name in names]
+        infos += sorted(on.ls(at, detail=True), key=lambda info: info["name"])
+        for info in infos:
+            info["name"] = info["name"].removeprefix(at)
+            sized = info["type"] != "directory" and info["name"] != "/to-d"  # a directory has no size of its own here
+            kept = ("name", "type", "islink", "destination", *(["size"] if sized else []))
+            kept += ("nlink",) if info["type"] == "file" else ()
+            facts = {key: info[key] for key in kept if key in info}
+            shown.append(facts | {"mode": info["mode"] & 0o7777 if info["type"] != "directory" else 0})
+        answers = [
+            (on.exists(f"{at}/{n}"), on.lexists(f"{at}/{n}"), on.islink(f"{at}/{n}")) for n in ("dangling", "f", "x")
+        ]
+        with pytest.raises(FileNotFoundError):
+            on.info(f"{at}/dangling")
+        assert on.cat_file(f"{at}/d/to-f") == b"12345" and on.isdir(f"{at}/to-d")
+        shown.append(answers)
+        for name in ("dangling", "to-d", "d/to-f"):
+            on.rm(f"{at}/{name}") if on is fs else on.rm_file(f"{at}/{name}")
+        assert sorted(on.ls(at, detail=False)) == [f"{at}/d", f"{at}/f", f"{at}/twin"]
+    half = len(shown) // 2
+    assert shown[:half] == shown[half:]
+    fs.chown(f"{home}/f", uid=5)
+    info = fs.info(f"{home}/twin")
+    assert (info["uid"], info["gid"]) == (5, 0) and abs(fs.modified(f"{home}/f").timestamp() - info["mtime"]) < 1e-3
+    assert abs(fs.created(f"{home}/f").timestamp() - info["created"]) < 1e-3
 
 
 def test_a_directorys_layout_reaches_its_files(fs: Any, home: str) -> None:
