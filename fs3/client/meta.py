@@ -12,7 +12,7 @@ from fs3.inode import Entry, Inode, InodeType, inode_from_pb
 from fs3.layout import LayoutChoice, choice_to_pb
 from fs3.pb import meta_pb2
 
-__all__ = ["Entry", "Found", "Inode", "InodeType", "MetaClient", "Publish", "Usage"]
+__all__ = ["Entry", "Found", "Inode", "InodeType", "MetaClient", "Publish", "Space", "Usage"]
 
 STATS_AT_ONCE = 1_024
 FILES_AT_ONCE = 512
@@ -40,6 +40,15 @@ class Usage:
     files: int
     directories: int
     bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """Of all disks together, in bytes; a file of r replicas takes r times its length."""
+
+    total: int
+    used: int
+    free: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +166,16 @@ class MetaClient(MetaCalls):
         if found.type is not InodeType.SYMLINK:
             raise Invalid(f"{path}: is a {found.type.name.lower()}, not a symlink")
         return found.symlink
+
+    def realpath(self, path: str, *, timeout_s: float | None = None) -> str:
+        """Where `path` leads, without symlinks; its last name may be missing. Raises: NotFound, ..."""
+        return str(self._call("Realpath", meta_pb2.RealpathRequest, timeout_s, path=path).path)
+
+    def space(self) -> Space:
+        """What the cluster's disks hold, as they last reported; asks nobody."""
+        disks = self._routing().disks
+        total, free = sum(disk.total_bytes for disk in disks), sum(disk.free_bytes for disk in disks)
+        return Space(total, total - free, free)
 
     def link(self, source: str, target: str, *, timeout_s: float | None = None) -> Inode:
         """Give the file at `source` a further name, `target`. Raises: Exists, NotPermitted (a directory), NotFound."""

@@ -26,13 +26,20 @@ class Place:
 
     `parents` are the directories from the root to the one that holds `name`; `dentry` is what is there, if anything.
     `rest` are the components after `name`, when `name` itself is missing. The root, and a symlink that ends in "..",
-    have no `name`: then the last of `parents` is the directory itself.
+    have no `name`: then the last of `parents` is the directory itself. `above` are the names of `parents`, without the
+    root's.
     """
 
     parents: tuple[InodeId, ...]
     name: bytes
     dentry: Dentry | None
     rest: tuple[bytes, ...] = ()
+    above: tuple[bytes, ...] = ()
+
+    @property
+    def path(self) -> str:
+        """The path to it through directories only."""
+        return "/" + b"/".join([*self.above, *([self.name] if self.name else [])]).decode()
 
     @property
     def parent(self) -> InodeId:
@@ -72,20 +79,23 @@ class Walker:
         """
         left = deque(split(path))
         parents: list[InodeId] = [ROOT_INODE]
+        above: list[bytes] = []
         links = 0
         while left:
             name = left.popleft()
             if name == b"..":
                 del parents[max(len(parents) - 1, 1) :]
+                del above[-1:]
                 continue
             if name == b".":
                 continue
             entry = await self._entry(parents[-1], name)
             final = not left
             if entry is None or (final and not (follow and entry.type is InodeType.SYMLINK)):
-                return Place(tuple(parents), name, entry, tuple(left))
+                return Place(tuple(parents), name, entry, tuple(left), tuple(above))
             if entry.type is InodeType.DIRECTORY:
                 parents.append(entry.inode_id)
+                above.append(name)
                 if len(parents) > MAX_DEPTH + 1:
                     raise Invalid(f"{path}: leads more than {MAX_DEPTH} levels deep")
             elif entry.type is InodeType.SYMLINK:
@@ -94,11 +104,11 @@ class Walker:
                     raise SymlinkLoop(f"{path}: goes through more than {MAX_SYMLINKS} symlinks")
                 target = (await inode.load(self._txn, entry.inode_id, snapshot=self._snapshot)).symlink
                 if target.startswith("/"):
-                    parents = [ROOT_INODE]
+                    parents, above = [ROOT_INODE], []
                 left.extendleft(part.encode() for part in reversed(target.split("/")) if part)
             else:
                 raise NotADirectory(f"{path}: {name.decode()} is a file, not a directory")
-        return Place(tuple(parents), b"", Dentry(parents[-1], InodeType.DIRECTORY))
+        return Place(tuple(parents), b"", Dentry(parents[-1], InodeType.DIRECTORY), (), tuple(above))
 
     async def existing(self, path: str, *, follow: bool) -> tuple[Place, Dentry]:
         """The place of something that is there. Raises: NotFound; as `find`."""

@@ -113,6 +113,10 @@ class MetaService(meta_pb2_grpc.MetaServicer):
         return await self._read("list", stat.list_page, request)
 
     @rpc.handler
+    async def Realpath(self, request: meta_pb2.RealpathRequest) -> meta_pb2.RealpathReply:  # noqa: N802
+        return await self._read("realpath", stat.realpath, request)
+
+    @rpc.handler
     async def Find(self, request: meta_pb2.FindRequest) -> meta_pb2.FindReply:  # noqa: N802
         return await self._read("find", stat.find, request)
 

@@ -349,6 +349,18 @@ class UsageReply(_message.Message):
     bytes: int
     def __init__(self, files: _Optional[int] = ..., directories: _Optional[int] = ..., bytes: _Optional[int] = ...) -> None: ...
 
+class RealpathRequest(_message.Message):
+    __slots__ = ("path",)
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    path: str
+    def __init__(self, path: _Optional[str] = ...) -> None: ...
+
+class RealpathReply(_message.Message):
+    __slots__ = ("path",)
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    path: str
+    def __init__(self, path: _Optional[str] = ...) -> None: ...
+
 class FindRequest(_message.Message):
     __slots__ = ("inode_ids",)
     INODE_IDS_FIELD_NUMBER: _ClassVar[int]

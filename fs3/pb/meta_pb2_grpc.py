@@ -120,6 +120,11 @@ class MetaStub:
                 request_serializer=fs3_dot_pb_dot_meta__pb2.UsageRequest.SerializeToString,
                 response_deserializer=fs3_dot_pb_dot_meta__pb2.UsageReply.FromString,
                 _registered_method=True)
+        self.Realpath = channel.unary_unary(
+                '/fs3.pb.Meta/Realpath',
+                request_serializer=fs3_dot_pb_dot_meta__pb2.RealpathRequest.SerializeToString,
+                response_deserializer=fs3_dot_pb_dot_meta__pb2.RealpathReply.FromString,
+                _registered_method=True)
         self.Find = channel.unary_unary(
                 '/fs3.pb.Meta/Find',
                 request_serializer=fs3_dot_pb_dot_meta__pb2.FindRequest.SerializeToString,
@@ -232,6 +237,12 @@ class MetaServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Realpath(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Find(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -325,6 +336,11 @@ def add_MetaServicer_to_server(servicer, server):
                     servicer.Usage,
                     request_deserializer=fs3_dot_pb_dot_meta__pb2.UsageRequest.FromString,
                     response_serializer=fs3_dot_pb_dot_meta__pb2.UsageReply.SerializeToString,
+            ),
+            'Realpath': grpc.unary_unary_rpc_method_handler(
+                    servicer.Realpath,
+                    request_deserializer=fs3_dot_pb_dot_meta__pb2.RealpathRequest.FromString,
+                    response_serializer=fs3_dot_pb_dot_meta__pb2.RealpathReply.SerializeToString,
             ),
             'Find': grpc.unary_unary_rpc_method_handler(
                     servicer.Find,
@@ -791,6 +807,33 @@ class Meta:
             '/fs3.pb.Meta/Usage',
             fs3_dot_pb_dot_meta__pb2.UsageRequest.SerializeToString,
             fs3_dot_pb_dot_meta__pb2.UsageReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Realpath(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fs3.pb.Meta/Realpath',
+            fs3_dot_pb_dot_meta__pb2.RealpathRequest.SerializeToString,
+            fs3_dot_pb_dot_meta__pb2.RealpathReply.FromString,
             options,
             channel_credentials,
             insecure,

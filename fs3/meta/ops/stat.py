@@ -36,6 +36,12 @@ async def stat(txn: Transaction, request: meta_pb2.StatRequest) -> meta_pb2.Stat
     return meta_pb2.StatReply(results=results)
 
 
+async def realpath(txn: Transaction, request: meta_pb2.RealpathRequest) -> meta_pb2.RealpathReply:
+    """Where the path leads, without symlinks; its last name may be missing. Raises: NotFound, NotADirectory, ..."""
+    place = await Walker(txn, snapshot=True).holder(request.path, follow=True)
+    return meta_pb2.RealpathReply(path=place.path)
+
+
 async def find(txn: Transaction, request: meta_pb2.FindRequest) -> meta_pb2.FindReply:
     """Which inodes exist, with a name or a write session, and which are dead. Raises: Invalid if there are too many."""
     if len(request.inode_ids) > MAX_STATS:

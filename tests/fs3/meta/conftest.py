@@ -103,6 +103,9 @@ class Namespace:
         reply = await self.read(stat.stat, meta_pb2.StatRequest(paths=paths, nofollow=nofollow))
         return [result.code or inode_from_pb(result.inode) for result in reply.results]
 
+    async def realpath(self, path: str) -> str:
+        return (await self.read(stat.realpath, meta_pb2.RealpathRequest(path=path))).path
+
     async def names(self, path: str, page: int = 0) -> list[str]:
         found, after = [], ""
         while True:

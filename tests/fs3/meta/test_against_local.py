@@ -56,6 +56,7 @@ steps = st.one_of(
     st.tuples(st.just("rmdir"), paths),
     st.tuples(st.just("readlink"), paths),
     st.tuples(st.just("names"), paths),
+    st.tuples(st.just("realpath"), paths),
     st.tuples(st.just("stat"), paths),
     st.tuples(st.just("lstat"), paths),
 )
@@ -113,6 +114,10 @@ class Local:
 
     def readlink(self, path: str) -> str:
         return os.readlink(self.at(path)).removeprefix(str(self.root))
+
+    def realpath(self, path: str) -> str:
+        os.stat(self.at(path))
+        return os.path.realpath(self.at(path)).removeprefix(os.path.realpath(self.root)) or "/"
 
     def names(self, path: str) -> list[str]:
         return sorted(os.listdir(self.at(path)))
@@ -187,6 +192,10 @@ class Ours:
             raise from_code(2, "not a symlink")
         return found.symlink
 
+    async def realpath(self, path: str) -> str:
+        await self._inode(path, follow=True)
+        return await self.ns.realpath(path)
+
     async def names(self, path: str) -> list[str]:
         return await self.ns.names(path)
 
@@ -235,7 +244,7 @@ def local_outcome(call: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
 
 
 @settings(
-    max_examples=250,
+    max_examples=180,
     deadline=None,
     derandomize=True,
     phases=[Phase.generate, Phase.shrink],

@@ -14,14 +14,14 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from fs3 import errors
-from fs3.client.meta import LayoutChoice, MetaClient, Publish, Usage
+from fs3.client.meta import LayoutChoice, MetaClient, Publish, Space, Usage
 from fs3.ids import ChainId, ChainTableId, NodeId
 from fs3.inode import InodeType
 from fs3.kv.sqlite import SqliteKV
 from fs3.layout import Durability
 from fs3.meta.service import MetaService
 from fs3.pb import meta_pb2_grpc
-from fs3.routing import ChainTable, Node, NodeKind, Routing
+from fs3.routing import ChainTable, Disk, Node, NodeKind, Routing
 from fs3.transport import rpc
 
 TABLES = {
@@ -137,6 +137,7 @@ def test_links_and_attributes(meta: MetaClient) -> None:
     assert meta.readlink("/d/way") == "../g" and meta.stat_one("/d/way") == moved
     with pytest.raises(errors.Invalid, match="/g: is a file, not a symlink"):
         meta.readlink("/g")
+    assert (meta.realpath("/d/way"), meta.realpath("/")) == ("/g", "/")
     assert meta.link("/g", "/d/twin").nlink == 2
     meta.remove("/d/way", must_be=InodeType.FILE)
     with pytest.raises(errors.NotPermitted):
@@ -156,6 +157,16 @@ def test_links_and_attributes(meta: MetaClient) -> None:
     with pytest.raises(errors.NoAttribute):
         meta.get_xattr("/g", "user.a")
     meta.remove("/d/twin")
+
+
+def test_space_is_that_of_the_disks_in_the_routing() -> None:
+    disks = tuple(
+        Disk(node_id=NodeId(node), disk=0, path="/x", total_bytes=100 * node, free_bytes=30 * node) for node in (1, 2)
+    )
+    routing = dataclasses.replace(CLUSTER, disks=disks)
+    meta = MetaClient(lambda: routing, rpc.Credentials(), 5, refresh=lambda: None)
+    assert meta.space() == Space(total=300, used=210, free=90)
+    meta.close()
 
 
 def test_errors_about_the_longest_paths_arrive(meta: MetaClient) -> None:

@@ -121,6 +121,35 @@ def test_a_rename_between_two_names_of_one_file_does_nothing(drive) -> None:
     drive(body)
 
 
+def test_realpath_leads_through_directories_only(drive) -> None:
+    async def body(ns) -> None:
+        await ns.mkdir("/d/e", parents=True)
+        await ns.write("/d/ü")
+        await ns.symlink("/s", "d/e")
+        await ns.symlink("/d/e/up", "..")
+        await ns.symlink("/d/e/root", "../../..")
+        await ns.symlink("/d/abs", "/d/e/up/ü")
+        await ns.symlink("/dangling", "d/new")
+        for path, expected in (
+            ("/", "/"),
+            ("/d", "/d"),
+            ("/s", "/d/e"),
+            ("/s/up", "/d"),
+            ("/s/up/ü", "/d/ü"),
+            ("/s/root", "/"),
+            ("/s/root/s/root/d", "/d"),
+            ("/d/abs", "/d/ü"),
+            ("/dangling", "/d/new"),
+            ("/s/missing", "/d/e/missing"),
+        ):
+            assert await ns.realpath(path) == expected
+        for path, error in (("/no/x", errors.NotFound), ("/d/abs/x", errors.NotADirectory)):
+            with pytest.raises(error):
+                await ns.realpath(path)
+
+    drive(body)
+
+
 def test_usage_counts_a_file_with_several_names_once(drive) -> None:
     async def body(ns) -> None:
         await ns.mkdir("/d/e", parents=True)
