@@ -69,7 +69,8 @@ class EtcdKV:
         self._revisions = Revisions(self._client, self._layout, timeout_s)
         self._reads = Reads(self._client, timeout_s, limits.max_operations)
         translator = Translator(self._layout, grouping, limits.max_operations)
-        self._committer = Committer(self._client, translator, Records(self._client, self._layout), timeout_s)
+        self._records = Records(self._client, self._layout)
+        self._committer = Committer(self._client, translator, self._records, timeout_s)
         self._tidier = Tidier(self._client, self._layout)
         self._watches: weakref.WeakSet[Watch] = weakref.WeakSet()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -98,6 +99,13 @@ class EtcdKV:
         follower = Follower(self._client, *self._layout.watched(prefix), watch)
         self._spawn(follower.run(self._revisions.newest))
         return watch
+
+    async def check(self, timeout_s: float) -> None:
+        """See that etcd takes changes, and that the store is of this engine's format or new.
+
+        Raises: Invalid if it is of another format, Unavailable, and whatever etcd refuses it with.
+        """
+        await self._records.check(deadline_after(timeout_s))
 
     async def settled(self) -> None:
         """Wait until every transaction that has begun by now knows its snapshot, or that it will not."""

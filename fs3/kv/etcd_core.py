@@ -243,7 +243,10 @@ def check_format(response: pb.TxnResponse) -> None:
     if not response.succeeded:
         found = response.responses[0].response_range.kvs[0].value
         if found != FORMAT:
-            raise Invalid(f"the store in etcd has format {found.decode()!r}, this fs3 uses {FORMAT.decode()!r}")
+            raise Invalid(
+                f"the store in etcd has format {found.decode()!r}, this fs3 uses {FORMAT.decode()!r}; use the fs3 that"
+                " made it"
+            )
 
 
 def united(ranges: Iterable[tuple[bytes, bytes]]) -> Ranges:

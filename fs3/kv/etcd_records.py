@@ -38,11 +38,15 @@ class Records:
     def leave(self) -> None:
         self._room.release()
 
+    async def check(self, deadline_s: float) -> None:
+        """See that the store is of this engine's format, and mark a new one. Raises: Unavailable, Invalid if not."""
+        check_format(await self._client.repeat(format_of(self._layout), deadline_s))
+        self._checked = True
+
     async def take(self, deadline_s: float) -> Record:
         """A record for one commit. Raises: Unavailable, Invalid if the store is of another format."""
         if not self._checked:
-            check_format(await self._client.repeat(format_of(self._layout), deadline_s))
-            self._checked = True
+            await self.check(deadline_s)
         if self._free:
             key, revision = self._free.pop()  # the one that was used last: the others may be swept
             return Record(key, revision, next(self._sequence))

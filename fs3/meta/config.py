@@ -10,11 +10,16 @@ from fs3.errors import Invalid
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetaConfig:
-    """`mgmtd` names every mgmtd as "host:port"; clients learn this daemon's address from them, so port 0 will do."""
+    """`mgmtd` names every mgmtd as "host:port"; clients learn this daemon's address from them, so port 0 will do.
+
+    `kv` is where the metas of a cluster keep all names (fs3/kv/opening.py tells what it may be), by default a file in
+    `data_dir`, which is of no use otherwise.
+    """
 
     node_id: int
     mgmtd: tuple[str, ...]
-    data_dir: Path
+    data_dir: Path | None = None
+    kv: str = ""
     listen_host: str = "127.0.0.1"
     listen_port: int = 0
     metrics_port: int = 0
@@ -29,7 +34,16 @@ class MetaConfig:
             raise Invalid(f"node_id {self.node_id}: must be between 1 and {(1 << 32) - 1}")
         if not self.mgmtd:
             raise Invalid("mgmtd: name at least one mgmtd as host:port")
+        if self.data_dir is None and not self.kv:
+            raise Invalid("data_dir: name the folder of the metadata store, or another store in kv")
         if not 0 <= self.listen_port < 65_536:
             raise Invalid(f"listen_port {self.listen_port}: must be between 0 and 65535")
         if self.session_lease_s <= 0 or self.gc_interval_s <= 0 or self.gc_delay_s < 0:
             raise Invalid("session_lease_s and gc_interval_s must be above 0, gc_delay_s at least 0")
+
+    @property
+    def store(self) -> str:
+        """Where the key-value store is."""
+        if self.kv or self.data_dir is None:
+            return self.kv
+        return str(self.data_dir / "meta.sqlite")

@@ -14,9 +14,10 @@ import grpc.aio
 from fs3 import __version__, metrics
 from fs3.client.node_agent import NodeAgent
 from fs3.clock import wall_now_ns
-from fs3.errors import Invalid
+from fs3.errors import Fs3Error, Invalid
 from fs3.ids import NodeId
-from fs3.kv.sqlite import SqliteKV
+from fs3.kv import keys
+from fs3.kv.opening import open_store
 from fs3.meta.config import MetaConfig
 from fs3.meta.gc import Collector
 from fs3.meta.remover import StorageRemover
@@ -66,10 +67,11 @@ class MetaServer:
         config = self.config
         async with contextlib.AsyncExitStack() as stack:
             try:
-                config.data_dir.mkdir(parents=True, exist_ok=True)
+                if config.data_dir is not None:
+                    config.data_dir.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise Invalid(f"data_dir {config.data_dir}: {error.strerror}; choose another folder") from None
-            self.kv = SqliteKV(config.data_dir / "meta.sqlite")
+            self.kv = await open_store(config.store, keys.group)
             stack.push_async_callback(self.kv.close)
             self._registry = registry = metrics.new_registry("meta")
             exporter = metrics.serve(registry, config.listen_host, config.metrics_port)
@@ -117,7 +119,7 @@ class MetaServer:
         stopping = asyncio.ensure_future(stop.wait())
         collecting = asyncio.ensure_future(self._collect(collector))
         tasks = {registered, stopping, collecting}
-        _log.info("meta %d serves on %s, store %s", config.node_id, self.address, config.data_dir)
+        _log.info("meta %d serves on %s, store %s", config.node_id, self.address, config.store)
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if not registered.done():
@@ -133,11 +135,16 @@ class MetaServer:
 
     async def _collect(self, collector: Collector) -> None:
         await self.agent.wait_ready()
-        try:
-            await self.service.join()
-        except Invalid as error:
-            raise Invalid(f"data_dir {self.config.data_dir}: {error}") from None
-        await collector.run()
+        while True:
+            try:
+                await self.service.join()
+            except Invalid as error:
+                raise Invalid(f"store {self.config.store}: {error}") from None
+            except Fs3Error as error:
+                _log.warning("meta %d cannot use its store yet: %s", self.config.node_id, error)
+                await asyncio.sleep(self.config.gc_interval_s)
+            else:
+                await collector.run()
 
 
 def _bind(server: grpc.aio.Server, config: MetaConfig) -> int:

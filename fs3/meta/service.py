@@ -100,7 +100,7 @@ class MetaService(meta_pb2_grpc.MetaServicer):
         if theirs != cluster:
             raise Invalid(
                 f"the metadata store holds the names of cluster {theirs}, and mgmtd is of cluster {cluster}; "
-                "correct data_dir or mgmtd in this daemon's file"
+                "correct data_dir, kv or mgmtd in this daemon's file"
             )
         self._joined = True
 

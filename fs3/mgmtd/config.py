@@ -12,8 +12,8 @@ from fs3.errors import Invalid
 class MgmtdConfig:
     """`bootstrap_*` and `chains_per_disk` matter once: when the first chain tables are made.
 
-    `kv` is where the mgmtds of a cluster keep what they share: a path, by default the folder's own file. `lease_s` and
-    `client_session_s` must be the same for all of them.
+    `kv` is where the mgmtds of a cluster keep what they share: by default the folder's own file (fs3/kv/opening.py says
+    what it may be). `lease_s` and `client_session_s` must be the same for all of them.
     """
 
     node_id: int

@@ -22,7 +22,8 @@ from fs3.clock import wall_now_ns
 from fs3.errors import Fs3Error, Invalid
 from fs3.ids import NodeId
 from fs3.kv.api import KVEngine
-from fs3.kv.sqlite import SqliteKV
+from fs3.kv.etcd_layout import by_kind
+from fs3.kv.opening import open_store
 from fs3.mgmtd import admin
 from fs3.mgmtd.config import MgmtdConfig
 from fs3.mgmtd.election import Election
@@ -198,7 +199,7 @@ async def _run(config: MgmtdConfig) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    kv = SqliteKV(config.store)
+    kv = await open_store(config.store, by_kind)
     try:
         async with serve(config, kv):
             await stop.wait()
