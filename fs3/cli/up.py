@@ -23,7 +23,8 @@ import psutil
 from rich.console import Console
 
 from fs3.cluster.folder import Folder
-from fs3.cluster.local import Exit, LocalCluster, stop_folder
+from fs3.cluster.local import Exit, LocalCluster
+from fs3.cluster.stopping import stop_folder
 from fs3.errors import Fs3Error, Unavailable
 
 _log = logging.getLogger(__name__)
@@ -38,12 +39,15 @@ _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 @click.option("--dir", "directory", required=True, type=click.Path(path_type=Path), help="Folder of the cluster.")
 @click.option("--nodes", type=click.IntRange(1, 1000), help="Storage daemons. [default: as before, else 3]")
 @click.option("--replicas", type=click.IntRange(1), help="Copies of each chunk, at most. [default: as before, else 3]")
-@click.option("--mgmtds", type=click.IntRange(1, 9), help="Cluster managers. [default: as before, else 1]")
-@click.option("--metas", type=click.IntRange(1, 9), help="Metadata daemons. [default: as before, else 1]")
+@click.option("--mgmtds", type=click.IntRange(1, 9), help="Cluster managers. [default: as before, else 1, on etcd 2]")
+@click.option("--metas", type=click.IntRange(1, 9), help="Metadata daemons. [default: as before, else 1, on etcd 2]")
 @click.option(
     "--port", type=click.IntRange(1, 65535), help="First mgmtd's port. [default: as before, else 7300 if free]"
 )
 @click.option("--lease", type=click.FloatRange(0.5, 600), help="Lease in seconds. [default: as before, else 3]")
+@click.option(
+    "--kv", type=click.Choice(["sqlite", "etcd"]), help="Where metadata lies. [default: as before, else sqlite]"
+)
 @click.option("--restart", is_flag=True, help="Start daemons again that die.")
 @click.option("--detach", is_flag=True, help="Return once the cluster is ready; stop it with `fs3 down DIR`.")
 @click.option("--timeout", "timeout_s", default=60.0, show_default=True, help="Seconds to wait until it is ready.")
@@ -56,6 +60,7 @@ def up(
     metas: int | None,
     port: int | None,
     lease: float | None,
+    kv: str | None,
     restart: bool,
     detach: bool,
     timeout_s: float,
@@ -70,10 +75,11 @@ def up(
             "metas": metas,
             "port": port,
             "lease": lease,
+            "kv": kv,
         }
         return _detach(directory, chosen, restart=restart, timeout_s=timeout_s)
     cluster = LocalCluster(
-        directory, nodes=nodes, replicas=replicas, mgmtds=mgmtds, metas=metas, port=port, lease_s=lease
+        directory, nodes=nodes, replicas=replicas, mgmtds=mgmtds, metas=metas, port=port, lease_s=lease, kv=kv
     )
     if announce is not None:
         return _run_detached(cluster, announce, restart=restart, timeout_s=timeout_s)
@@ -179,7 +185,7 @@ def _signals_interrupt() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _detach(directory: Path, chosen: dict[str, int | float | None], *, restart: bool, timeout_s: float) -> int:
+def _detach(directory: Path, chosen: dict[str, int | float | str | None], *, restart: bool, timeout_s: float) -> int:
     """Start the supervisor in a session of its own and follow its report until it is ready or has failed."""
     read_end, write_end = os.pipe()
     command = [sys.executable, "-m", "fs3.cli.main", "up", "--dir", str(directory.absolute())]

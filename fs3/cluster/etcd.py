@@ -22,7 +22,7 @@ from fs3.errors import Invalid, Unavailable
 
 _FORMAT = 1
 _SAVED = "etcd.json"
-_STOP_S = 1.0  # the last ones look in vain for somebody to lead; killed, they lose nothing that they acknowledged
+STOP_S = 1.0  # the last ones look in vain for somebody to lead; killed, they lose nothing that they acknowledged
 _LOOK_S = 0.05
 _ASK_S = 1.0
 
@@ -70,10 +70,7 @@ class LocalEtcd:
             Invalid: there is no `etcd` on this machine, or the folder cannot be used.
             Unavailable: a member ended, or it took longer than `timeout_s`.
         """
-        if shutil.which("etcd") is None:
-            raise Invalid("there is no `etcd` on this machine; on Debian: apt-get install etcd-server")
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._remember()
+        self.prepare()
         try:
             for member in self.members:
                 self.restart(member)
@@ -82,12 +79,19 @@ class LocalEtcd:
             self.stop()
             raise
 
+    def prepare(self) -> None:
+        """Know the members, as the folder remembers them; for who starts them by `command`. Raises: Invalid."""
+        if shutil.which("etcd") is None:
+            raise Invalid("there is no `etcd` on this machine; on Debian: apt-get install etcd-server")
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._remember()
+
     def stop(self) -> None:
         """Stop every member; again is fine."""
         for process in self._running.values():
             process.send_signal(signal.SIGCONT)  # a stopped one would not hear the other signal
             process.terminate()
-        deadline_s = deadline_after(_STOP_S)
+        deadline_s = deadline_after(STOP_S)
         for process in self._running.values():
             try:
                 process.wait(max(deadline_s - lease_now_s(), 0.1))
@@ -115,14 +119,14 @@ class LocalEtcd:
         assert member not in self._running, f"member {member} runs"
         with self._log(member).open("ab") as log:
             self._running[member] = subprocess.Popen(
-                self._command(member), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                self.command(member), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
 
     def wait_healthy(self, *, timeout_s: float = 30.0) -> None:
         """Wait until every member that runs answers and has a leader. Raises: Unavailable."""
         deadline_s = deadline_after(timeout_s)
         for member, process in self._running.items():
-            while not self._healthy(member):
+            while not self.healthy(member):
                 if process.poll() is not None:
                     raise Unavailable(f"etcd member {member} ended; its log is {self._log(member)}")
                 if lease_now_s() >= deadline_s:
@@ -174,12 +178,13 @@ class LocalEtcd:
     def _log(self, member: int) -> Path:
         return self.path / f"{_name(member)}.log"
 
-    def _command(self, member: int) -> list[str]:
+    def command(self, member: int) -> list[str]:
+        """What starts a member, in the foreground."""
         client, peer = (f"http://{HOST}:{port}" for port in self._ports[member - 1])
         everybody = ",".join(f"{_name(other)}=http://{HOST}:{self._ports[other - 1][1]}" for other in self.members)
         options = {
             "name": _name(member),
-            "data-dir": self.path / _name(member),
+            "data-dir": data_dir(self.path, member),
             "listen-client-urls": client,
             "advertise-client-urls": client,
             "listen-peer-urls": peer,
@@ -193,7 +198,8 @@ class LocalEtcd:
         }
         return ["etcd", *(f"--{option}={value}" for option, value in options.items())]
 
-    def _healthy(self, member: int) -> bool:
+    def healthy(self, member: int) -> bool:
+        """Whether a member answers and has a leader."""
         try:
             return bool(self._ask(member, "/health")["health"] == "true")
         except (OSError, ValueError, KeyError):
@@ -213,6 +219,11 @@ class LocalEtcd:
         if answer.status != http.client.OK:
             raise OSError(f"{path}: status {answer.status}: {text.decode(errors='replace').strip()}")
         return json.loads(text)
+
+
+def data_dir(folder: Path, member: int) -> Path:
+    """Where a member's data lies."""
+    return folder / _name(member)
 
 
 def _name(member: int) -> str:

@@ -4,9 +4,10 @@ DIR/fs3-cluster.json      marks the folder as fs3's and remembers its shape and 
 DIR/LOCK                  locked by whoever runs the cluster and by each of its daemons, which inherit the lock
 DIR/config/NAME.toml      one per daemon, written anew at every start
 DIR/log/NAME.log          DIR/mgmtd, DIR/meta, DIR/storage-N/disk    data        DIR/run    pids and sockets
+DIR/etcd                  with --kv etcd: its members' data (etcd.py), in which mgmtds and metas have their stores
 
 The first mgmtd is called mgmtd, the others mgmtd-2 and so on; so with metas. All mgmtds share the store in DIR/mgmtd,
-all metas that in DIR/meta.
+all metas that in DIR/meta, unless etcd holds both. etcd's members are called etcd-1 and so on.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import json
 import os
 import random
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,13 +26,16 @@ from typing import Any
 from fs3.errors import Invalid
 
 MARKER = "fs3-cluster.json"
-FORMAT = 2
+FORMAT = 3
 HOST = "127.0.0.1"
 FAVOURITE_PORT = 7300
 _PORTS = range(10_000, 32_000)  # below the kernel's ephemeral ports, so that they are free again at the next start
 _LONGEST_SOCKET_PATH = 80
-_READABLE = (1, FORMAT)  # 1 had one mgmtd and one meta
+_READABLE = (1, 2, FORMAT)  # 1 had one mgmtd and one meta, 2 no etcd
 _MOST = 9  # mgmtds, or metas, of one machine
+
+SQLITE = "sqlite"
+ETCD = "etcd"
 
 META_NODE = 1_001
 MGMTD_NODE = 2_001
@@ -46,6 +50,7 @@ class Shape:
     mgmtds: int = 1
     metas: int = 1
     lease_s: float = 3.0
+    kv: str = SQLITE
     format: int = FORMAT
     ports: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
@@ -54,6 +59,8 @@ class Shape:
             raise Invalid(f"--nodes {self.nodes}: must be between 1 and 1000")
         if not 1 <= self.replicas <= self.nodes:
             raise Invalid(f"--replicas {self.replicas}: must be between 1 and the number of nodes ({self.nodes})")
+        if self.kv not in (SQLITE, ETCD):
+            raise Invalid(f"--kv {self.kv}: must be {SQLITE} or {ETCD}")
         for option, count in (("--mgmtds", self.mgmtds), ("--metas", self.metas)):
             if not 1 <= count <= _MOST:
                 raise Invalid(f"{option} {count}: must be between 1 and {_MOST}")
@@ -194,17 +201,17 @@ class Folder:
         draft.write_text(json.dumps(asdict(shape), indent=2) + "\n", encoding="utf-8")
         draft.replace(self.path / MARKER)
 
-    def write_configs(self, shape: Shape) -> None:
-        """Write every daemon's TOML file for `shape`."""
+    def write_configs(self, shape: Shape, etcd: Sequence[str] = ()) -> None:
+        """Write every daemon's TOML file for `shape`; `etcd` is where its members serve clients, if it has any."""
         for folder in ("config", "log", "run"):
             (self.path / folder).mkdir(exist_ok=True)
         if shape.mgmtds > 1:
             (self.path / "mgmtd").mkdir(exist_ok=True)  # any of them may be the first to open the store
-        for name, values in self._configs(shape):
+        for name, values in self._configs(shape, etcd):
             text = "".join(f"{key} = {_toml(value)}\n" for key, value in values.items())
             self.config(name).write_text(f"# Written by `fs3 up` at every start.\n{text}", encoding="utf-8")
 
-    def _configs(self, shape: Shape) -> Iterator[tuple[str, dict[str, Any]]]:
+    def _configs(self, shape: Shape, etcd: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
         def listens(name: str) -> dict[str, Any]:
             port, metrics_port = shape.ports[name]
             return {"listen_host": HOST, "listen_port": port, "metrics_port": metrics_port}
@@ -218,15 +225,19 @@ class Folder:
                 "bootstrap_nodes": shape.nodes,
                 "bootstrap_replicas": shape.replicas,
             }
-            if shape.mgmtds > 1:
+            if shape.kv == ETCD:
+                values["kv"] = f"etcd://{','.join(etcd)}/mgmtd"
+            elif shape.mgmtds > 1:
                 values["kv"] = self.path / "mgmtd" / "mgmtd.sqlite"
             yield name, values
         mgmtd = list(shape.addresses)
         for number, name in enumerate(shape.meta_names):
-            yield (
-                name,
-                {"node_id": META_NODE + number, "mgmtd": mgmtd, "data_dir": self.path / "meta", **listens(name)},
-            )
+            values = {"node_id": META_NODE + number, "mgmtd": mgmtd, **listens(name)}
+            if shape.kv == ETCD:
+                values["kv"] = f"etcd://{','.join(etcd)}/meta"
+            else:
+                values["data_dir"] = self.path / "meta"
+            yield name, values
         for node in range(1, shape.nodes + 1):
             name = storage_name(node)
             values = {"node_id": node, "mgmtd": mgmtd, "disks": [self.path / name / "disk"], **listens(name)}

@@ -10,14 +10,13 @@ own: they would take whoever answers there for theirs, and make their disks part
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -26,14 +25,23 @@ import psutil
 
 from fs3.client.mgmtd import MgmtdClient
 from fs3.clock import lease_now_s
-from fs3.cluster.folder import Folder, Shape, choose_ports, port_is_free, storage_name, without_taken_ports
+from fs3.cluster.etcd import LocalEtcd
+from fs3.cluster.folder import (
+    ETCD,
+    SQLITE,
+    Folder,
+    Shape,
+    choose_ports,
+    port_is_free,
+    storage_name,
+    without_taken_ports,
+)
+from fs3.cluster.stopping import kind_of, patience_s, record, waves
 from fs3.errors import Invalid, Unavailable
 from fs3.routing import LocalState, NodeKind, Routing, TargetState
 from fs3.url import make_url
 
-_STOP_S = 15.0
 _LOOK_S = 0.1
-_DAEMONS = "daemons.json"
 _MOST_MOVES = 5  # to other ports, of one daemon
 
 
@@ -55,7 +63,8 @@ class LocalCluster:
     """The cluster in one folder. Storage nodes are numbered from 1. Not thread-safe.
 
     What is not given is what the folder remembers, else 3 storage nodes and replicas, one mgmtd and one meta; `port` is
-    the first mgmtd's (0: any free one). Mgmtds and metas may be more or fewer at a later start.
+    the first mgmtd's (0: any free one). Mgmtds and metas may be more or fewer at a later start. With `kv` "etcd" there
+    are three members of etcd too, and by default two mgmtds and two metas, which have their stores in it.
     """
 
     def __init__(
@@ -68,6 +77,7 @@ class LocalCluster:
         metas: int | None = None,
         port: int | None = None,
         lease_s: float | None = None,
+        kv: str | None = None,
     ) -> None:
         self.folder = Folder(directory)
         self._nodes = nodes
@@ -76,6 +86,8 @@ class LocalCluster:
         self._metas = metas
         self._port = port
         self._lease_s = lease_s
+        self._kv = kv
+        self.etcd = LocalEtcd(self.folder.path / ETCD)  # started only if the shape says so
         self._shape: Shape | None = None
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self._moves: Counter[str] = Counter()  # how often a daemon may still get other ports than were chosen
@@ -116,9 +128,13 @@ class LocalCluster:
         self.folder.hold()
         try:
             self._shape = self._decide_shape()
+            if self._shape.kv == ETCD:
+                self.etcd.prepare()
             self.folder.remember(self._shape)
-            self.folder.write_configs(self._shape)
             deadline_s = lease_now_s() + timeout_s
+            if self._shape.kv == ETCD:
+                self._start_etcd(deadline_s, timeout_s)
+            self._write_configs()
             for name in self._shape.mgmtd_names:
                 self._spawn(name)
             self._wait_for_mgmtds(deadline_s, timeout_s)
@@ -133,10 +149,10 @@ class LocalCluster:
             self._moves.clear()
 
     def stop(self) -> None:
-        """Stop every daemon, mgmtds last so that the others' goodbyes arrive, and release the folder; again is fine."""
+        """Stop every daemon, in the order that `waves` gives, and release the folder; again is fine."""
         if not self.folder.held:
             return
-        for wave in _waves(self._running):
+        for wave in waves(self._running):
             self._terminate(wave)
         self._record()
         self.folder.release()
@@ -218,6 +234,22 @@ class LocalCluster:
                     )
                 self._pause.wait(_LOOK_S)
 
+    def _start_etcd(self, deadline_s: float, timeout_s: float) -> None:
+        """Start its members, and wait until each has a leader. Raises: Unavailable."""
+        self.folder.log_dir.mkdir(exist_ok=True)
+        (self.folder.path / "run").mkdir(exist_ok=True)
+        for member in self.etcd.members:
+            self._spawn(f"{ETCD}-{member}")
+        for member in self.etcd.members:
+            while not self.etcd.healthy(member):
+                self._check_ended()
+                if lease_now_s() >= deadline_s:
+                    raise Unavailable(f"etcd is not ready after {timeout_s:g} s; its logs are in {self.folder.log_dir}")
+                self._pause.wait(_LOOK_S)
+
+    def _write_configs(self) -> None:
+        self.folder.write_configs(self.shape, self.etcd.endpoints)
+
     def _wait_for_mgmtds(self, deadline_s: float, timeout_s: float) -> None:
         """Until each has the port that its configuration names. Raises: Unavailable."""
         while True:
@@ -257,7 +289,7 @@ class LocalCluster:
         self._moves[name] -= 1
         self._shape = replace(self.shape, ports=without_taken_ports(self.shape, name))
         self.folder.remember(self._shape)
-        self.folder.write_configs(self._shape)
+        self._write_configs()
         self._spawn(name)
         return True
 
@@ -267,6 +299,7 @@ class LocalCluster:
             for option, asked, known in (
                 ("--nodes", self._nodes, before.nodes),
                 ("--replicas", self._replicas, before.replicas),
+                ("--kv", self._kv, before.kv),
             ):
                 if asked is not None and asked != known:
                     raise Invalid(
@@ -274,19 +307,24 @@ class LocalCluster:
                         " another folder"
                     )
         nodes = before.nodes if before else self._nodes or 3
+        kv = before.kv if before else self._kv or SQLITE
+        few = 2 if kv == ETCD else 1
         shape = Shape(
             nodes=nodes,
             replicas=before.replicas if before else self._replicas or min(3, nodes),
-            mgmtds=self._mgmtds or (before.mgmtds if before else 1),
-            metas=self._metas or (before.metas if before else 1),
+            mgmtds=self._mgmtds or (before.mgmtds if before else few),
+            metas=self._metas or (before.metas if before else few),
             lease_s=self._lease_s or (before.lease_s if before else 3.0),
+            kv=kv,
             ports=before.ports if before else {},
         )
         self._moves.update({name: _MOST_MOVES for name in shape.names if name not in shape.ports})
         return replace(shape, ports=choose_ports(shape, self._port))
 
     def _spawn(self, name: str) -> None:
-        command = [sys.executable, "-m", "fs3.cli.main", _kind(name), "--config", str(self.folder.config(name))]
+        command = [sys.executable, "-m", "fs3.cli.main", kind_of(name), "--config", str(self.folder.config(name))]
+        if kind_of(name) == ETCD:
+            command = self.etcd.command(_number(name))
         with self.folder.log(name).open("ab") as log:
             self._running[name] = subprocess.Popen(
                 command,
@@ -301,7 +339,7 @@ class LocalCluster:
     def _terminate(self, names: list[str]) -> None:
         for name in names:
             self._running[name].terminate()
-        deadline_s = lease_now_s() + _STOP_S
+        deadline_s = lease_now_s() + patience_s(names)
         for name in names:
             process = self._running.pop(name)
             try:
@@ -311,22 +349,7 @@ class LocalCluster:
                 process.wait()
 
     def _record(self) -> None:
-        """Leave the pids where `stop_folder` finds them, should this process be gone by then."""
-        pids = {name: process.pid for name, process in self._running.items()}
-        with contextlib.suppress(OSError):
-            (self.folder.path / "run" / _DAEMONS).write_text(json.dumps(pids), encoding="utf-8")
-
-
-def _waves(names: Iterable[str]) -> list[list[str]]:
-    """In which order daemons are stopped: mgmtds last."""
-    waves: list[list[str]] = [[], []]
-    for name in names:
-        waves[_kind(name) == "mgmtd"].append(name)
-    return waves
-
-
-def _kind(name: str) -> str:
-    return name.partition("-")[0]
+        record(self.folder, self.pids)
 
 
 def what_is_missing(routing: Routing, shape: Shape, *, running: Collection[str], recovered: bool = False) -> str:
@@ -348,7 +371,7 @@ def what_is_missing(routing: Routing, shape: Shape, *, running: Collection[str],
     if recovered and up < len(routing.targets):
         return f"{up} of {len(routing.targets)} targets serve"
     for kind, there in (("meta", NodeKind.META), ("mgmtd", NodeKind.MGMTD)):
-        wanted = sum(_kind(name) == kind for name in running)
+        wanted = sum(kind_of(name) == kind for name in running)
         alive = sum(node.kind == there and node.alive for node in routing.nodes.values())
         if alive < max(wanted, 1):
             return f"{alive} of {wanted} {kind}s have registered" if wanted > 1 else f"{kind} has not registered"
@@ -364,6 +387,11 @@ def _who_is_away(routing: Routing, chains: Collection[int]) -> str:
     return f", and of the others' storage nodes {', '.join(map(str, away))} {'is' if len(away) == 1 else 'are'} not up"
 
 
+def _number(name: str) -> int:
+    """The member of etcd that has this name."""
+    return int(name.rpartition("-")[2])
+
+
 def last_line(log: Path) -> str:
     """The last line of a daemon's log, which says why it ended."""
     try:
@@ -373,71 +401,3 @@ def last_line(log: Path) -> str:
     except OSError:
         return ""
     return lines[-1].strip() if lines else ""
-
-
-def stop_folder(directory: Path | str, *, supervisor: int | None = None, timeout_s: float = 60.0) -> bool:
-    """Stop the cluster that runs in `directory`, whoever started it, and wait; False if none was running.
-
-    A running `fs3 up` (its pid in `supervisor`) is asked to stop; daemons without one are ended here.
-
-    Raises:
-        Invalid: it is not a cluster's folder.
-        Unavailable: something still holds the folder after `timeout_s`.
-    """
-    folder = Folder(directory)
-    folder.check_is_ours()
-    if not folder.in_use():
-        return False
-    deadline_s = lease_now_s() + timeout_s
-    if supervisor is not None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(supervisor, signal.SIGTERM)
-    else:
-        _end_daemons(folder)
-    pause = threading.Event()
-    while folder.in_use():
-        if lease_now_s() >= deadline_s:
-            raise Unavailable(f"{folder.path} is still in use after {timeout_s:g} s")
-        pause.wait(_LOOK_S)
-    _end(_started_by_hand(folder))
-    return True
-
-
-def _end_daemons(folder: Folder) -> None:
-    try:
-        pids: dict[str, int] = json.loads((folder.path / "run" / _DAEMONS).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise Unavailable(f"{folder.path} is in use, but its daemons are not recorded ({error})") from None
-    processes = {name: process for name, pid in pids.items() if (process := _daemon(folder, name, pid)) is not None}
-    for wave in _waves(processes):
-        _end([processes[name] for name in wave])
-
-
-def _end(processes: list[psutil.Process]) -> None:
-    for process in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.terminate()
-    _, alive = psutil.wait_procs(processes, timeout=_STOP_S)
-    for process in alive:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-
-
-def _started_by_hand(folder: Folder) -> list[psutil.Process]:
-    """Daemons that run on a config of the folder though nobody who stopped it knew of them (`fs3 storage --config`)."""
-    configs = str(folder.config("x").parent) + os.sep
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if any(argument.startswith(configs) and argument.endswith(".toml") for argument in process.cmdline()):
-                found.append(process)
-    return found
-
-
-def _daemon(folder: Folder, name: str, pid: int) -> psutil.Process | None:
-    """The process, if `pid` is still the daemon and not somebody who got its number later."""
-    try:
-        process = psutil.Process(pid)
-        return process if str(folder.config(name)) in process.cmdline() else None
-    except psutil.Error:
-        return None

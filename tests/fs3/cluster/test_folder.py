@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from fs3.cluster.folder import FAVOURITE_PORT, HOST, MARKER, Folder, Shape, choose_ports, port_is_free
-from fs3.cluster.local import LocalCluster, last_line, stop_folder
+from fs3.cluster.local import LocalCluster, last_line
+from fs3.cluster.stopping import stop_folder
 from fs3.config import load_toml
 from fs3.errors import Invalid
 from fs3.meta.server import MetaConfig
@@ -87,18 +88,33 @@ def test_further_mgmtds_and_metas_share_the_stores_of_the_first(tmp_path: Path) 
     folder.release()
 
 
+def test_with_etcd_the_stores_are_names_in_it(tmp_path: Path) -> None:
+    folder = Folder(tmp_path / "c")
+    folder.hold()
+    shape = Shape(nodes=1, replicas=1, mgmtds=2, metas=2, kv="etcd")
+    shape = dataclasses.replace(shape, ports=choose_ports(shape, 0))
+    folder.remember(shape)
+    assert folder.remembered() == shape
+    folder.write_configs(shape, ["127.0.0.1:1", "127.0.0.1:2"])
+    stores = [load_toml(folder.config(name), MgmtdConfig).store for name in shape.mgmtd_names]
+    stores += [load_toml(folder.config(name), MetaConfig).store for name in shape.meta_names]
+    assert stores == ["etcd://127.0.0.1:1,127.0.0.1:2/mgmtd"] * 2 + ["etcd://127.0.0.1:1,127.0.0.1:2/meta"] * 2
+    folder.release()
+
+
 def test_a_folder_of_the_format_before_has_one_mgmtd_and_one_meta(tmp_path: Path) -> None:
     ports = {name: [20_000 + at, 20_100 + at] for at, name in enumerate(("mgmtd", "meta", "storage-1"))}
     marker = {"format": 1, "nodes": 1, "replicas": 1, "lease_s": 3.0, "ports": ports}
     (tmp_path / MARKER).write_text(json.dumps(marker))
     shape = Folder(tmp_path).remembered()
-    assert shape is not None and (shape.mgmtds, shape.metas, shape.format) == (1, 1, 2)
+    assert shape is not None and (shape.mgmtds, shape.metas, shape.format) == (1, 1, 3)
+    assert shape.kv == "sqlite"
     assert shape.names == tuple(shape.ports) and shape.address == f"{HOST}:20000"
 
 
 @pytest.mark.parametrize(
     ("marker", "message"),
-    [("{", "Expecting"), ('{"format": 9}', "format 9, this fs3 reads format 2"), ("3", "format 3")],
+    [("{", "Expecting"), ('{"format": 9}', "format 9, this fs3 reads format 3"), ("3", "format 3")],
 )
 def test_a_marker_that_cannot_be_read_is_named(tmp_path: Path, marker: str, message: str) -> None:
     (tmp_path / MARKER).write_text(marker)
@@ -130,6 +146,8 @@ def test_other_options_at_a_second_start_are_refused(tmp_path: Path) -> None:
         LocalCluster(tmp_path, replicas=1).start()
     with pytest.raises(Invalid, match="--replicas 4: must be between 1 and the number of nodes"):
         LocalCluster(tmp_path / "new", nodes=3, replicas=4).start()
+    with pytest.raises(Invalid, match="was made with --kv sqlite, not etcd"):
+        LocalCluster(tmp_path, kv="etcd").start()
     with pytest.raises(Invalid, match="--metas 10: must be between 1 and 9"):
         LocalCluster(tmp_path / "new", metas=10).start()
 

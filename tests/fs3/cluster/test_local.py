@@ -14,8 +14,10 @@ import psutil
 import pytest
 
 from fs3.client.mgmtd import MgmtdClient
+from fs3.cluster.etcd import LocalEtcd
 from fs3.cluster.folder import HOST
-from fs3.cluster.local import LocalCluster, stop_folder
+from fs3.cluster.local import LocalCluster
+from fs3.cluster.stopping import stop_folder
 from fs3.errors import Invalid, Unavailable
 from fs3.routing import Routing, TargetState
 
@@ -139,6 +141,35 @@ def test_up_detached_status_and_down(tmp_path: Path) -> None:
     assert ended.returncode == 0 and "stopped" in ended.stdout, ended.stderr
     assert run("status", url).returncode == 1
     assert not stop_folder(directory)
+
+
+def test_up_on_etcd_down_and_up_again(etcd: LocalEtcd, tmp_path: Path) -> None:
+    assert etcd.members  # it is installed
+    directory = str(tmp_path / "c")
+    made = LocalCluster(directory)
+    started = run("up", "--dir", directory, "--kv", "etcd", "--nodes", "1", "--lease", "1", "--detach")
+    assert started.returncode == 0, started.stderr
+    try:
+        made.recall()
+        assert (made.shape.mgmtds, made.shape.metas) == (2, 2)
+        (tmp_path / "x").write_text("kept")
+        assert run("cp", str(tmp_path / "x"), f"{made.url}/x").returncode == 0
+        supervisor = json.loads((tmp_path / "c" / "run" / "up.json").read_text())["pid"]
+        os.kill(supervisor, signal.SIGKILL)  # its daemons, etcd's members among them, live on, and `down` finds them
+    finally:
+        ended = run("down", directory)
+    assert ended.returncode == 0 and "stopped" in ended.stdout, ended.stderr
+    assert not [process for process in psutil.process_iter() if any(directory in part for part in _command(process))]
+    with LocalCluster(directory) as again:
+        assert {f"etcd-{member}" for member in (1, 2, 3)} < again.pids.keys()
+        assert run("cat", f"{again.url}/x").stdout == "kept"
+
+
+def test_on_a_machine_without_etcd_one_line_says_what_to_install(tmp_path: Path) -> None:
+    command = [*FS3, "up", "--dir", str(tmp_path / "c"), "--kv", "etcd"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PATH": str(tmp_path)})
+    assert done.returncode == 1 and not (tmp_path / "c").exists()
+    assert done.stderr == "fs3: there is no `etcd` on this machine; on Debian: apt-get install etcd-server\n"
 
 
 def test_down_also_ends_a_daemon_that_was_started_again_by_hand(tmp_path: Path) -> None:

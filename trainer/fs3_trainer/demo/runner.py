@@ -14,7 +14,7 @@ from types import FrameType
 import psutil
 
 from fs3.cluster.folder import Folder
-from fs3.cluster.local import stop_folder
+from fs3.cluster.stopping import stop_folder
 from fs3.errors import Fs3Error
 from fs3_trainer.demo.commands import Commands
 from fs3_trainer.demo.daemons import processes_below
