@@ -73,7 +73,8 @@ class ClientSessions:
         while True:
             async with self._committing:
                 await self._settle(now_s)
-                ending = self._leases.ending(now_s, wanted, most=_ENDED_AT_ONCE)
+                most = min(_ENDED_AT_ONCE, self._store.sessions_at_once)
+                ending = self._leases.ending(now_s, wanted, most=most)
                 if not ending:
                     return
                 version = self.table.version + 1

@@ -11,16 +11,17 @@
     MGMT/session/<u64>      pb ClientSession     MGMT/last-session       the highest session id ever given out, u64
     MGMT/ended              counts the times that sessions ended, u64
 
-Numbers are big-endian. Each decision is one transaction that compares the epoch, so that a mgmtd which has been
-replaced cannot write any more, and the version, so that one whose outcome was unknown cannot arrive after its
-successor. Space and load figures are not kept: daemons report them anew.
+Numbers are big-endian. A decision is in force as a whole or not at all, whatever its size (staging.py). Each
+transaction compares the epoch, so that a mgmtd which has been replaced cannot write any more, and the version, so that
+one whose outcome was unknown cannot arrive after its successor. Space and load figures are not kept: daemons report
+them anew.
 """
 
 from __future__ import annotations
 
 import secrets
 import struct
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -28,6 +29,8 @@ from fs3.errors import Conflict, Corrupt, MaybeApplied
 from fs3.kv.api import KVEngine, Transaction, prefix_end, transact
 from fs3.mgmtd.election_core import Claim
 from fs3.mgmtd.placement_core import Plan
+from fs3.mgmtd.stage_core import Change, Stage, overlaid
+from fs3.mgmtd.staging import Finish, Staging
 from fs3.pb import mgmtd_pb2
 from fs3.routing import Routing, routing_from_pb, routing_to_pb
 from fs3.sessions import SessionTable
@@ -55,6 +58,8 @@ ANYONE = Claim(0, 0, "", 0, 0)
 
 V = TypeVar("V")
 
+_Staged = tuple[Stage, list[Change]]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loaded:
@@ -72,6 +77,12 @@ class MgmtdStore:
     def __init__(self, kv: KVEngine) -> None:
         self._kv = kv
         self._epoch = 0
+        self._staging = Staging(kv)
+
+    @property
+    def sessions_at_once(self) -> int:
+        """How many sessions can end in one transaction."""
+        return self._staging.most
 
     async def identify(self) -> str:
         """The cluster's id, made here if this is its first start."""
@@ -101,7 +112,7 @@ class MgmtdStore:
             MaybeApplied: it may be this mgmtd's now; `claim` tells.
         """
 
-        async def body(txn: Transaction) -> Loaded:
+        async def body(txn: Transaction) -> tuple[Loaded, _Staged]:
             if seen != ANYONE and _claim_from(await txn.get(_PRIMARY)) != seen:
                 raise Conflict("another mgmtd was faster, or the primary is alive after all")
             epoch = await _u64(txn, _EPOCH) + 1
@@ -109,8 +120,9 @@ class MgmtdStore:
             _put_claim(txn, Claim(node_id, generation, address, epoch, 0))
             return await self._load(txn, epoch, await self._identify(txn))
 
-        loaded = await transact(self._kv, body)
+        loaded, staged = await transact(self._kv, body)
         self._epoch = loaded.epoch
+        self._staging.adopt(*staged)
         return loaded
 
     async def renew(self) -> None:
@@ -138,11 +150,13 @@ class MgmtdStore:
     async def load(self) -> Loaded:
         """What is stored, for a primary that lost the answer to a commit. Raises: Conflict, as `save`."""
 
-        async def body(txn: Transaction) -> Loaded:
+        async def body(txn: Transaction) -> tuple[Loaded, _Staged]:
             await self._check_epoch(txn)
             return await self._load(txn, self._epoch, await self._identify(txn))
 
-        return await transact(self._kv, body)
+        loaded, staged = await transact(self._kv, body)
+        self._staging.adopt(*staged)
+        return loaded
 
     async def save(self, before: Routing, after: Routing) -> None:
         """Commit the step from `before` (what is stored) to `after`.
@@ -151,40 +165,40 @@ class MgmtdStore:
             Conflict: another mgmtd has taken over; this one must stop deciding.
             MaybeApplied: what is stored now is not known; `load` tells.
         """
+        changed = replace(
+            after,
+            nodes=_changed(before.nodes, after.nodes),
+            targets=_changed(before.targets, after.targets),
+            chains=_changed(before.chains, after.chains),
+            tables=_changed(before.tables, after.tables),
+        )
 
-        async def body(txn: Transaction) -> None:
-            await self._check_epoch(txn)
-            await self._check_version(txn, before.version)
+        def finish(txn: Transaction) -> None:
             txn.put(_VERSION, _U64.pack(after.version))
             if after.last_target_id != before.last_target_id:
                 txn.put(_LAST_TARGET, _U64.pack(after.last_target_id))
             if after.ready and not before.ready:
                 txn.put(_READY, b"1")
-            for key in _gone(before, after):
-                txn.delete(key)
-            message = routing_to_pb(
-                replace(
-                    after,
-                    nodes=_changed(before.nodes, after.nodes),
-                    targets=_changed(before.targets, after.targets),
-                    chains=_changed(before.chains, after.chains),
-                    tables=_changed(before.tables, after.tables),
-                )
-            )
-            _put_all(txn, message)
 
-        await transact(self._kv, body)
+        gone: list[Change] = [(key, None) for key in _gone(before, after)]
+        await self._write([*gone, *_records(routing_to_pb(changed))], before.version, finish)
 
     async def save_plan(self, routing: Routing, plan: Plan) -> None:
         """Commit what is to be created, before any daemon is told, beside `routing`. Raises: as `save`."""
 
-        async def body(txn: Transaction) -> None:
-            await self._check_epoch(txn)
-            await self._check_version(txn, routing.version)
+        def finish(txn: Transaction) -> None:
             txn.put(_VERSION, _U64.pack(routing.version))  # so that a plan which arrives late meets a conflict
-            _put_all(txn, routing_to_pb(_as_routing(plan)))
 
-        await transact(self._kv, body)
+        await self._write(list(_records(routing_to_pb(_as_routing(plan)))), routing.version, finish)
+
+    async def _write(self, changes: list[Change], version: int, finish: Finish) -> None:
+        """Make `changes` to what is stored as `version`."""
+
+        async def check(txn: Transaction) -> None:
+            await self._check_epoch(txn)
+            await self._check_version(txn, version)
+
+        await self._staging.write(changes, check, finish, check_epoch=self._check_epoch)
 
     async def open_session(self, session: mgmtd_pb2.ClientSession) -> int:
         """Commit a session under the next id, which it returns. Raises: as `save`."""
@@ -223,7 +237,7 @@ class MgmtdStore:
     async def session_records(self) -> list[mgmtd_pb2.ClientSession]:
         """Every live session, for people."""
         txn = self._kv.begin()
-        return [mgmtd_pb2.ClientSession.FromString(value) async for value in _values(txn, _SESSION)]
+        return [mgmtd_pb2.ClientSession.FromString(value) async for _, value in _pairs(txn, _SESSION)]
 
     async def _check_epoch(self, txn: Transaction) -> None:
         newest = await _u64(txn, _EPOCH)
@@ -235,7 +249,9 @@ class MgmtdStore:
         if stored != version:
             raise MaybeApplied(f"the routing in the store has version {stored}, not {version}: a commit arrived late")
 
-    async def _load(self, txn: Transaction, epoch: int, cluster_id: str) -> Loaded:
+    async def _load(self, txn: Transaction, epoch: int, cluster_id: str) -> tuple[Loaded, _Staged]:
+        """What has changed before `txn` commits makes it conflict: every change puts one of the keys read singly."""
+        stage, changes = await self._staging.load(txn)
         message = mgmtd_pb2.Routing(cluster_id=cluster_id)
         message.version = await _u64(txn, _VERSION)
         message.ready = await txn.get(_READY) is not None
@@ -245,7 +261,8 @@ class MgmtdStore:
             (_CHAIN, message.chains),
             (_TABLE, message.tables),
         ):
-            async for value in _values(txn, prefix):
+            stored = {key: value async for key, value in _pairs(txn, prefix)}
+            for value in overlaid(stored, changes, prefix):
                 repeated.add().ParseFromString(value)
         message.last_target_id = await _u64(txn, _LAST_TARGET)
         if message.ready:
@@ -258,12 +275,12 @@ class MgmtdStore:
                     f"chain {chain.chain_id} names a target that the store lacks; restore mgmtd's data folder"
                 )
         if everything.ready or not everything.chains:
-            return Loaded(epoch=epoch, routing=everything, plan=None, sessions=sessions)
+            return Loaded(epoch=epoch, routing=everything, plan=None, sessions=sessions), (stage, changes)
         plan = Plan(
             tuple(everything.targets.values()), tuple(everything.chains.values()), tuple(everything.tables.values())
         )
         bare = replace(everything, targets={}, chains={}, tables={})
-        return Loaded(epoch=epoch, routing=bare, plan=plan, sessions=sessions)
+        return Loaded(epoch=epoch, routing=bare, plan=plan, sessions=sessions), (stage, changes)
 
 
 def _claim_from(raw: bytes | None) -> Claim | None:
@@ -286,7 +303,7 @@ def _put_claim(txn: Transaction, claim: Claim) -> None:
 
 async def _load_sessions(txn: Transaction) -> SessionTable:
     """Version 1 is that of a cluster in which no session has ended: 0 means none heard of."""
-    live = [mgmtd_pb2.ClientSession.FromString(value).session_id async for value in _values(txn, _SESSION)]
+    live = [mgmtd_pb2.ClientSession.FromString(value).session_id async for _, value in _pairs(txn, _SESSION)]
     return SessionTable(await _u64(txn, _ENDED) + 1, await _u64(txn, _LAST_SESSION), frozenset(live))
 
 
@@ -317,23 +334,24 @@ async def _u64(txn: Transaction, key: bytes) -> int:
     return int(_U64.unpack(raw)[0]) if raw else 0
 
 
-def _put_all(txn: Transaction, message: mgmtd_pb2.Routing) -> None:
+def _records(message: mgmtd_pb2.Routing) -> Iterator[Change]:
     for node in message.nodes:
-        txn.put(_NODE + _U32.pack(node.node_id), node.SerializeToString())
+        yield _NODE + _U32.pack(node.node_id), node.SerializeToString()
     for target in message.targets:
-        txn.put(_TARGET + _U32.pack(target.target_id), target.SerializeToString())
+        yield _TARGET + _U32.pack(target.target_id), target.SerializeToString()
     for chain in message.chains:
-        txn.put(_CHAIN + _U32.pack(chain.chain_id), chain.SerializeToString())
+        yield _CHAIN + _U32.pack(chain.chain_id), chain.SerializeToString()
     for table in message.tables:
-        txn.put(_TABLE + _U32X2.pack(table.table_id, table.version), table.SerializeToString())
+        yield _TABLE + _U32X2.pack(table.table_id, table.version), table.SerializeToString()
 
 
-async def _values(txn: Transaction, prefix: bytes) -> AsyncIterator[bytes]:
+async def _pairs(txn: Transaction, prefix: bytes) -> AsyncIterator[tuple[bytes, bytes]]:
+    """All keys of a kind, without a conflict (`_load` says why)."""
     begin, end = prefix, prefix_end(prefix)
     while True:
-        page = await txn.range(begin, end, limit=_PAGE)
-        for _, value in page:
-            yield value
+        page = await txn.range(begin, end, limit=_PAGE, snapshot=True)
+        for pair in page:
+            yield pair
         if len(page) < _PAGE:
             return
         begin = page[-1][0] + b"\0"
