@@ -162,6 +162,12 @@ class NoAttribute(NotFound):
     errno = errno.ENODATA
 
 
+class TooLarge(Invalid):
+    """More than one transaction of the metadata store can hold; it changed nothing: do it in smaller parts."""
+
+    code = 22
+
+
 OK = 0
 
 BY_CODE: dict[int, type[Fs3Error]] = {
@@ -188,6 +194,7 @@ BY_CODE: dict[int, type[Fs3Error]] = {
         SymlinkLoop,
         NotPermitted,
         NoAttribute,
+        TooLarge,
     )
 }
 

@@ -191,7 +191,9 @@ class FileClient:
     ) -> list[Inode]:
         """Write whole files, many at once: one create, one write per storage node, one publish for every 512 of them.
 
-        Of each 512 all appear or none. Raises: as `create_writer`, and Exists without `replace`.
+        Of each 512 all appear or none, of fewer if meta's store takes fewer at once (etcd: 32).
+
+        Raises: as `create_writer`, and Exists without `replace`.
         """
         done: list[Inode] = []
         for at in range(0, len(paths), FILES_AT_ONCE):
@@ -221,7 +223,8 @@ class FileClient:
                     [
                         Publish(number, path, len(data), replace)
                         for number, path, data in zip(numbers, paths, datas, strict=True)
-                    ]
+                    ],
+                    together=False,
                 )
         except BaseException:
             self._renewal.abandon(numbers)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from fs3.client.meta_calls import MetaCalls, text
-from fs3.errors import Fs3Error, Invalid, from_code
+from fs3.errors import Fs3Error, Invalid, TooLarge, from_code
 from fs3.inode import Entry, Inode, InodeType, inode_from_pb
 from fs3.layout import LayoutChoice, choice_to_pb
 from fs3.pb import meta_pb2
@@ -17,6 +17,8 @@ __all__ = ["Entry", "Found", "Inode", "InodeType", "MetaClient", "Publish", "Spa
 STATS_AT_ONCE = 1_024
 FILES_AT_ONCE = 512
 PAGE = 1_000
+
+T = TypeVar("T")
 
 Inodes: TypeAlias = list[Inode]
 Entries: TypeAlias = list[Entry]
@@ -61,6 +63,8 @@ class Found:
 
 class MetaClient(MetaCalls):
     """Metadata calls of one process; beside what a method names, each raises Unavailable at its deadline."""
+
+    _files_at_once = FILES_AT_ONCE  # fewer once meta's store has turned out to take fewer
 
     def stat(
         self, paths: Sequence[str], *, follow: bool = True, timeout_s: float | None = None
@@ -113,27 +117,29 @@ class MetaClient(MetaCalls):
         timeout_s: float | None = None,
     ) -> Inodes:
         """An inode for each path, to be written and then published there; renew them while writing takes long."""
-        made: Inodes = []
-        for begin in range(0, len(paths), FILES_AT_ONCE):
-            reply = self._change(
-                "CreateFiles",
-                meta_pb2.CreateFilesRequest,
-                timeout_s,
-                paths=paths[begin : begin + FILES_AT_ONCE],
-                layout=choice_to_pb(layout or LayoutChoice()),
-                mode=mode,
-            )
-            made += map(inode_from_pb, reply.inodes)
-        return made
+        choice = choice_to_pb(layout or LayoutChoice())
 
-    def publish_files(self, files: Sequence[Publish], *, timeout_s: float | None = None) -> Inodes:
-        """Make up to 512 files visible, all or none.
+        def create(some: Sequence[str]) -> Inodes:
+            reply = self._change(
+                "CreateFiles", meta_pb2.CreateFilesRequest, timeout_s, paths=some, layout=choice, mode=mode
+            )
+            return [inode_from_pb(inode) for inode in reply.inodes]
+
+        return self._in_parts(paths, create)
+
+    def publish_files(
+        self, files: Sequence[Publish], *, together: bool = True, timeout_s: float | None = None
+    ) -> Inodes:
+        """Make up to 512 files visible, all or none; or, not `together`, any number, and in parts if need be.
 
         Raises:
+            TooLarge: together they do not fit into one transaction of the metadata store.
             Exists: a name is taken and not to be replaced.
             NotFound: a directory is missing, or a write session was lost: write that file again.
             IsADirectory, NotADirectory, Invalid.
         """
+        if not together:
+            return self._in_parts(files, lambda some: self.publish_files(some, timeout_s=timeout_s))
         wanted = [
             meta_pb2.PublishFile(inode_id=file.inode_id, path=text(file.path), length=file.length, replace=file.replace)
             for file in files
@@ -316,3 +322,16 @@ class MetaClient(MetaCalls):
             if not reply.more:
                 return
             after = entries[-1].name
+
+    def _in_parts(self, items: Sequence[T], call: Callable[[Sequence[T]], Inodes]) -> Inodes:
+        """`call` for all items, as many at once as meta takes: when it says that these are too many, half as many."""
+        done: Inodes = []
+        while len(done) < len(items):
+            some = items[len(done) : len(done) + self._files_at_once]
+            try:
+                done += call(some)
+            except TooLarge:
+                if len(some) == 1:
+                    raise
+                self._files_at_once = min(self._files_at_once, (len(some) + 1) // 2)
+        return done

@@ -23,7 +23,11 @@ class SnapshotExpired(Conflict):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What one transaction may hold; `commit` raises `Invalid` beyond it and commits nothing."""
+    """What one transaction may hold; `commit` raises `TooLarge` beyond it and commits nothing.
+
+    What counts as an operation is the engine's: each key and range that is written, or each that is read, at least; if
+    all of them together are no more, they fit.
+    """
 
     max_operations: int
     max_transaction_bytes: int
@@ -74,7 +78,8 @@ class Transaction(Protocol):
         Raises:
             Conflict: something read has changed; nothing was written.
             MaybeApplied: the engine lost the answer; the caller must find out.
-            Invalid: beyond `Limits`; nothing was written.
+            TooLarge: beyond `Limits`; nothing was written.
+            Invalid: a key or a value is; nothing was written.
         """
         ...
 

@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import weakref
 from collections.abc import AsyncIterator, Coroutine, Sequence
+from dataclasses import replace
 
 from fs3.clock import deadline_after, lease_now_s
 from fs3.errors import Busy, Fs3Error, Unavailable
@@ -34,8 +36,9 @@ from fs3.kv.transaction import BufferedTransaction
 from fs3.kv.watchers import Watch
 
 LIMITS = Limits(max_operations=128, max_transaction_bytes=1_500_000)
-"""What etcd allows unless its members are told otherwise. A transaction also pays an operation for its commit record
-and one for each group of keys that it changes; a key that is put inside a removed range splits that range."""
+"""What etcd allows unless its members are told otherwise: so many comparisons, and so many changes. A transaction also
+pays an operation for its commit record and one for each group of keys that it changes; a key that is put inside a
+removed range splits that range."""
 
 TIMEOUT_S = 10.0
 _QUEUE_TRANSACTIONS = 16_384
@@ -64,6 +67,7 @@ class EtcdKV:
         """
         self._layout = Layout(name)
         self._limits = limits
+        self._sizes = replace(limits, max_operations=sys.maxsize)  # operations are counted as etcd does (etcd_core)
         self._timeout_s = timeout_s
         self._client = EtcdClient(endpoints)
         self._revisions = Revisions(self._client, self._layout, timeout_s)
@@ -114,7 +118,7 @@ class EtcdKV:
     async def commit(self, snapshot: EtcdSnapshot, reads: ReadSet, writes: WriteSet) -> None:
         """Called by the transaction."""
         self._check_open()
-        check_limits(self._limits, writes, reads)
+        check_limits(self._sizes, writes, reads)
         if self._commits >= _QUEUE_TRANSACTIONS:
             raise Busy(f"metadata store in etcd: {self._commits} transactions wait for it; retry")
         self._commits += 1

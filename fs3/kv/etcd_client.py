@@ -16,7 +16,7 @@ import grpc
 import grpc.aio
 
 from fs3.clock import lease_now_s
-from fs3.errors import Busy, Fs3Error, Invalid, NoSpace, PermissionDenied, Unavailable
+from fs3.errors import Busy, Fs3Error, Invalid, NoSpace, PermissionDenied, TooLarge, Unavailable
 from fs3.kv.api import SnapshotExpired
 from fs3.pb.etcd import etcd_pb2 as pb
 
@@ -201,8 +201,10 @@ def _meaning(error: grpc.RpcError, address: str) -> Fs3Error:
         if "space" in said:
             return NoSpace(f"etcd at {address}: {said}; raise its quota, or compact, defragment and disarm its alarm")
         if "larger than max" in said:
-            return Invalid(f"etcd at {address}: {said}")
+            return TooLarge(f"etcd at {address}: {said}")
         return Busy(f"etcd at {address}: {said}")
+    if code == grpc.StatusCode.INVALID_ARGUMENT and "too many operations" in said:
+        return TooLarge(f"etcd at {address}: {said}; start its members with a --max-txn-ops of 128 or more")
     if code == grpc.StatusCode.INVALID_ARGUMENT:
         return Invalid(f"etcd at {address} refuses a transaction: {said}")
     if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):

@@ -34,7 +34,7 @@ import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from fs3.errors import Invalid
+from fs3.errors import Invalid, TooLarge
 from fs3.kv.etcd_layout import FORMAT, Grouping, Layout, sole_group
 from fs3.kv.occ_core import WriteSet, decode_counter, encode_counter
 from fs3.pb.etcd import etcd_pb2 as pb
@@ -123,7 +123,7 @@ class Translator:
     def request(self, work: Work, record: Record | None, counters: Mapping[bytes, Counter]) -> pb.TxnRequest:
         """`record` is None for a transaction that writes nothing.
 
-        Raises: Invalid if etcd would refuse it for its size.
+        Raises: TooLarge if etcd would refuse it.
         """
         compares = [*self._read_compares(work), *(self._same(key, seen.revision) for key, seen in counters.items())]
         request = pb.TxnRequest()
@@ -200,9 +200,11 @@ class Translator:
     def _check_size(self, request: pb.TxnRequest) -> None:
         operations = max(len(request.compare), len(request.success), len(request.failure))
         if operations > self._max_operations:
-            raise Invalid(f"transaction of {operations} operations and stamps: at most {self._max_operations} fit")
+            raise TooLarge(f"transaction of {operations} operations and stamps: at most {self._max_operations} fit")
         if request.ByteSize() > MAX_REQUEST_BYTES:
-            raise Invalid(f"transaction of {request.ByteSize()} bytes as etcd gets it: at most {MAX_REQUEST_BYTES} fit")
+            raise TooLarge(
+                f"transaction of {request.ByteSize()} bytes as etcd gets it: at most {MAX_REQUEST_BYTES} fit"
+            )
 
 
 def fence(record: Record) -> pb.TxnRequest:

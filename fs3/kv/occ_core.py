@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from fs3.errors import Corrupt, Invalid
+from fs3.errors import Corrupt, Invalid, TooLarge
 from fs3.kv.api import Limits
 
 _COUNTER_BYTES = 8
@@ -107,10 +107,10 @@ class ReadSet:
 
 
 def check_limits(limits: Limits, writes: WriteSet, reads: ReadSet) -> None:
-    """Raises: Invalid, naming the limit, if a transaction is too large to commit."""
+    """Raises: TooLarge, Invalid (a single key or value), naming the limit, if a transaction is too large to commit."""
     operations = len(writes.writes) + len(writes.cleared) + len(reads.keys) + len(reads.ranges)
     if operations > limits.max_operations:
-        raise Invalid(f"transaction of {operations} operations: at most {limits.max_operations} are allowed")
+        raise TooLarge(f"transaction of {operations} operations: at most {limits.max_operations} are allowed")
     total = 0
     for key, write in writes.writes.items():
         size = len(write) if isinstance(write, bytes) else _COUNTER_BYTES
@@ -122,7 +122,7 @@ def check_limits(limits: Limits, writes: WriteSet, reads: ReadSet) -> None:
     total += sum(len(begin) + len(end) for begin, end in writes.cleared)
     total += sum(len(key) for key in reads.keys) + sum(len(begin) + len(end) for begin, end in reads.ranges)
     if total > limits.max_transaction_bytes:
-        raise Invalid(f"transaction of {total} bytes: at most {limits.max_transaction_bytes} are allowed")
+        raise TooLarge(f"transaction of {total} bytes: at most {limits.max_transaction_bytes} are allowed")
 
 
 @dataclass(frozen=True, slots=True)

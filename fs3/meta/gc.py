@@ -30,6 +30,7 @@ from fs3.kv import keys
 from fs3.kv.api import KVEngine, Transaction, transact
 from fs3.meta import dentry, idempotency, inode, session
 from fs3.meta.gc_turn import CollectorTurn
+from fs3.meta.sizes import page_of
 from fs3.meta.unchanged_core import Unchanged
 
 _log = logging.getLogger(__name__)
@@ -110,6 +111,7 @@ class Collector:
         """
         self._now = now
         self._kv = kv
+        self._at_once = page_of(kv.limits)
         self._remover = remover
         self._session_lease_s = session_lease_s
         self._delay_s = delay_s
@@ -146,7 +148,7 @@ class Collector:
         for key, value in await self._queue.page(self._kv, now_s):
             dead = inode.decode(value)
             if dead.type is InodeType.DIRECTORY:
-                detached += await transact(self._kv, partial(detach_page, directory=dead.inode_id, limit=_PAGE))
+                detached += await transact(self._kv, partial(detach_page, directory=dead.inode_id, limit=self._at_once))
             elif self._queue.seen.age_s(now_s, key, value) >= self._delay_s:
                 ready.append(dead)
         removed = await self._remove_files(ready)
@@ -172,7 +174,7 @@ class Collector:
         return expired
 
     async def _remove_files(self, ready: list[Inode]) -> int:
-        """Remove the chunks of `ready`, then, in one transaction, their records; how many succeeded."""
+        """Remove the chunks of `ready`, then, many at once, their records; how many succeeded."""
         slots = asyncio.Semaphore(_REMOVALS_AT_ONCE)
         removed: list[InodeId] = []
 
@@ -190,8 +192,8 @@ class Collector:
         async with asyncio.TaskGroup() as group:
             for dead in ready:
                 group.create_task(remove(dead))
-        if removed:
-            await transact(self._kv, lambda txn: forget_dead(txn, removed))
+        for at in range(0, len(removed), self._at_once):
+            await transact(self._kv, partial(forget_dead, inode_ids=removed[at : at + self._at_once]))
         self._failing.difference_update(removed)
         return len(removed)
 

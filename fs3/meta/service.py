@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
@@ -18,15 +18,19 @@ from fs3.kv.api import KVEngine, Transaction, transact
 from fs3.meta.call import Call
 from fs3.meta.id_blocks import InodeIds
 from fs3.meta.ops import attributes, directory, file, link, remove, rename, stat, xattr
+from fs3.meta.sizes import check_files, page_of
 from fs3.pb import common_pb2, meta_pb2, meta_pb2_grpc
 from fs3.routing import Routing
 from fs3.transport import rpc
 
 _USAGE_PAGE = 512
+_CREATED_KEYS = 2  # of each file: inode, session
+_PUBLISHED_KEYS = 3  # the same, and the name
 _BUCKETS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0, 5.0)
 
 Q = TypeVar("Q")
 R = TypeVar("R")
+Inodes = TypeVar("Inodes", meta_pb2.AbandonFilesRequest, meta_pb2.RenewSessionsRequest)
 
 
 class CallMetrics:
@@ -136,19 +140,25 @@ class MetaService(meta_pb2_grpc.MetaServicer):
     @rpc.handler
     async def CreateFiles(self, request: meta_pb2.CreateFilesRequest) -> meta_pb2.CreateFilesReply:  # noqa: N802
         file.check_batch(len(request.paths))
+        check_files(self._kv.limits, len(request.paths), _CREATED_KEYS)
         return await self._change("create_files", file.create_files, request, len(request.paths))
 
     @rpc.handler
     async def PublishFiles(self, request: meta_pb2.PublishFilesRequest) -> meta_pb2.PublishFilesReply:  # noqa: N802
+        check_files(self._kv.limits, len(request.files), _PUBLISHED_KEYS)
         return await self._change("publish_files", file.publish_files, request)
 
     @rpc.handler
     async def AbandonFiles(self, request: meta_pb2.AbandonFilesRequest) -> common_pb2.Empty:  # noqa: N802
-        return await self._change("abandon_files", file.abandon_files, request)
+        for part in self._parts(request):
+            await self._change("abandon_files", file.abandon_files, part)
+        return common_pb2.Empty()
 
     @rpc.handler
     async def RenewSessions(self, request: meta_pb2.RenewSessionsRequest) -> common_pb2.Empty:  # noqa: N802
-        return await self._change("renew_sessions", file.renew_sessions, request)
+        for part in self._parts(request):
+            await self._change("renew_sessions", file.renew_sessions, part)
+        return common_pb2.Empty()
 
     @rpc.handler
     async def Symlink(self, request: meta_pb2.SymlinkRequest) -> meta_pb2.InodeReply:  # noqa: N802
@@ -185,6 +195,16 @@ class MetaService(meta_pb2_grpc.MetaServicer):
     @rpc.handler
     async def Remove(self, request: meta_pb2.RemoveRequest) -> common_pb2.Empty:  # noqa: N802
         return await self._change("remove", remove.remove, request)
+
+    def _parts(self, request: Inodes) -> Iterator[Inodes]:
+        """A request that need not be carried out at once, in as many as a transaction of the store takes."""
+        numbers, page = list(request.inode_ids), page_of(self._kv.limits)
+        for at in range(0, len(numbers), page):
+            part = type(request)()
+            part.CopyFrom(request)
+            del part.inode_ids[:]
+            part.inode_ids.extend(numbers[at : at + page])
+            yield part
 
     async def _ready(self) -> None:
         """The root directory exists, or is made now. Raises: Unavailable before the cluster has chain tables."""

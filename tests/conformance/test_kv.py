@@ -385,7 +385,7 @@ def test_limits_refuse_the_whole_transaction(open_kv: Open) -> None:
         txn = kv.begin()
         for index in range(9):
             txn.put(b"%d" % index, b"")
-        with pytest.raises(Invalid, match="9 operations: at most 8"):
+        with pytest.raises(Invalid, match=r"operations.*: at most 8"):
             await txn.commit()
         txn = kv.begin()
         for index in range(8):

@@ -223,7 +223,7 @@ class Cluster:
         raw = _now(txn.get(b"MGMT/version"))
         version = int.from_bytes(raw, "big") if raw else 0
         if version != self.routing.version:
-            loaded = _now(MgmtdStore(self.truth.kv)._load(txn, 0, CLUSTER_ID))
+            loaded, _ = _now(MgmtdStore(self.truth.kv)._load(txn, 0, CLUSTER_ID))
             before, self.routing = self.routing, loaded.routing
             self.sim.emit("routing", process, before=before, after=self.routing)
 

@@ -401,7 +401,7 @@ class Meta:
             made.append(inode)
         return made
 
-    def publish_files(self, files: Sequence[Publish]) -> list[Inode]:
+    def publish_files(self, files: Sequence[Publish], *, together: bool = True) -> list[Inode]:
         self.calls["publish"] += 1
         for file in files:
             if file.path in self.files and not file.replace:

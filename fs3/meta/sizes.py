@@ -1,0 +1,26 @@
+"""How much an operation takes on at once, by what a transaction of the store may hold.
+
+An engine knows exactly what fits only when it commits. What is told here from a request alone is what surely does not
+fit, before any work is done; and pages for work that may be done in parts, which surely do.
+"""
+
+from __future__ import annotations
+
+from fs3.errors import TooLarge
+from fs3.kv.api import Limits
+
+_MOST = 512
+_KEYS_OF_AN_INODE = 5  # at most: an inode that goes, its name, its session or place in the queue, each read and written
+_RESERVE = 16  # for the rest of the operation, and what an engine adds
+
+
+def page_of(limits: Limits) -> int:
+    """How many inodes one transaction may queue, renew or forget."""
+    return min(max((limits.max_operations - _RESERVE) // _KEYS_OF_AN_INODE, 1), _MOST)
+
+
+def check_files(limits: Limits, count: int, keys_of_a_file: int) -> None:
+    """Raises: TooLarge if so many files, of which each changes so many keys at least, surely do not fit."""
+    if count * keys_of_a_file > limits.max_operations:
+        most = limits.max_operations // keys_of_a_file
+        raise TooLarge(f"{count} files at once: the metadata store takes {most} at most; nothing was changed")
