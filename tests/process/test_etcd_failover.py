@@ -16,7 +16,7 @@ from fs3.client.connect import Client, connect
 from fs3.cluster.etcd import LocalEtcd
 from fs3.cluster.local import LocalCluster
 
-_FILES = 96  # more than etcd takes in one transaction
+_FILES = 64  # more than etcd takes in one transaction
 _WAIT_S = 60.0
 _COPY = """
 import select, sys
