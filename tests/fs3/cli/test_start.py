@@ -15,6 +15,8 @@ ROOT = Path(__file__).resolve().parents[3]
 INTERRUPTED = """
 import os, signal, sys
 command, module, *sys.argv[1:] = sys.argv[1:]
+if "ignoring" not in globals():  # a shell's background jobs, and what they start, ignore it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 class Interrupt:
     def find_spec(self, name, path=None, target=None):
         if name == module:
@@ -62,7 +64,7 @@ def test_ctrl_c_during_an_import(command: str, module: str, arguments: tuple[str
 
 def test_who_ignores_ctrl_c_goes_on(tmp_path: Path) -> None:
     """As `nohup` and a shell's background jobs do."""
-    ignoring = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n" + INTERRUPTED
+    ignoring = "import signal; ignoring = signal.signal(signal.SIGINT, signal.SIG_IGN)\n" + INTERRUPTED
     ended = subprocess.run(
         [sys.executable, "-c", ignoring, "fs3", "click", "--version"],
         capture_output=True,
