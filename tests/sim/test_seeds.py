@@ -24,7 +24,7 @@ FOUND = {
 }
 
 
-@pytest.mark.parametrize("seed", [*sorted(FOUND), *range(9_000, 9_024)])
+@pytest.mark.parametrize("seed", [*sorted(FOUND), *range(9_000, 9_006)])
 def test_nothing_is_violated(seed: int) -> None:
     result = run_seed(seed)
     told = f"make sim SEED={seed} tells the story of: {result.kind}: {result.violation}"
