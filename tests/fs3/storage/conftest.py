@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -30,6 +31,8 @@ from fs3.transport.messages import RANGE, RESULT, SUM, UPDATE, Op, Records
 
 CHUNK_BYTES = 1 << 20
 Range = tuple[int, int, int]  # chunk, offset, length
+
+sys.path.insert(0, str(Path(__file__).parent))  # for `write_cluster`
 
 
 @dataclass
@@ -225,3 +228,19 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
 def start(tmp_path: Path) -> Callable[..., Running]:
     """A daemon of a test's own: `with start(max_connections=2) as daemon`; the same folder again is a restart."""
     return lambda **changed: Running(tmp_path, **changed)
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """Makes clusters of write_cluster.py, which end with the test."""
+    import write_cluster as wc
+
+    made: list[wc.Cluster] = []
+
+    def cluster(**options: int) -> wc.Cluster:
+        made.append(wc.Cluster(tmp_path / str(len(made)), **options))
+        return made[-1]
+
+    yield cluster
+    for one in made:
+        one.close()

@@ -5,51 +5,27 @@ has heard of what, dies, restarts or is synced in between.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import itertools
 import threading
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from types import ModuleType
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+import write_cluster as wc
 
 from fs3.clock import deadline_after
 from fs3.errors import Conflict, Fs3Error, Invalid, NoSpace, SessionEnded, StaleRouting, Unavailable
 from fs3.pb import storage_pb2
 from fs3.sessions import SessionTable
+from fs3.storage.tombstones import Tombstones
 from fs3.transport.frame_core import Header, Kind
 from fs3.transport.messages import Op, UpdateFlag
 
-
-def _load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("write_cluster", Path(__file__).with_name("write_cluster.py"))
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-wc = _load()
 A, B, C = (1, 1), (1, 2), (2, 1)
 ALIVE = SessionTable(version=1, last_id=9, live=frozenset({7, 8, 9}))
 ENDED = SessionTable(version=2, last_id=9, live=frozenset({8, 9}))  # the session 7 is over
 RETRY = UpdateFlag.RETRY
-
-
-@pytest.fixture
-def make(tmp_path: Path) -> Iterator[Callable[..., Any]]:
-    made: list[Any] = []
-
-    def cluster(**options: int) -> Any:
-        made.append(wc.Cluster(tmp_path / str(len(made)), **options))
-        return made[-1]
-
-    yield cluster
-    for one in made:
-        one.close()
 
 
 def tombstones(cluster: Any) -> dict[int, list[int]]:
@@ -208,9 +184,8 @@ def test_the_chore_forgets_what_it_has_seen_unchanged_for_a_while(make: Callable
     for lo in range(4):
         client.write(1, (1, lo), Op.REPLACE, b"x")
     now = [0.0]
-    module = importlib.import_module("fs3.storage.tombstones")
     head = cluster.nodes[1].write_path
-    chore = module.Tombstones(head.state, head._replication, tombstone_s=600.0)
+    chore = Tombstones(head.state, head._replication, tombstone_s=600.0)
     chore._now_s = lambda: now[0] + deadline_after(0.0)
     assert chore.forget(101) == 600.0
     for lo in range(3):
@@ -231,7 +206,7 @@ def test_the_chore_forgets_what_it_has_seen_unchanged_for_a_while(make: Callable
     cluster.check_replicas()
     assert head.stats().forgotten == cluster.nodes[3].write_path.stats().forgotten == 2
     behind = cluster.nodes[2].write_path
-    assert module.Tombstones(behind.state, behind._replication, tombstone_s=600.0).forget(102) is None
+    assert Tombstones(behind.state, behind._replication, tombstone_s=600.0).forget(102) is None
 
 
 # Sessions

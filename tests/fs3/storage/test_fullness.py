@@ -3,19 +3,17 @@ leaves nothing changed on the others."""
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import logging
 import random
 import re
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+import write_cluster as wc
 
 from fs3 import checksum
 from fs3.errors import Invalid, NoSpace
@@ -159,18 +157,6 @@ def test_a_disk_smaller_than_its_reserve_is_refused_before_anything_is_made(
 def test_thresholds_that_make_no_sense(wrong: dict[str, Any]) -> None:
     with pytest.raises(Invalid):
         replace(EngineConfig(), **wrong)
-
-
-def _load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("write_cluster", Path(__file__).with_name("write_cluster.py"))
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault(spec.name, module)
-    spec.loader.exec_module(module)
-    return module
-
-
-wc = _load()
 
 
 @pytest.fixture

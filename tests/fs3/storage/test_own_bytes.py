@@ -3,14 +3,13 @@ nothing is acknowledged that is lost. Damage is done to files behind a replica's
 
 from __future__ import annotations
 
-import importlib.util
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+import write_cluster as wc
 
 from fs3.errors import Corrupt, NoSpace, Unavailable
 from fs3.transport.messages import Op
@@ -18,30 +17,6 @@ from fs3.transport.messages import Op
 DATA = random.Random(6).randbytes(300_000)
 CHUNK = (1 << 56 | 1, 0)
 OTHER = (1 << 56 | 2, 0)
-
-
-def _load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("write_cluster", Path(__file__).with_name("write_cluster.py"))
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-wc = _load()
-
-
-@pytest.fixture
-def make(tmp_path: Path) -> Iterator[Callable[..., Any]]:
-    made: list[Any] = []
-
-    def cluster(**options: int) -> Any:
-        made.append(wc.Cluster(tmp_path / str(len(made)), **options))
-        return made[-1]
-
-    yield cluster
-    for one in made:
-        one.close()
 
 
 def lose(node: Any, at: int = 100) -> None:

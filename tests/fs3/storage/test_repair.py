@@ -3,15 +3,14 @@ never so that a chunk is blocked. Damage is done to a replica's files behind its
 
 from __future__ import annotations
 
-import importlib.util
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+import write_cluster as wc
 
 from fs3 import checksum
 from fs3.clock import deadline_after
@@ -22,30 +21,6 @@ from fs3.transport.messages import RANGE, Op
 
 DATA = random.Random(5).randbytes(600_000)
 CHUNK = (1 << 56 | 1, 0)
-
-
-def _load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("write_cluster", Path(__file__).with_name("write_cluster.py"))
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-wc = _load()
-
-
-@pytest.fixture
-def make(tmp_path: Path) -> Iterator[Callable[..., Any]]:
-    made: list[Any] = []
-
-    def cluster(**options: int) -> Any:
-        made.append(wc.Cluster(tmp_path / str(len(made)), **options))
-        return made[-1]
-
-    yield cluster
-    for one in made:
-        one.close()
 
 
 def flip(node: Any, target_id: int, chunk: tuple[int, int], at: int, what: str = "data") -> None:

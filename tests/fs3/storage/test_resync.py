@@ -3,15 +3,13 @@ differs, while writes go on."""
 
 from __future__ import annotations
 
-import importlib.util
 import random
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from types import ModuleType
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+import write_cluster as wc
 
 from fs3 import checksum
 from fs3.clock import deadline_after
@@ -21,30 +19,6 @@ from fs3.storage.engine_api import Update
 from fs3.storage.pace_core import Pace
 from fs3.transport.frame_core import Header, Kind
 from fs3.transport.messages import Op, UpdateFlag
-
-
-def _load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("write_cluster", Path(__file__).with_name("write_cluster.py"))
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-wc = _load()
-
-
-@pytest.fixture
-def make(tmp_path: Path) -> Iterator[Callable[..., Any]]:
-    made: list[Any] = []
-
-    def cluster(**options: int) -> Any:
-        made.append(wc.Cluster(tmp_path / str(len(made)), **options))
-        return made[-1]
-
-    yield cluster
-    for one in made:
-        one.close()
 
 
 def change(node: Any, target_id: int, chunk: tuple[int, int], op: Op, data: bytes, version: int) -> None:

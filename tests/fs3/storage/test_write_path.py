@@ -6,16 +6,14 @@ updates; versions count the updates that were applied; nothing stays pending.
 
 from __future__ import annotations
 
-import importlib.util
 import random
 import threading
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from types import ModuleType
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+import write_cluster as wc
 
 from fs3.clock import deadline_after
 from fs3.errors import Busy, Conflict, Corrupt, Fs3Error, Invalid, NoSpace, StaleRouting, Unavailable
@@ -23,30 +21,7 @@ from fs3.storage.forward import Frame
 from fs3.transport.frame_core import Header, Kind
 from fs3.transport.messages import Op, UpdateFlag
 
-
-def _load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("write_cluster", Path(__file__).with_name("write_cluster.py"))
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-wc = _load()
 A, B, C = (1, 1), (1, 2), (2, 1)
-
-
-@pytest.fixture
-def make(tmp_path: Path) -> Iterator[Callable[..., Any]]:
-    made: list[Any] = []
-
-    def cluster(**options: int) -> Any:
-        made.append(wc.Cluster(tmp_path / str(len(made)), **options))
-        return made[-1]
-
-    yield cluster
-    for one in made:
-        one.close()
 
 
 def batch(cluster: Any, updates: list[tuple[int, tuple[int, int], Op, bytes, int]], client: int = 9) -> Any:

@@ -1,5 +1,5 @@
 """A storage cluster in one process for tests of the write path: real engines and WritePaths, mgmtd's pure cores, and a
-forward port that calls the other WritePath in the caller's thread. Loaded by file name (tests are no package).
+forward port that calls the other WritePath in the caller's thread.
 
 A node is killed between two steps of the calling thread (`kill_at`): nothing that it does from then on has an effect or
 is heard, as with SIGKILL. `restart` opens its folder again.
