@@ -25,27 +25,32 @@ class Reads:
         self._timeout_s = timeout_s
         self._at_once = min(_KEYS, max_operations)
         self._waiting: list[tuple[pb.RangeRequest, asyncio.Future[pb.KeyValue | None]]] = []
+        self._working = 0  # counted by the workers themselves: a task that has ended is known for it only later
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def get(self, key: bytes, revision: int) -> pb.KeyValue | None:
         """What the key was at the revision. Raises: TooOld, Unavailable, and whatever etcd refuses it with."""
         found: asyncio.Future[pb.KeyValue | None] = asyncio.get_running_loop().create_future()
         self._waiting.append((pb.RangeRequest(key=key, revision=revision, serializable=True), found))
-        if len(self._tasks) < _REQUESTS:
+        if self._working < _REQUESTS:
+            self._working += 1
             task = asyncio.get_running_loop().create_task(self._work())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         return await found
 
     async def _work(self) -> None:
-        while self._waiting:
-            batch = self._waiting[: self._at_once]
-            del self._waiting[: self._at_once]
-            try:
-                await self._read(batch)
-            finally:
-                for _, found in batch:
-                    found.cancel()  # of those that have an answer, this changes nothing
+        try:
+            while self._waiting:
+                batch = self._waiting[: self._at_once]
+                del self._waiting[: self._at_once]
+                try:
+                    await self._read(batch)
+                finally:
+                    for _, found in batch:
+                        found.cancel()  # of those that have an answer, this changes nothing
+        finally:
+            self._working -= 1
 
     async def _read(self, batch: list[tuple[pb.RangeRequest, asyncio.Future[pb.KeyValue | None]]]) -> None:
         request = pb.TxnRequest(success=[pb.RequestOp(request_range=one) for one, _ in batch])
