@@ -53,14 +53,14 @@ def _named(name: str) -> Mutant:
 def _hunt(mutant: Mutant, seeds: int) -> int:
     """In a process of its own: run seeds until one is violated; prints the outcome as JSON."""
     install(mutant)
-    from sim_pairs import pair_of
+    from sim_pairs import faults_of
     from sim_seed import run_seed
 
     begun = time.monotonic()
     seed, tried = -1, 0
     violation: str | None = None
     kind = ""
-    ordered = sorted(range(seeds), key=lambda seed: -sum(fault in mutant.faults for fault in pair_of(seed)))
+    ordered = sorted(range(seeds), key=lambda seed: -sum(fault in mutant.faults for fault in faults_of(seed)))
     for seed in ordered:
         tried += 1
         result = run_seed(seed)

@@ -22,9 +22,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from sim_coverage import EXPECTED, GROUPS, IMPOSSIBLE, Coverage, Key, Spies, expect_faults, missing
 from sim_faults import IMPOSSIBLE_PAIRS, KINDS
+from sim_pairs import ROUND
 from sim_seed import OPERATIONS, Result, run_seed, tell_seed
 
-ENOUGH = 500  # seeds after which everything must have occurred
+ENOUGH = ROUND  # seeds after which everything must have occurred
 _MOST_TOLD = 3
 _MOST_LISTED = 30
 

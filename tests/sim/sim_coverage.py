@@ -97,10 +97,8 @@ class Coverage:
                 self.note(RESYNC, "pending there: transfer")
             elif meta.version != other.version:
                 self.note(RESYNC, f"version {'higher' if meta.version > other.version else 'lower'} here: transfer")
-            elif meta.length != other.length:
-                self.note(RESYNC, "length differs: transfer")
-            elif meta.crc != other.crc:
-                self.note(RESYNC, "sums differ: transfer")
+            elif (meta.length, meta.crc) != (other.length, other.crc):
+                self.note(RESYNC, "content differs: transfer")
             else:
                 self.note(RESYNC, f"same{', later chain version here' * (later[chunk] > before[chunk])}: nothing")
         for _ in others:
@@ -279,8 +277,7 @@ _RESYNC = (
     "pending there: transfer",
     "version higher here: transfer",
     "version lower here: transfer",
-    "length differs: transfer",
-    "sums differ: transfer",
+    "content differs: transfer",
     "same: nothing",
     "same, later chain version here: nothing",
 )

@@ -130,16 +130,32 @@ class Nemesis:
 
     # What faults are made of
 
-    def _begin(self, kind: str, machine: SimMachine | None, end: End, lasts_s: float, **about: object) -> bool:
-        """A fault is in effect for so long."""
+    def _begin(self, kind: str, machine: SimMachine | None, end: End, lasts_s: float | None, **about: object) -> bool:
+        """A fault is in effect for so long; None: until somebody ends it."""
         self._number += 1
         number = self._number
         self._ends[number] = (kind, end)
         where = machine.process if machine is not None else None
         said = "".join(f", {name} {value}" for name, value in about.items())
-        self.sim.note(f"FAULT {kind} for {lasts_s:.3f} s{said}", where)
+        self.sim.note(f"FAULT {kind}{'' if lasts_s is None else f' for {lasts_s:.3f} s'}{said}", where)
         self.sim.emit("fault", where, what=kind, lasts_s=lasts_s, **about)
-        self.sim.after(lasts_s, lambda: self._end(number))
+        if lasts_s is not None:
+            self.sim.after(lasts_s, lambda: self._end(number))
+        return True
+
+    def _operates(self, kind: str, machine: SimMachine | None, job: Callable[[], None]) -> bool:
+        """What the operator does is in effect until he has done it, and a while longer."""
+        self._begin(kind, machine, lambda: None, None)
+        number, lasts_s = self._number, self._lasts()
+
+        def done() -> None:
+            self.sim.after(lasts_s, lambda: self._end(number))
+
+        def work() -> None:
+            job()
+            self.operator.in_hub(done)
+
+        self.operator.ask(work)
         return True
 
     def _end(self, number: int) -> None:
@@ -464,8 +480,7 @@ class Nemesis:
         storage = self._one(self.cluster.storages)
         if self.operator.busy or not self.cluster.shape.wipes or storage.held or storage.misplaced or self.corrupted:
             return False  # where bytes have changed on another disk, this one may be the last that has them
-        self.operator.ask(lambda: self.operator.replace_disk(storage, 6 * self._lease_s))
-        return self._begin(kind, storage, lambda: None, self._lasts())
+        return self._operates(kind, storage, lambda: self.operator.replace_disk(storage, 6 * self._lease_s))
 
     def _a_disk_is_not_mounted(self, kind: str) -> bool:
         return self._mistakes(kind)
@@ -486,8 +501,7 @@ class Nemesis:
     def _operator_restarts_all_daemons(self, kind: str) -> bool:
         if self.operator.busy:
             return False
-        self.operator.ask(lambda: self.operator.restart_all(6 * self._lease_s))
-        return self._begin(kind, None, lambda: None, self._lasts())
+        return self._operates(kind, None, lambda: self.operator.restart_all(6 * self._lease_s))
 
     def _wall_clock_jumps(self, kind: str) -> bool:
         machine = self._one(self.cluster.machines)

@@ -247,8 +247,9 @@ class Invariants:
             raise Violation(f"{name}: its upkeep does not end\n{self._sim.stuck()}")
         if writes.state._acting:
             raise Violation(f"{name}: somebody still acts on its targets: {writes.state._acting}")
-        # A client's connection acknowledges its last reply with its next request.
-        owed = sum(len(peer._unacked) for peer in storage.io.peers.values())
+        # A client's connection acknowledges its last reply with its next request. Daemons go on asking each other for
+        # good bytes of what is damaged: a reply may be on its way.
+        owed = sum(len(peer._unacked) + len(peer._outbox) for peer in storage.io.peers.values())
         for engine in daemon.engines:
             stats = engine.stats()
             if stats.pending or stats.holds + stats.pins > owed:

@@ -1,43 +1,59 @@
-"""Two faults that a seed must have at the same time: some hundred seeds in a row go through all pairs.
+"""Two faults that a seed must have at the same time: ROUND seeds in a row go through all pairs.
 
+There are more pairs than that, so some seeds have two of them.
 What else happens is drawn; so a pair meets other company, and another moment, every time.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from sim_cluster import Shape
 from sim_coverage import pair
 from sim_faults import IMPOSSIBLE_PAIRS, KINDS, NEED_WIPES, Nemesis
 from sim_kernel import Simulation
+from sim_workload import Mix
 
-_PAIRS = [
+_PAIRS: list[tuple[str, str]] = [
     (one, other) for at, one in enumerate(KINDS) for other in KINDS[at:] if pair(one, other) not in IMPOSSIBLE_PAIRS
 ]
 _TRIES = 12
+ROUND = 500
 
 
-def pair_of(seed: int) -> tuple[str, str]:
-    """The faults of a seed, the one that begins first in front."""
-    rounds, number = divmod(seed, len(_PAIRS))
-    one, other = _PAIRS[number]
-    return (one, other) if rounds % 2 == 0 else (other, one)
+def pairs_of(seed: int) -> list[tuple[str, str]]:
+    """The pairs of faults of a seed, the one of each that begins first in front."""
+    rounds, first = divmod(seed, ROUND)
+    pairs = _PAIRS[first::ROUND]
+    return pairs if rounds % 2 == 0 else [(other, one) for one, other in pairs]
 
 
-def shaped(shape: Shape, faults: tuple[str, str]) -> Shape:
+def faults_of(seed: int) -> list[str]:
+    """All faults in the pairs of a seed."""
+    return [kind for pair in pairs_of(seed) for kind in pair]
+
+
+def shaped(shape: Shape, faults: Sequence[str]) -> Shape:
     """A cluster in which they can happen."""
     metas = max(shape.metas, 1 if any(kind.startswith("meta ") for kind in faults) else 0)
     return replace(shape, metas=metas, wipes=shape.wipes or not NEED_WIPES.isdisjoint(faults))
 
 
+def mixed(mix: Mix, faults: Sequence[str]) -> Mix:
+    """Work of which they can make something: a power loss of all undoes what nobody had synced."""
+    loses = "all storages lose power" in faults
+    return replace(mix, os_share=max(mix.os_share, 0.7)) if loses else mix
+
+
 def overlap(sim: Simulation, nemesis: Nemesis, faults: tuple[str, str], within_s: float) -> None:
     """Have the first begin some time within so many virtual seconds, and the second while it is in effect.
 
-    A fault that cannot begin (nothing there to crash) is tried again a little later.
+    A fault that cannot begin (nothing there to crash) is tried again a little later; the operator does one thing at a
+    time.
     """
     chance = sim.stream("pair")
-    step_s = within_s / 100
+    step_s, end_s = within_s / 100, sim.now + within_s
     first, second = (getattr(nemesis, "_" + kind.replace(" ", "_").replace("-", "_")) for kind in faults)
 
     def begin(tries: int) -> None:
@@ -47,10 +63,10 @@ def overlap(sim: Simulation, nemesis: Nemesis, faults: tuple[str, str], within_s
             sim.after(step_s, lambda: begin(tries - 1))
 
     def follow(left: int, tries: int) -> None:
-        if second(faults[1]):
+        if sim.now >= end_s or second(faults[1]):
             return
         if left:
-            sim.after(step_s / 4, lambda: follow(left - 1, tries))
+            sim.after(step_s / 4, lambda: follow(left if nemesis.operator.busy else left - 1, tries))
         elif tries:
             begin(tries - 1)
 

@@ -16,7 +16,7 @@ from sim_history import Chunk, Outcome
 from sim_invariants import ChainViolation, Invariants, NotLinearizable, WatchedChunk
 from sim_kernel import Event, Simulation, Violation
 from sim_names import Names
-from sim_pairs import overlap, pair_of, shaped
+from sim_pairs import faults_of, mixed, overlap, pairs_of, shaped
 from sim_promises import Promises
 from sim_story import Story
 from sim_workload import Mix, Workload
@@ -49,9 +49,9 @@ class Result:
 class _Run:
     def __init__(self, seed: int, operations: int, coverage: Coverage | None) -> None:
         self.sim = Simulation(seed, max_steps=_MOST_STEPS)
-        self.pair = pair_of(seed)
-        self.cluster = Cluster(self.sim, shaped(Shape.drawn(self.sim.stream("shape")), self.pair))
-        mix = Mix.drawn(self.sim.stream("mix"), operations=operations)
+        self.pairs, faults = pairs_of(seed), faults_of(seed)
+        self.cluster = Cluster(self.sim, shaped(Shape.drawn(self.sim.stream("shape")), faults))
+        mix = mixed(Mix.drawn(self.sim.stream("mix"), operations=operations), faults)
         shape = self.cluster.shape
         self.faults_s = _FAULTS_LEASES * shape.lease_s
         # Operations end about when the faults do: time in which nothing can go wrong is time for another seed.
@@ -84,7 +84,8 @@ class _Run:
             if names is not None:
                 names.start()
             nemesis.start(for_s=self.faults_s)
-            overlap(sim, nemesis, self.pair, self.faults_s)
+            for pair in self.pairs:
+                overlap(sim, nemesis, pair, self.faults_s)
             cluster.run_until(
                 lambda: workload.done and nemesis.done and (names is None or names.done), within_s=_WORK_S
             )
