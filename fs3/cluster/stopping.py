@@ -48,12 +48,20 @@ def stop_folder(directory: Path | str, *, supervisor: int | None = None, timeout
     else:
         _end_daemons(folder)
     pause = threading.Event()
-    while folder.in_use():
+    while folder.in_use() or (supervisor is not None and _runs(supervisor)):
         if lease_now_s() >= deadline_s:
             raise Unavailable(f"{folder.path} is still in use after {timeout_s:g} s")
         pause.wait(_LOOK_S)
     _end(_started_by_hand(folder), _STOP_S)
     return True
+
+
+def _runs(pid: int) -> bool:
+    """Also while it ends: it lets go of the folder a moment before."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
 
 
 def _end_daemons(folder: Folder) -> None:

@@ -13,7 +13,7 @@ from sim_mutants import MUTANTS
 from sim_mutation import Mutant, Patch, patched
 
 _HERE = Path(__file__).parent
-_SEEDS = 6
+_SEEDS = 30
 _QUICK = ("published-before-stored", "early-ack", "repeats-applied")
 
 
