@@ -1,7 +1,8 @@
 """How a call to meta is made: under a deadline, repeated within it, at whichever daemon answers.
 
 A change is sent with a request id and repeated under the same one: however often it is repeated, and whichever daemon
-answers, it applies once: all meta daemons share one store, and the answer is recorded there with the change.
+answers, it applies once: all meta daemons share one store, and the answer is recorded there with the change. A
+repetition says that it is one; a refusal of it is recorded too, as a copy that is under way must not be applied later.
 Thread-safe; a forked child goes on with connections of its own (fs3/client/control.py).
 """
 
@@ -86,6 +87,8 @@ class MetaCalls:
             except (Unavailable, MaybeApplied, Conflict, Busy) as error:
                 if self._closed or now_s() >= deadline_s:
                     raise
+                if "id" in fields:
+                    request.id.retry = True
                 elsewhere = isinstance(error, Unavailable | MaybeApplied)
                 if elsewhere and not tried.issuperset(self._addresses()):
                     continue

@@ -4,6 +4,9 @@ Answers are filed by period. The collector starts a new period every 30 minutes,
 older than the previous one; so an answer is kept for 30 to 60 minutes, whatever wall clocks do. The answer is written
 in the transaction of the change itself, and both periods are read in it: of two copies of a request that run at the
 same time one loses, runs again, and finds the other's answer.
+
+A refusal changes nothing, and is not kept, unless the request says that it was sent before: then a copy may be under
+way, and would be applied when the caller has long gone on from the refusal. Once it is kept, every copy gets it.
 """
 
 from __future__ import annotations
@@ -12,13 +15,15 @@ from typing import TypeVar
 
 from google.protobuf.message import Message
 
-from fs3.errors import Invalid
+from fs3.errors import Busy, Conflict, Fs3Error, Invalid, MaybeApplied, Unavailable, from_code
 from fs3.kv import keys
 from fs3.kv.api import Transaction
 from fs3.kv.occ_core import decode_counter, encode_counter
 from fs3.pb import meta_pb2
 
 KEEP_S = 1_800.0
+_REFUSAL = meta_pb2.Refusal.DESCRIPTOR.name.encode()
+_PASSING = (Busy, Conflict, MaybeApplied, Unavailable)  # the caller sends the request again
 
 M = TypeVar("M", bound=Message)
 
@@ -28,22 +33,32 @@ async def current_period(txn: Transaction, *, snapshot: bool = True) -> int:
 
 
 async def recorded(txn: Transaction, request: meta_pb2.RequestId, reply: type[M]) -> M | None:
-    """The answer that this request got before, or None if it is new. Raises: Invalid if it was another request."""
+    """The answer that this request got before, or None if it is new.
+
+    Raises: Invalid if it was another request; as before, if that was a refusal that is kept.
+    """
     if not request.request_id:
         raise Invalid("the request has no request id")
+    value = await _filed(txn, request)
+    if value is None:
+        return None
+    kind, _, body = value.partition(b"\0")
+    if kind == _REFUSAL:
+        refusal = meta_pb2.Refusal.FromString(body)
+        raise from_code(refusal.code, refusal.message)
+    if kind.decode() != reply.DESCRIPTOR.name:
+        raise Invalid(f"request id {request.request_id} was already used for a different request")
+    found: M = reply()
+    found.ParseFromString(body)
+    return found
+
+
+async def _filed(txn: Transaction, request: meta_pb2.RequestId) -> bytes | None:
     period = await current_period(txn)
-    for filed in (period, period - 1):
-        if filed < 0:
-            continue
+    for filed in range(period, max(period - 2, -1), -1):
         value = await txn.get(keys.idempotency(filed, request.client_id, request.request_id))
-        if value is None:
-            continue
-        kind, _, body = value.partition(b"\0")
-        if kind.decode() != reply.DESCRIPTOR.name:
-            raise Invalid(f"request id {request.request_id} was already used for a different request")
-        found: M = reply()
-        found.ParseFromString(body)
-        return found
+        if value is not None:
+            return value
     return None
 
 
@@ -64,6 +79,23 @@ async def forget(txn: Transaction, limit: int) -> bool:
 
 async def record(txn: Transaction, request: meta_pb2.RequestId, reply: M) -> M:
     """Keep `reply` as this request's answer, and return it."""
-    value = reply.DESCRIPTOR.name.encode() + b"\0" + reply.SerializeToString()
-    txn.put(keys.idempotency(await current_period(txn), request.client_id, request.request_id), value)
+    await _file(txn, request, reply.DESCRIPTOR.name.encode(), reply)
     return reply
+
+
+async def record_refusal(txn: Transaction, request: meta_pb2.RequestId, error: Fs3Error) -> bool:
+    """Keep `error` as this request's answer, unless it has one by now; whether it is kept."""
+    if await _filed(txn, request) is not None:
+        return False
+    await _file(txn, request, _REFUSAL, meta_pb2.Refusal(code=error.code, message=str(error)))
+    return True
+
+
+def lasting(error: Fs3Error) -> bool:
+    """Whether the caller takes it for the answer."""
+    return not isinstance(error, _PASSING)
+
+
+async def _file(txn: Transaction, request: meta_pb2.RequestId, kind: bytes, answer: Message) -> None:
+    value = kind + b"\0" + answer.SerializeToString()
+    txn.put(keys.idempotency(await current_period(txn), request.client_id, request.request_id), value)

@@ -6,7 +6,7 @@ import dataclasses
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
@@ -15,6 +15,7 @@ from fs3.errors import Fs3Error, Invalid, MaybeApplied, NotFound, Unavailable
 from fs3.ids import ROOT_INODE, InodeId
 from fs3.kv import keys
 from fs3.kv.api import KVEngine, Transaction, transact
+from fs3.meta import idempotency
 from fs3.meta.call import Call
 from fs3.meta.id_blocks import InodeIds
 from fs3.meta.ops import attributes, directory, file, link, remove, rename, stat, xattr
@@ -240,9 +241,22 @@ class MetaService(meta_pb2_grpc.MetaServicer):
             await self._ready()
             now_ns = self._wall_ns()
             try:
-                return await transact(self._kv, attempt)
-            except MaybeApplied:
-                return await transact(self._kv, attempt)
+                try:
+                    return await transact(self._kv, attempt)
+                except MaybeApplied:
+                    return await transact(self._kv, attempt)
+            except Fs3Error as error:
+                if _is_retry(request) and idempotency.lasting(error) and not await self._refuse(request, error):
+                    return await transact(self._kv, attempt)  # a copy was quicker: its answer
+                raise
+
+    async def _refuse(self, request: Any, error: Fs3Error) -> bool:
+        """Have all copies of a request refused; False if one of them has had an answer meanwhile."""
+        return await transact(self._kv, lambda txn: idempotency.record_refusal(txn, request.id, error))
+
+
+def _is_retry(request: Any) -> bool:
+    return hasattr(request, "id") and request.id.retry
 
 
 def _no_ids() -> InodeId:

@@ -64,12 +64,22 @@ class Entry(_message.Message):
     def __init__(self, name: _Optional[str] = ..., inode: _Optional[_Union[Inode, _Mapping]] = ...) -> None: ...
 
 class RequestId(_message.Message):
-    __slots__ = ("client_id", "request_id")
+    __slots__ = ("client_id", "request_id", "retry")
     CLIENT_ID_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    RETRY_FIELD_NUMBER: _ClassVar[int]
     client_id: int
     request_id: int
-    def __init__(self, client_id: _Optional[int] = ..., request_id: _Optional[int] = ...) -> None: ...
+    retry: bool
+    def __init__(self, client_id: _Optional[int] = ..., request_id: _Optional[int] = ..., retry: _Optional[bool] = ...) -> None: ...
+
+class Refusal(_message.Message):
+    __slots__ = ("code", "message")
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    code: int
+    message: str
+    def __init__(self, code: _Optional[int] = ..., message: _Optional[str] = ...) -> None: ...
 
 class StatRequest(_message.Message):
     __slots__ = ("paths", "nofollow")

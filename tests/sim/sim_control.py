@@ -1,8 +1,9 @@
 """Control calls (gRPC in production) between simulated processes: asyncio and blocking callers, servers on their loops.
 
 A call is a request and an answer, each a message of its own, in bytes, so that nobody shares an object. Either may be
-lost: then the caller hears of a broken connection, or nothing until its time is over. A request may be met twice. As
-with gRPC, a server stops working on a call whose deadline has passed, wherever it then stands.
+lost: then the caller hears of a broken connection, or nothing until its time is over. A request may be met twice; a
+change of names only if its caller sends it again, as gRPC never does so by itself. As with gRPC, a server stops working
+on a call whose deadline has passed, wherever it then stands.
 """
 
 from __future__ import annotations
@@ -28,6 +29,10 @@ _LATE_S = 1.5
 def _snake(method: str) -> str:
     """The Python name of an rpc."""
     return re.sub(r"(?<!^)(?=[A-Z])", "_", method).lower()
+
+
+def _may_be_met_twice(request: Any) -> bool:
+    return not hasattr(request, "id") or request.id.retry
 
 
 def serve_control(network: Network, machine: Machine, process: SimProcess, handler: Handler) -> None:
@@ -92,10 +97,10 @@ class _Call:
         sim = network.sim
         there = network.of(address)
         sim.after(network.delay(machine, there.name), lambda: self._arrive(there))
-        if network.twice and network.random.random() < network.twice:
+        if network.twice and _may_be_met_twice(request) and network.random.random() < network.twice:
             late_s = 2 * network.delay(machine, there.name)
-            if method == "Heartbeat" and network.random.random() < 0.5:
-                late_s += network.random.random() * _LATE_S  # it may be after others, of a later run of the daemon too
+            if (method == "Heartbeat" or hasattr(request, "id")) and network.random.random() < 0.5:
+                late_s += network.random.random() * _LATE_S  # after others, of a later run of the daemon too
             sim.after(late_s, lambda: self._arrive(there))
             self._tell("twice")
 

@@ -669,6 +669,14 @@ MUTANTS: tuple[Mutant, ...] = (
         "    assert value\n",
     ),
     _one(
+        "refusal-not-kept",
+        "a copy of a request that was refused is applied later",
+        "fs3/meta/service.py",
+        '    return hasattr(request, "id") and request.id.retry\n',
+        "    return False\n",
+        faults=("requests met twice", "meta stall", "meta crash", "meta stops"),
+    ),
+    _one(
         "inode-ids-twice",
         "inode ids that another meta has taken are given out again",
         "fs3/meta/id_blocks.py",
