@@ -11,20 +11,21 @@ import contextlib
 import datetime
 from collections.abc import Callable, Iterator, Sequence
 from glob import has_magic
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from fsspec.spec import AbstractFileSystem
 
 from fs3.client.connect import Client, connect
 from fs3.client.file import FileClient, OpenFile
-from fs3.errors import Fs3Error, Invalid, IsADirectory, NotFound, to_os_error
+from fs3.errors import Exists, Fs3Error, Invalid, IsADirectory, NotFound, to_os_error
 from fs3.filesystem.facts import describe, time_of
 from fs3.filesystem.files import ReadFile, WriteFile
 from fs3.inode import Inode, InodeType
 from fs3.layout import LayoutChoice
 from fs3.url import parse_url
 
+T = TypeVar("T")
 COPY_BYTES = 16 << 20  # pieces in which files are streamed from and to other places
 
 
@@ -41,7 +42,8 @@ class Fs3FileSystem(AbstractFileSystem):  # type: ignore[misc]
     """fs3 through fsspec.
 
     `mgmtd` is "host:port" or several, separated by commas; `secret` the cluster's, if it has one; `layout` what new
-    files get instead of what their directory says.
+    files get instead of what their directory says; with `auto_mkdir` a file that is written gets the directories above
+    it, as object stores do it, and as fsspec's local files with the same option.
     """
 
     protocol: ClassVar[str] = "fs3"
@@ -49,10 +51,19 @@ class Fs3FileSystem(AbstractFileSystem):  # type: ignore[misc]
     blocksize = COPY_BYTES
     cachable = True
 
-    def __init__(self, mgmtd: str, *, secret: str = "", layout: LayoutChoice | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        mgmtd: str,
+        *,
+        secret: str = "",
+        layout: LayoutChoice | None = None,
+        auto_mkdir: bool = False,
+        **options: Any,
+    ) -> None:
         super().__init__(**options)
         self.mgmtd = mgmtd
         self.layout = layout
+        self.auto_mkdir = auto_mkdir
         self._secret = secret
 
     # -- where we are
@@ -164,11 +175,27 @@ class Fs3FileSystem(AbstractFileSystem):  # type: ignore[misc]
         with os_errors(path):
             if mode == "rb":
                 return ReadFile(self, self._open_read(path), path)
+            if mode == "xb" and self.exists(path):  # closing looks again
+                raise Exists(f"{path}: it exists already")
             if mode in ("wb", "xb"):
                 return WriteFile(self, self._create(path, replace=mode == "wb"), path, autocommit=autocommit)
-        raise ValueError(
-            f"{path}: mode {mode!r} is not supported; fs3 files are written once, open them 'rb', 'wb' or 'xb'"
+            if mode == "ab":
+                return self._open_append(path, autocommit=autocommit)
+        raise NotImplementedError(
+            f"{path}: mode {mode!r} is not supported; fs3 files are written from beginning to end, open them 'rb',"
+            " 'wb', 'xb' or 'ab'"
         )
+
+    def _open_append(self, path: str, *, autocommit: bool) -> WriteFile:
+        """A new file that begins with what the old one has, which is copied; of two that append at once one is lost."""
+        with contextlib.ExitStack() as stack:
+            before = None
+            with contextlib.suppress(NotFound):
+                before = stack.enter_context(ReadFile(self, self._open_read(path), path))
+            file = WriteFile(self, self._create(path, replace=True), path, autocommit=autocommit)
+            if before is not None:
+                _stream(before, file)
+        return file
 
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, **_: Any) -> bytes:
         result = self.cat_ranges([path], [start], [end], on_error="raise")[0]
@@ -242,9 +269,7 @@ class Fs3FileSystem(AbstractFileSystem):  # type: ignore[misc]
             self.makedirs(path2, exist_ok=True)
             return
         with self.open(path1, "rb") as source, self.open(path2, "wb") as target:
-            buffer = bytearray(min(COPY_BYTES, source.size))
-            while count := source.readinto(buffer):
-                target.write(memoryview(buffer)[:count])
+            _stream(source, target)
 
     def touch(self, path: str, truncate: bool = True, **_: Any) -> None:
         """An empty file; one that exists is emptied, unless `truncate` is false: then it is left as it is."""
@@ -304,9 +329,13 @@ class Fs3FileSystem(AbstractFileSystem):  # type: ignore[misc]
                 self.client.meta.remove(stripped, recursive=recursive)
 
     def mv(self, path1: str, path2: str, recursive: bool = False, maxdepth: int | None = None, **_: Any) -> None:
-        """One atomic rename; into `path2` if that is a directory, over it if it is a file."""
+        """One atomic rename; into `path2` if that is a directory, over it if it is a file.
+
+        "a/" means what is in a, as it does when fsspec copies: it goes to "b" itself, which may be an empty directory.
+        """
         source, target = self._strip_protocol(path1), self._strip_protocol(path2)
-        if str(path2).endswith("/") or self.isdir(target):
+        into = not str(path1).endswith("/") if self.isdir(target) else str(path2).endswith("/") and self.isfile(source)
+        if into:
             target = f"{target.rstrip('/')}/{source.rpartition('/')[2]}"
         if source != target:
             with os_errors(source):
@@ -380,19 +409,36 @@ class Fs3FileSystem(AbstractFileSystem):  # type: ignore[misc]
         return handles, failed
 
     def _create(self, path: str, *, replace: bool) -> Any:
-        return self._with_parent(
-            path, lambda: self.file_client.create_writer(path, replace=replace, layout_choice=self.layout)
+        return self._with_parents(
+            [path], lambda: self.file_client.create_writer(path, replace=replace, layout_choice=self.layout)
         )
 
     def _pipe(self, files: dict[str, bytes], *, replace: bool) -> None:
-        with os_errors(next(iter(files)) if len(files) == 1 else None):
-            self.file_client.create_batch(list(files), list(files.values()), replace=replace, layout_choice=self.layout)
+        paths, contents = list(files), list(files.values())
+        with os_errors(paths[0] if len(paths) == 1 else None):
+            self._with_parents(
+                paths,
+                lambda: self.file_client.create_batch(paths, contents, replace=replace, layout_choice=self.layout),
+            )
 
-    def _with_parent(self, path: str, create: Callable[[], Any]) -> Any:
+    def _with_parents(self, paths: list[str], create: Callable[[], T]) -> T:
+        """Create these files. Raises: NotFound where a directory is missing, unless `auto_mkdir` makes it."""
         try:
             return create()
         except NotFound as error:
-            raise NotFound(f"{self._parent(path)}: no such directory; make it first (fs3 mkdir -p)") from error
+            parents = sorted({self._parent(path) for path in paths})
+            if not self.auto_mkdir:
+                missing = next((parent for parent in parents if not self.exists(parent)), parents[0])
+                raise NotFound(f"{missing}: no such directory; make it first (fs3 mkdir -p)") from error
+        for parent in parents:
+            self.makedirs(parent, exist_ok=True)
+        return create()
+
+
+def _stream(source: ReadFile, target: WriteFile) -> None:
+    buffer = bytearray(min(COPY_BYTES, source.size))
+    while count := source.readinto(buffer):
+        target.write(memoryview(buffer)[:count])
 
 
 def _several(path: Any) -> list[str]:

@@ -133,8 +133,11 @@ def test_exclusive_creation(fs: Any, home: str) -> None:
     with pytest.raises(FileExistsError), fs.open(f"{home}/f", "xb") as file:
         file.write(b"second")
     assert fs.cat_file(f"{home}/f") == b"first"
-    with pytest.raises(ValueError, match="written once"):
-        fs.open(f"{home}/f", "ab")
+    late = fs.open(f"{home}/g", "xb")
+    fs.pipe_file(f"{home}/g", b"meanwhile")
+    with pytest.raises(FileExistsError):
+        late.close()
+    assert fs.cat_file(f"{home}/g") == b"meanwhile"
 
 
 def test_names_move_and_go(fs: Any, home: str) -> None:
@@ -268,3 +271,54 @@ def test_torch_saves_and_loads(cluster_url: str, home: str) -> None:
     with fsspec.open(f"{cluster_url}{home}/s.pt", "rb") as file:
         loaded = torch.load(file)
     assert loaded["step"] == 3 and torch.equal(loaded["w"], state["w"])
+
+
+def test_append_keeps_what_was_there(fs: Any, home: str) -> None:
+    data = random_bytes(3, 20_000_000)
+    path = f"{home}/f"
+    for begin, end in ((0, 0), (0, 5), (5, 17_000_000), (17_000_000, len(data))):
+        with fs.open(path, "ab") as file:
+            assert file.tell() == begin
+            file.write(data[begin:end])
+            assert begin == 0 or fs.info(path)["size"] == begin  # until it is closed
+    assert fs.cat_file(path) == data
+    with pytest.raises(RuntimeError), fs.open(path, "ab") as file:
+        file.write(b"x")
+        raise RuntimeError
+    assert fs.info(path)["size"] == len(data)
+    with fs.open(f"{home}/log", "a") as text:
+        text.write("one\n")
+    with fs.open(f"{home}/log", "a") as text:
+        text.write("two\n")
+    assert fs.cat_file(f"{home}/log") == b"one\ntwo\n"
+    with pytest.raises(IsADirectoryError):
+        fs.open(home, "ab")
+    with pytest.raises(NotImplementedError, match="written from beginning to end"):
+        fs.open(path, "r+b")
+
+
+def test_missing_directories_are_made_if_asked_for(cluster_url: str, fs: Any, home: str) -> None:
+    with pytest.raises(FileNotFoundError, match=f"{home}/a: no such directory; make it first"):
+        fs.pipe({f"{home}/f": b"", f"{home}/a/f": b""})
+    made = fsspec.url_to_fs(cluster_url, auto_mkdir=True)[0]
+    made.pipe({f"{home}/a/b/f": b"1", f"{home}/c/d/f": b"2"})
+    with made.open(f"{home}/e/f/g", "wb") as file:
+        file.write(b"3")
+    assert [fs.cat_file(f"{home}/{path}") for path in ("a/b/f", "c/d/f", "e/f/g")] == [b"1", b"2", b"3"]
+
+
+def test_directories_move_as_they_are_copied(fs: Any, home: str) -> None:
+    fs.makedirs(f"{home}/a/b")
+    fs.pipe_file(f"{home}/a/b/f", b"1")
+    fs.mv(f"{home}/a/b", f"{home}/new/")
+    assert fs.find(f"{home}/new") == [f"{home}/new/f"]
+    fs.mv(f"{home}/new", f"{home}/a")
+    fs.mv(f"{home}/a/new/f", f"{home}/a/")
+    fs.mv(f"{home}/a/f", f"{home}/a/new/")
+    assert fs.find(home) == [f"{home}/a/new/f"]
+    fs.mkdir(f"{home}/empty")
+    fs.mv(f"{home}/a/new/", f"{home}/empty/")
+    assert fs.find(home) == [f"{home}/empty/f"]
+    with pytest.raises(OSError) as caught:
+        fs.mv(f"{home}/a/", f"{home}/empty/")
+    assert caught.value.errno == errno.ENOTEMPTY
