@@ -2,7 +2,7 @@
 # Regenerates fs3/pb from proto/. With --check: fails if what is committed differs.
 set -eu
 cd "$(dirname "$0")/.."
-python="${PYTHON:-.venv/bin/python}"
+python=.venv/bin/python
 out="$(mktemp -d)"
 trap 'rm -rf "$out"' EXIT
 "$python" -m grpc_tools.protoc -Iproto --python_out="$out" --pyi_out="$out" --grpc_python_out="$out" \
