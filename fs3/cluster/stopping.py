@@ -59,7 +59,7 @@ def stop_folder(directory: Path | str, *, supervisor: int | None = None, timeout
 def _runs(pid: int) -> bool:
     """Also while it ends: it lets go of the folder a moment before."""
     try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.Error:
         return False
 

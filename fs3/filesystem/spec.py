@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-from collections.abc import Callable, Iterator, Sequence
+import io
+from collections.abc import Callable, Sequence
 from glob import has_magic
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
-from fsspec.spec import AbstractFileSystem
 
 from fs3.client.connect import Client, connect
 from fs3.client.file import FileClient, OpenFile
 from fs3.errors import Exists, Fs3Error, Invalid, IsADirectory, NotFound, to_os_error
+from fs3.filesystem.asynchronous import AsyncFace
 from fs3.filesystem.facts import describe, time_of
 from fs3.filesystem.files import ReadFile, WriteFile
+from fs3.filesystem.os_errors import os_errors
+from fs3.filesystem.posix import PosixFace
 from fs3.inode import Inode, InodeType
 from fs3.layout import LayoutChoice
 from fs3.url import parse_url
@@ -29,16 +32,7 @@ T = TypeVar("T")
 COPY_BYTES = 16 << 20  # pieces in which files are streamed from and to other places
 
 
-@contextlib.contextmanager
-def os_errors(path: str | None = None) -> Iterator[None]:
-    """Turn fs3's errors into the standard library's, as callers of fsspec expect."""
-    try:
-        yield
-    except Fs3Error as error:
-        raise to_os_error(error, path) from error
-
-
-class Fs3FileSystem(AbstractFileSystem):  # type: ignore[misc]
+class Fs3FileSystem(PosixFace, AsyncFace):
     """fs3 through fsspec.
 
     `mgmtd` is "host:port" or several, separated by commas; `secret` the cluster's, if it has one; `layout` what new
@@ -109,12 +103,28 @@ class Fs3FileSystem(AbstractFileSystem):  # type: ignore[misc]
 
     def info(self, path: str, **_: Any) -> dict[str, Any]:
         """One entry, of a symlink that which it leads to; raises FileNotFoundError, also where it leads nowhere."""
-        path = self._strip_protocol(path)
-        with os_errors(path):
-            found = self.client.meta.stat_one(path, follow=False)
-            if found.type is InodeType.SYMLINK:
-                return {**describe(path, self._stat(path)), "islink": True, "destination": found.symlink}
-            return describe(path, found)
+        (found,) = self.infos([path])
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def infos(self, paths: Sequence[str]) -> list[dict[str, Any] | Exception]:
+        stripped = [self._strip_protocol(path) for path in paths]
+        stat = self.client.meta.stat
+        with os_errors():
+            found = stat(stripped, follow=False)
+            links = [i for i, it in enumerate(found) if isinstance(it, Inode) and it.type is InodeType.SYMLINK]
+            ends = dict(zip(links, stat([stripped[i] for i in links]) if links else [], strict=True))
+        told: list[dict[str, Any] | Exception] = []
+        for i, (path, itself) in enumerate(zip(stripped, found, strict=True)):
+            at = ends.get(i, itself)
+            if isinstance(at, Fs3Error):
+                told.append(to_os_error(at, path))
+            elif isinstance(itself, Inode) and i in ends:
+                told.append({**describe(path, at), "islink": True, "destination": itself.symlink})
+            else:
+                told.append(describe(path, at))
+        return told
 
     def ls(self, path: str, detail: bool = True, **_: Any) -> list[Any]:
         """The entries of a directory, sorted by name; of a file, itself.
@@ -139,14 +149,6 @@ class Fs3FileSystem(AbstractFileSystem):  # type: ignore[misc]
         except (FileNotFoundError, NotADirectoryError):
             return False
         return True
-
-    def lexists(self, path: str, **_: Any) -> bool:
-        """Whether the name is there, be it a symlink that leads nowhere."""
-        return not isinstance(self.client.meta.stat([self._strip_protocol(path)], follow=False)[0], Fs3Error)
-
-    def islink(self, path: str) -> bool:
-        (found,) = self.client.meta.stat([self._strip_protocol(path)], follow=False)
-        return not isinstance(found, Fs3Error) and found.type is InodeType.SYMLINK
 
     def created(self, path: str) -> datetime.datetime:
         return time_of(self.info(path)["created"])
@@ -181,7 +183,7 @@ class Fs3FileSystem(AbstractFileSystem):  # type: ignore[misc]
                 return WriteFile(self, self._create(path, replace=mode == "wb"), path, autocommit=autocommit)
             if mode == "ab":
                 return self._open_append(path, autocommit=autocommit)
-        raise NotImplementedError(
+        raise io.UnsupportedOperation(
             f"{path}: mode {mode!r} is not supported; fs3 files are written from beginning to end, open them 'rb',"
             " 'wb', 'xb' or 'ab'"
         )
@@ -253,7 +255,7 @@ class Fs3FileSystem(AbstractFileSystem):  # type: ignore[misc]
     # -- writing
 
     def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **_: Any) -> None:
-        self._pipe({self._strip_protocol(path): value}, replace=mode != "create")
+        self._write_files({self._strip_protocol(path): value}, replace=mode != "create")
 
     def pipe(self, path: Any, value: bytes | None = None, **options: Any) -> None:
         """Many small files in one batch; all of them appear at once."""
@@ -261,7 +263,7 @@ class Fs3FileSystem(AbstractFileSystem):  # type: ignore[misc]
             assert value is not None
             self.pipe_file(path, value, **options)
         else:
-            self._pipe({self._strip_protocol(name): data for name, data in path.items()}, replace=True)
+            self._write_files({self._strip_protocol(name): data for name, data in path.items()}, replace=True)
 
     def cp_file(self, path1: str, path2: str, **_: Any) -> None:
         """Copy within the cluster, through this client."""
@@ -311,8 +313,6 @@ class Fs3FileSystem(AbstractFileSystem):  # type: ignore[misc]
         with os_errors(path):
             self.client.meta.remove(path)
 
-    _rm = rm_file
-
     def rm(self, path: Any, recursive: bool = False, maxdepth: int | None = None) -> None:
         """Remove files and, if `recursive`, directories with all that is in them; a tree goes in one operation.
 
@@ -345,37 +345,6 @@ class Fs3FileSystem(AbstractFileSystem):  # type: ignore[misc]
         """One atomic rename, exactly from the one name to the other."""
         with os_errors(path1):
             self.client.meta.rename(self._strip_protocol(path1), self._strip_protocol(path2))
-
-    # -- links and attributes
-
-    def symlink(self, src: str, dst: str, **_: Any) -> None:
-        """Make `dst` a symlink to `src`, which is kept as it is written (a URL of fs3 as its path)."""
-        target = self._strip_protocol(src) if src.startswith("fs3://") else src
-        path = self._strip_protocol(dst)
-        with os_errors(path):
-            self.client.meta.symlink(path, target)
-
-    def link(self, src: str, dst: str, **_: Any) -> None:
-        """Give the file `src` a further name, `dst`."""
-        path = self._strip_protocol(dst)
-        with os_errors(path):
-            self.client.meta.link(self._strip_protocol(src), path)
-
-    def readlink(self, path: str) -> str:
-        path = self._strip_protocol(path)
-        with os_errors(path):
-            return self.client.meta.readlink(path)
-
-    def chmod(self, path: str, mode: int) -> None:
-        path = self._strip_protocol(path)
-        with os_errors(path):
-            self.client.meta.set_attributes(path, mode=mode)
-
-    def chown(self, path: str, uid: int | None = None, gid: int | None = None, *, follow: bool = True) -> None:
-        """Change owner and group; None leaves one as it is."""
-        path = self._strip_protocol(path)
-        with os_errors(path):
-            self.client.meta.set_attributes(path, uid=uid, gid=gid, follow=follow)
 
     # -- inside
 
@@ -413,7 +382,7 @@ class Fs3FileSystem(AbstractFileSystem):  # type: ignore[misc]
             [path], lambda: self.file_client.create_writer(path, replace=replace, layout_choice=self.layout)
         )
 
-    def _pipe(self, files: dict[str, bytes], *, replace: bool) -> None:
+    def _write_files(self, files: dict[str, bytes], *, replace: bool) -> None:
         paths, contents = list(files), list(files.values())
         with os_errors(paths[0] if len(paths) == 1 else None):
             self._with_parents(

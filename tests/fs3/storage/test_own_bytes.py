@@ -117,6 +117,7 @@ def test_a_syncing_replica_keeps_the_good_bytes_that_it_has(make: Callable[..., 
     cluster.wait(lambda: cluster.nodes[2].write_path.state.role(1).duty.name == "SYNC", "recovery")
     engine.refuse.clear()
     cluster.wait_serving()
+    cluster.nodes[1].write_path.repair.look((101, *CHUNK))  # a recovery that finds both alike reads nothing
     mended(cluster)
     cluster.check_replicas()
     assert cluster.contents(cluster.nodes[1], 1)[CHUNK] == (1, DATA)
