@@ -18,15 +18,15 @@ import numpy as np
 
 from fs3.client.connect import Client, connect
 from fs3.client.file import FileClient, OpenFile
-from fs3.errors import Exists, Fs3Error, Invalid, IsADirectory, NotFound, to_os_error
+from fs3.errors import Exists, Fs3Error, IsADirectory, NotFound, to_os_error
 from fs3.filesystem.asynchronous import AsyncFace
 from fs3.filesystem.facts import describe, time_of
 from fs3.filesystem.files import ReadFile, WriteFile
 from fs3.filesystem.os_errors import os_errors
 from fs3.filesystem.posix import PosixFace
+from fs3.filesystem.urls import cluster_of, path_of
 from fs3.inode import Inode, InodeType
 from fs3.layout import LayoutChoice
-from fs3.url import parse_url
 
 T = TypeVar("T")
 COPY_BYTES = 16 << 20  # pieces in which files are streamed from and to other places
@@ -47,13 +47,18 @@ class Fs3FileSystem(PosixFace, AsyncFace):
 
     def __init__(
         self,
-        mgmtd: str,
+        mgmtd: str = "",
         *,
         secret: str = "",
         layout: LayoutChoice | None = None,
         auto_mkdir: bool = False,
         **options: Any,
     ) -> None:
+        if not mgmtd:
+            raise ValueError(
+                "this names no cluster; write fs3://HOST:PORT/path, or give mgmtd='HOST:PORT' (everywhere:"
+                " FSSPEC_FS3_MGMTD=HOST:PORT)"
+            )
         super().__init__(**options)
         self.mgmtd = mgmtd
         self.layout = layout
@@ -81,20 +86,11 @@ class Fs3FileSystem(PosixFace, AsyncFace):
     def _strip_protocol(cls, path: Any) -> Any:
         if isinstance(path, list):
             return [cls._strip_protocol(item) for item in path]
-        text = str(path)
-        if text.startswith("fs3://"):
-            text = "/" + text.removeprefix("fs3://").partition("/")[2]
-        return "/" + "/".join(part for part in text.split("/") if part not in ("", "."))
+        return path_of(str(path))
 
     @staticmethod
     def _get_kwargs_from_urls(path: str) -> dict[str, str]:
-        if not path.startswith("fs3://"):
-            return {}
-        try:
-            addresses, _ = parse_url(path)
-        except Invalid as error:
-            raise ValueError(str(error)) from None
-        return {"mgmtd": ",".join(addresses)}
+        return cluster_of(path)
 
     def unstrip_protocol(self, name: str) -> str:
         return f"fs3://{self.mgmtd}{self._strip_protocol(name)}"

@@ -36,8 +36,14 @@ def test_urls_name_the_cluster_and_the_path() -> None:
     strip = Fs3FileSystem._strip_protocol
     assert strip("fs3://a:1,b:2/x/y/") == "/x/y" and strip("fs3://a:1") == "/" and strip("x") == "/x"
     assert Fs3FileSystem._get_kwargs_from_urls("fs3://a:1,b:2/x") == {"mgmtd": "a:1,b:2"}
-    with pytest.raises(ValueError, match="names no cluster"):
-        Fs3FileSystem._get_kwargs_from_urls("fs3:///x")
+    assert strip("fs3:///x/y") == "/x/y" and Fs3FileSystem._get_kwargs_from_urls("fs3:///x") == {}
+    with pytest.raises(ValueError, match="names no cluster; write"):
+        fsspec.url_to_fs("fs3:///x")
+    for url in ("fs3:///x/y", "fs3://x/y", "fs3://a:1,b:2/x/y"):
+        fs, path = fsspec.url_to_fs(url, mgmtd="a:1,b:2")
+        assert (fs.mgmtd, path) == ("a:1,b:2", "/x/y")
+    with pytest.raises(ValueError, match="port 'port' is not a number"):
+        fsspec.url_to_fs("fs3://host:port/x")
 
 
 def test_a_fresh_process_finds_the_filesystem(cluster_url: str, fs: Any, home: str) -> None:

@@ -1,0 +1,33 @@
+"""`fs3://` URLs as fsspec takes them apart: which cluster, and the path within.
+
+A URL says which cluster if what stands before its path has a port; else the option `mgmtd` says it, as some libraries
+drop what we put there: "fs3:///a/b", which pathlib makes "fs3://a/b", are "/a/b".
+"""
+
+from __future__ import annotations
+
+from fs3.errors import Invalid
+from fs3.url import SCHEME, parse_url
+
+
+def path_of(text: str) -> str:
+    """The absolute path of a URL or path, without a slash at its end."""
+    if text.startswith(SCHEME):
+        text = text.removeprefix(SCHEME)
+        text = text.partition("/")[2] if _names_cluster(text) else text
+    return "/" + "/".join(part for part in text.split("/") if part not in ("", "."))
+
+
+def cluster_of(url: str) -> dict[str, str]:
+    """The option `mgmtd` that a URL stands for, if it names a cluster. Raises: ValueError: not by valid addresses."""
+    if not url.startswith(SCHEME) or not _names_cluster(url.removeprefix(SCHEME)):
+        return {}
+    try:
+        addresses, _ = parse_url(url)
+    except Invalid as error:
+        raise ValueError(str(error)) from None
+    return {"mgmtd": ",".join(addresses)}
+
+
+def _names_cluster(rest: str) -> bool:
+    return ":" in rest.partition("/")[0]
