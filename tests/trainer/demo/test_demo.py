@@ -64,11 +64,12 @@ def test_a_demo_that_is_stopped_leaves_nothing(tmp_path, temporary, number):
 
 
 def test_a_stage_that_falls_short_is_named(tmp_path, temporary):
-    """Too few steps to have a storage daemon die and return before they are done."""
+    """Too few steps to have a storage daemon die and return, or on a slow machine the trainer, before they are done."""
     process = start(tmp_path / "out", temporary, "--steps", "30")
     out, err = process.communicate(timeout=280)
     assert process.returncode == 1, f"{out}\n{err}"
-    assert re.search(r"^demo: outage: .*--steps 120$", err, flags=re.MULTILINE), err
+    short = re.search(r"^demo: (outage|crash): .*--steps 120$", err, flags=re.MULTILINE)
+    assert short, err
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    assert f"3 of {len(STAGES)} stages passed" in page
+    assert f"{['outage', 'crash'].index(short[1]) + 3} of {len(STAGES)} stages passed" in page
     assert (tmp_path / "out" / "log" / "commands").is_dir()
