@@ -17,7 +17,7 @@ from fs3.client.exchange import Batch, Exchange
 from fs3.client.peers import SLACK_BYTES, Peers
 from fs3.client.plan_core import I64
 from fs3.client.retry_core import Step, after_read
-from fs3.client.select_core import NONE, ReplicaTable, choose
+from fs3.client.select_core import NONE, ReplicaTable, choose, unserved
 from fs3.errors import Corrupt, Fs3Error, StaleRouting, Unavailable, from_code
 from fs3.ids import chunk_name
 from fs3.transport.frame_core import Kind
@@ -115,7 +115,7 @@ class ReadCall:
         reachable = columns != NONE
         if not reachable.all():
             chain = int(self.batch.ranges["chain"][todo[int(np.argmin(reachable))]])
-            self.batch.why.setdefault(Unavailable.code, f"chain {chain} has no serving target that answers")
+            self.batch.why.setdefault(Unavailable.code, unserved(self._peers.mgmtd.routing, chain))
             for place in todo[~reachable].tolist():
                 self._tried.pop(place, None)
         asked, rows, columns = todo[reachable], rows[reachable], columns[reachable]

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fs3.errors import StaleRouting
+from fs3.ids import ChainId
 from fs3.routing import Chain, Node, Routing, Target, TargetState
 
 I64 = NDArray[np.int64]
@@ -80,6 +81,19 @@ def replica_table(routing: Routing, endpoint_of: dict[tuple[int, int], str]) -> 
         tuple(names),
         tuple(routing.nodes[node_of[name]] for name in names),
     )
+
+
+def unserved(routing: Routing, chain_id: int) -> str:
+    """That nobody serves a chain, and what has to come back, in words."""
+    chain = routing.chains.get(ChainId(chain_id))
+    members = [routing.targets[target] for target in chain.targets] if chain is not None else []
+    for target in members:
+        if target.state is TargetState.LASTSRV:
+            return (
+                f"chain {chain_id} has no serving target; target {target.target_id} on node {target.node_id} was the"
+                " last that served, and must come back with its disk"
+            )
+    return f"chain {chain_id} has no serving target that answers"
 
 
 def _serving(routing: Routing, chain: Chain) -> list[Target]:

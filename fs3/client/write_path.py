@@ -28,7 +28,7 @@ from fs3.client.identity import Identity
 from fs3.client.peers import Peers
 from fs3.client.plan_core import I64
 from fs3.client.retry_core import UNCERTAIN, Step, after_write
-from fs3.client.select_core import NONE, ReplicaTable
+from fs3.client.select_core import NONE, ReplicaTable, unserved
 from fs3.errors import (
     Busy,
     Corrupt,
@@ -168,7 +168,8 @@ class WriteCall:
         heads = table.endpoint[rows, 0]
         headless = heads == NONE
         if headless.any():
-            self._fail(todo[headless], StaleRouting(f"chain {int(table.chains[rows[headless][0]])} has no head"))
+            why = unserved(self._peers.mgmtd.routing, int(table.chains[rows[headless][0]]))
+            self._fail(todo[headless], StaleRouting(why))
             todo, rows, heads = todo[~headless], rows[~headless], heads[~headless]
         self._records["chain_version"][todo] = table.chain_version[rows]
         lanes: list[_Lane] = []

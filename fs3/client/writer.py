@@ -152,18 +152,30 @@ class FileWriter:
             NotFound: the directory has gone, or the write session was lost.
             Fs3Error: a chunk could not be written. In all cases nothing was published; `abandon` is due.
         """
-        if self._published is not None:
-            return self._published
+        if self._published is None:
+            publish = self.finish()
+            with self._remember():
+                (inode,) = self._meta.publish_files([publish])
+            self.published(inode)
+        assert self._published is not None
+        return self._published
+
+    def finish(self) -> Publish:
+        """Wait until every chunk is acknowledged; what is left is to publish the file, perhaps with others.
+
+        Raises: Fs3Error: a chunk could not be written.
+        """
         self._check_open()
         length = self.length
         if self._filled:
             self._flush()
         self._settle(all_of_them=True)
-        with self._remember():
-            publish = Publish(self.inode_id, self.path, length, self._replace)
-            (self._published,) = self._meta.publish_files([publish])
+        return Publish(self.inode_id, self.path, length, self._replace)
+
+    def published(self, inode: Inode) -> None:
+        """It is; `close` gives `inode` from now on."""
+        self._published = inode
         self._end()
-        return self._published
 
     def abandon(self) -> None:
         """Give the file up: nothing appears at its path, an older file there stays. Never raises an `Fs3Error`."""

@@ -16,6 +16,7 @@ import numpy as np
 from fs3.client.file import FileClient, OpenFile
 from fs3.client.writer import FileWriter
 from fs3.errors import Fs3Error, to_os_error
+from fs3.inode import Inode
 
 READ_AHEAD_BYTES = 1 << 20
 
@@ -165,6 +166,22 @@ class WriteFile(io.BufferedIOBase):
             raise to_os_error(error, self.path) from error
         finally:
             self.fs.invalidate_cache(self.path)
+
+    @property
+    def settled(self) -> bool:
+        """Whether it was published or given up."""
+        return self._settled
+
+    @property
+    def writer(self) -> FileWriter:
+        """What writes it, for whoever publishes many files at once; they tell `published` then."""
+        return self._writer
+
+    def published(self, inode: Inode) -> None:
+        """It has its name."""
+        self._settled = True
+        self._writer.published(inode)
+        self.fs.invalidate_cache(self.path)
 
     def discard(self) -> None:
         """Give up what was written; an older file of this name stays."""

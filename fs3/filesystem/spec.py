@@ -24,6 +24,7 @@ from fs3.filesystem.facts import describe, time_of
 from fs3.filesystem.files import ReadFile, WriteFile
 from fs3.filesystem.os_errors import os_errors
 from fs3.filesystem.posix import PosixFace
+from fs3.filesystem.transaction import Fs3Transaction
 from fs3.filesystem.urls import cluster_of, path_of
 from fs3.inode import Inode, InodeType
 from fs3.layout import LayoutChoice
@@ -43,6 +44,7 @@ class Fs3FileSystem(PosixFace, AsyncFace):
     protocol: ClassVar[str] = "fs3"
     root_marker = "/"
     blocksize = COPY_BYTES
+    transaction_type = Fs3Transaction
     cachable = True
 
     def __init__(
@@ -380,6 +382,11 @@ class Fs3FileSystem(PosixFace, AsyncFace):
 
     def _write_files(self, files: dict[str, bytes], *, replace: bool) -> None:
         paths, contents = list(files), list(files.values())
+        if self._intrans:
+            for path, data in files.items():
+                with self.open(path, "wb" if replace else "xb") as file:
+                    file.write(data)
+            return
         with os_errors(paths[0] if len(paths) == 1 else None):
             self._with_parents(
                 paths,

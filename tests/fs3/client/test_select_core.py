@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from fs3.client.select_core import FEW, NONE, choose, replica_table
+from fs3.client.select_core import FEW, NONE, choose, replica_table, unserved
 from fs3.errors import StaleRouting
+from fs3.ids import TargetId
 from fs3.routing import Routing, TargetState
 
 
@@ -101,3 +104,13 @@ def test_the_table_lists_serving_targets_head_first_and_knows_its_chains(cluster
         table.rows(np.array([1, 77], dtype=np.uint32))
     with pytest.raises(StaleRouting, match="no chains"):
         replica_table(Routing(), {}).rows(np.array([1], dtype=np.uint32))
+
+
+def test_who_must_come_back_is_named(cluster) -> None:  # type: ignore[no-untyped-def]
+    cluster.set_chain(2, [3, 1])
+    routing: Routing = cluster.mgmtd.routing
+    assert unserved(routing, 2) == "chain 2 has no serving target that answers"
+    last = dataclasses.replace(routing.targets[TargetId(203)], state=TargetState.LASTSRV)
+    routing = dataclasses.replace(routing, targets={**routing.targets, last.target_id: last})
+    assert "target 203 on node 3 was the last that served, and must come back" in unserved(routing, 2)
+    assert unserved(routing, 99) == "chain 99 has no serving target that answers"
