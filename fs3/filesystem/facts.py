@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import datetime
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
+from fs3.errors import Fs3Error, to_os_error
 from fs3.inode import Inode, InodeType
 
 
@@ -27,6 +29,29 @@ def describe(path: str, inode: Inode) -> dict[str, Any]:
         "islink": inode.type is InodeType.SYMLINK,
         **({"destination": inode.symlink} if inode.type is InodeType.SYMLINK else {}),
     }
+
+
+class Stat(Protocol):
+    """How a client asks for many inodes."""
+
+    def __call__(self, paths: Sequence[str], *, follow: bool = True) -> list[Inode | Fs3Error]: ...
+
+
+def describe_all(paths: Sequence[str], stat: Stat) -> list[dict[str, Any] | Exception]:
+    """Of each path, of a symlink that which it leads to; the standard library's error in the place of what has none."""
+    found = stat(paths, follow=False)
+    links = [i for i, itself in enumerate(found) if isinstance(itself, Inode) and itself.type is InodeType.SYMLINK]
+    ends = dict(zip(links, stat([paths[i] for i in links]) if links else [], strict=True))
+    told: list[dict[str, Any] | Exception] = []
+    for i, (path, itself) in enumerate(zip(paths, found, strict=True)):
+        at = ends.get(i, itself)
+        if isinstance(at, Fs3Error):
+            told.append(to_os_error(at, path))
+        elif isinstance(itself, Inode) and i in ends:
+            told.append({**describe(path, at), "islink": True, "destination": itself.symlink})
+        else:
+            told.append(describe(path, at))
+    return told
 
 
 def time_of(seconds: float) -> datetime.datetime:

@@ -84,10 +84,14 @@ class ReadFile(io.BufferedIOBase):
     readinto1 = readinto  # type: ignore[assignment]
 
     def read(self, size: int | None = -1) -> bytes:
+        return bytes(self.read_buffer(size))
+
+    def read_buffer(self, size: int | None = -1) -> bytearray:
+        """As `read`, without a copy at the end; what pyarrow looks for in a Python file."""
         rest = max(0, self.size - self._at)
         out = bytearray(rest if size is None or size < 0 else min(size, rest))
         self.readinto(out)
-        return bytes(out)
+        return out
 
     def read1(self, size: int = -1) -> bytes:
         return self.read(size if size >= 0 else self._ahead_bytes)

@@ -18,9 +18,9 @@ import numpy as np
 
 from fs3.client.connect import Client, connect
 from fs3.client.file import FileClient, OpenFile
-from fs3.errors import Exists, Fs3Error, IsADirectory, NotFound, to_os_error
+from fs3.errors import Exists, Fs3Error, IsADirectory, NotADirectory, NotFound
 from fs3.filesystem.asynchronous import AsyncFace
-from fs3.filesystem.facts import describe, time_of
+from fs3.filesystem.facts import describe, describe_all, time_of
 from fs3.filesystem.files import ReadFile, WriteFile
 from fs3.filesystem.os_errors import os_errors
 from fs3.filesystem.posix import PosixFace
@@ -107,22 +107,8 @@ class Fs3FileSystem(PosixFace, AsyncFace):
         return found
 
     def infos(self, paths: Sequence[str]) -> list[dict[str, Any] | Exception]:
-        stripped = [self._strip_protocol(path) for path in paths]
-        stat = self.client.meta.stat
         with os_errors():
-            found = stat(stripped, follow=False)
-            links = [i for i, it in enumerate(found) if isinstance(it, Inode) and it.type is InodeType.SYMLINK]
-            ends = dict(zip(links, stat([stripped[i] for i in links]) if links else [], strict=True))
-        told: list[dict[str, Any] | Exception] = []
-        for i, (path, itself) in enumerate(zip(stripped, found, strict=True)):
-            at = ends.get(i, itself)
-            if isinstance(at, Fs3Error):
-                told.append(to_os_error(at, path))
-            elif isinstance(itself, Inode) and i in ends:
-                told.append({**describe(path, at), "islink": True, "destination": itself.symlink})
-            else:
-                told.append(describe(path, at))
-        return told
+            return describe_all([self._strip_protocol(path) for path in paths], self.client.meta.stat)
 
     def ls(self, path: str, detail: bool = True, **_: Any) -> list[Any]:
         """The entries of a directory, sorted by name; of a file, itself.
@@ -131,13 +117,13 @@ class Fs3FileSystem(PosixFace, AsyncFace):
         """
         path = self._strip_protocol(path)
         with os_errors(path):
-            itself = self.info(path)
-            if itself["type"] != "directory":
-                found = [itself]
-            else:
-                base = path.rstrip("/")
+            base = path.rstrip("/")
+            try:
                 pages = self.client.meta.list(path)
                 found = [describe(f"{base}/{entry.name}", entry.inode) for page in pages for entry in page]
+            except NotADirectory:
+                found = [self.info(path)]
+            else:
                 self._add_sizes([entry for entry in found if entry["islink"]])
         return found if detail else [entry["name"] for entry in found]
 

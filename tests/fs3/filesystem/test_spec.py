@@ -330,54 +330,26 @@ def test_directories_move_as_they_are_copied(fs: Any, home: str) -> None:
     assert caught.value.errno == errno.ENOTEMPTY
 
 
-def test_a_transaction_publishes_all_or_nothing(fs: Any, home: str, tmp_path: Path, monkeypatch: Any) -> None:
-    fs.pipe_file(f"{home}/old", b"old")
-    (tmp_path / "local").write_bytes(b"put")
-    published: list[int] = []
-    publish = fs.client.meta.publish_files
+def test_pyarrow_gets_what_was_read_without_a_copy(fs: Any, home: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = random_bytes(4, 3_000_000)
+    fs.pipe_file(f"{home}/f", data)
+    with fs.open(f"{home}/f") as file:
+        monkeypatch.setattr(type(file), "read", lambda *_: pytest.fail("read"))
+        arrow = pyarrow.PythonFile(file, mode="r")
+        assert arrow.read_buffer(2_000_000).to_pybytes() == data[:2_000_000]
+        assert arrow.read_buffer(2_000_000).to_pybytes() == data[2_000_000:]
+
+
+def test_a_listing_is_one_call(fs: Any, home: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fs.pipe({f"{home}/{number}": b"" for number in range(10)})
+    calls: list[str] = []
+    call = fs.client.meta._call
     monkeypatch.setattr(
-        fs.client.meta, "publish_files", lambda files, **more: published.append(len(files)) or publish(files, **more)
+        fs.client.meta, "_call", lambda name, *args, **more: calls.append(name) or call(name, *args, **more)
     )
-    with fs.transaction:
-        with fs.open(f"{home}/big", "wb") as file:
-            file.write(random_bytes(1, 5_000_000))
-        fs.pipe({f"{home}/a": b"1", f"{home}/old": b"first"})
-        fs.pipe_file(f"{home}/old", b"new")
-        fs.put_file(str(tmp_path / "local"), f"{home}/put")
-        with fs.open(f"{home}/text", "w") as text:
-            text.write("words")
-        with pytest.raises(RuntimeError), fs.open(f"{home}/given-up", "wb") as file:
-            raise RuntimeError
-        assert fs.ls(home, detail=False) == [f"{home}/old"] and fs.cat_file(f"{home}/old") == b"old"
-    assert published == [5]
-    names = ("a", "big", "old", "put", "text")
-    assert fs.ls(home, detail=False) == [f"{home}/{name}" for name in names]
-    assert fs.cat_file(f"{home}/big") == random_bytes(1, 5_000_000)
-    assert [fs.cat_file(f"{home}/{name}") for name in names[2:]] == [b"new", b"put", b"words"]
-    fs.pipe_file(f"{home}/after", b"")  # no longer deferred
-    assert fs.exists(f"{home}/after")
-
-
-def test_a_transaction_that_fails_publishes_nothing(fs: Any, home: str) -> None:
-    with pytest.raises(RuntimeError), fs.transaction:
-        fs.pipe_file(f"{home}/a", b"1")
-        raise RuntimeError
-    fs.mkdir(f"{home}/d")
-    with pytest.raises(FileNotFoundError), fs.transaction:
-        fs.pipe_file(f"{home}/a", b"1")
-        fs.pipe_file(f"{home}/d/b", b"2")
-        fs.rmdir(f"{home}/d")
-    with pytest.raises(FileExistsError), fs.transaction:
-        fs.pipe_file(f"{home}/a", b"1")
-        with fs.open(f"{home}/c", "xb"):
-            fs.file_client.create_batch([f"{home}/c"], [b"somebody else's"])
-    with pytest.raises(OSError, match="600 files; one has up to 512"), fs.transaction:
-        fs.pipe({f"{home}/{number}": b"" for number in range(600)})
-    assert fs.ls(home, detail=False) == [f"{home}/c"]
-    with fs.transaction:
-        pass
-    fs.start_transaction()
-    fs.pipe_file(f"{home}/e", b"")
-    assert not fs.exists(f"{home}/e")
-    fs.end_transaction()
-    assert fs.exists(f"{home}/e")
+    assert len(fs.ls(home)) == 10 and calls == ["List"]
+    assert fs.ls(f"{home}/3", detail=False) == [f"{home}/3"]
+    with pytest.raises(NotADirectoryError):
+        fs.ls(f"{home}/3/4")
+    with pytest.raises(FileNotFoundError):
+        fs.ls(f"{home}/none")
