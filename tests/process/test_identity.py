@@ -78,7 +78,7 @@ def test_strangers_end_with_one_line_and_harm_nobody(cluster: LocalCluster, tmp_
         ("mgmtd", {"node_id": META_NODE, "data_dir": new, "kv": str(cluster.folder.path / "mgmtd" / "mgmtd.sqlite")},
          f"node_id {META_NODE} belongs to a meta daemon"),
         ("storage-1", {"node_id": 50}, "in use"),
-        ("storage-1", {"node_id": MGMTD_NODE, "disks": [new]}, f"node_id {MGMTD_NODE} belongs to a mgmtd"),
+        ("storage-1", {"node_id": MGMTD_NODE, "disks": [str(tmp_path / "disk")]}, f"node_id {MGMTD_NODE} belongs to a mgmtd"),
     ]  # fmt: skip
     with contextlib.closing(connect(cluster.url)) as client:
         client.files.create_batch(["/kept"], [b"kept"])
