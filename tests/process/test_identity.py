@@ -69,7 +69,7 @@ def start(
 
 def test_strangers_end_with_one_line_and_harm_nobody(cluster: LocalCluster, tmp_path: Path) -> None:
     another, newer = store_of_another_cluster(tmp_path / "another"), store_of_another_format(tmp_path / "newer")
-    new = str(tmp_path / "new")
+    new, disk = str(tmp_path / "new"), str(tmp_path / "disk")
     strangers: list[tuple[str, dict[str, Any], str]] = [
         ("meta", {"node_id": 1_050, "data_dir": str(another)}, "holds the names of cluster another, and mgmtd is of"),
         ("meta", {"node_id": 1_051, "data_dir": str(newer)}, "has format 9, this fs3 reads format 2"),
@@ -78,7 +78,7 @@ def test_strangers_end_with_one_line_and_harm_nobody(cluster: LocalCluster, tmp_
         ("mgmtd", {"node_id": META_NODE, "data_dir": new, "kv": str(cluster.folder.path / "mgmtd" / "mgmtd.sqlite")},
          f"node_id {META_NODE} belongs to a meta daemon"),
         ("storage-1", {"node_id": 50}, "in use"),
-        ("storage-1", {"node_id": MGMTD_NODE, "disks": [str(tmp_path / "disk")]}, f"node_id {MGMTD_NODE} belongs to a mgmtd"),
+        ("storage-1", {"node_id": MGMTD_NODE, "disks": [disk]}, f"node_id {MGMTD_NODE} belongs to a mgmtd"),
     ]  # fmt: skip
     with contextlib.closing(connect(cluster.url)) as client:
         client.files.create_batch(["/kept"], [b"kept"])
