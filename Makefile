@@ -25,7 +25,7 @@ demo: venv
 	@$(RUN) -m fs3_trainer.demo $(DEMO_ARGS)
 
 test: venv
-	$(RUN) -m pytest -q -n 2 --dist loadfile $(TEST_ARGS)
+	$(RUN) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(TEST_ARGS)
 
 sim: venv
 	@$(RUN) tests/sim/run.py $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),500)) $(SIM_ARGS)

@@ -23,7 +23,37 @@ import pytest
 from fs3.cluster.etcd import LocalEtcd
 from fs3.cluster.local import LocalCluster
 
+_HERE = Path(__file__).parent
 _number = itertools.count()
+
+# What takes longest comes first, what waits beside what computes: two workers end at about the same time.
+_FIRST = (
+    "trainer/demo/test_demo.py",
+    "fs3/mgmtd/test_chain_with_daemons.py",
+    "fs3/storage/test_engine_crash_points.py",
+    "fs3/cluster/test_local.py",
+    "sim/test_seeds.py",
+    "test_readme.py",
+    "sim/test_cluster.py",
+    "process/test_etcd_failover.py",
+    "test_ecosystem.py",
+    "trainer/infer/test_runner.py",
+    "benchmarks/test_run.py",
+    "conformance/test_fsspec.py",
+    "process/test_failover.py",
+    "trainer/infer/test_generate.py",
+    "trainer/train/test_checkpoint.py",
+    "sim/test_mutants.py",
+    "process/test_admin.py",
+    "trainer/train/test_resume.py",
+    "conformance/test_kv_etcd.py",
+    "process/test_hostile_bytes.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {str(_HERE / name): place for place, name in enumerate(_FIRST)}
+    items.sort(key=lambda item: rank.get(str(item.path), len(rank)))
 
 
 @pytest.fixture(scope="session")
