@@ -20,6 +20,10 @@ from hypothesis import strategies as st
 
 from fs3.errors import Fs3Error, from_code
 from fs3.inode import Inode, InodeType
+from fs3.kv import keys
+from fs3.kv.api import Transaction, transact
+from fs3.kv.occ_core import encode_counter
+from fs3.meta.fsck import fsck
 from fs3.meta.ops import stat
 from fs3.pb import meta_pb2
 
@@ -228,6 +232,11 @@ class Ours:
         return found, usage.files, usage.directories
 
 
+async def count_inodes(txn: Transaction) -> None:
+    """The ids of this namespace are not drawn from the store's counter."""
+    txn.put(keys.NEXT_INODE, encode_counter(1 << 32))
+
+
 async def outcome(made: Awaitable[Any]) -> Any:
     try:
         return await made
@@ -268,5 +277,7 @@ def test_the_namespace_does_what_the_local_filesystem_does(
             expected = local_outcome(getattr(local, name), tuple(arguments))
             assert await outcome(getattr(ours, name)(*arguments)) == expected, step
         assert await ours.tree() == local.tree()
+        await transact(ours.ns.kv, count_inodes)
+        assert (await fsck(ours.ns.kv)).findings() == []
 
     asyncio.run(body())
