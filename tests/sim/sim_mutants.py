@@ -669,6 +669,14 @@ MUTANTS: tuple[Mutant, ...] = (
         "    assert value\n",
     ),
     _one(
+        "name-kept-by-rename",
+        "a rename leaves the old name",
+        "fs3/meta/ops/rename.py",
+        "    dentry.remove(txn, source.parent, source.name)\n",
+        "",
+        faults=("meta crash",),
+    ),
+    _one(
         "refusal-not-kept",
         "a copy of a request that was refused is applied later",
         "fs3/meta/service.py",

@@ -15,6 +15,7 @@ from sim_kernel import Simulation, Violation
 
 from fs3.client.meta import InodeType, Publish
 from fs3.errors import Busy, Conflict, Exists, Fs3Error, MaybeApplied, NotFound, Unavailable
+from fs3.meta.fsck import fsck
 
 _UNKNOWN = (MaybeApplied, Unavailable, Busy, Conflict)
 _DIRECTORY = -1
@@ -67,6 +68,17 @@ class Names:
         for directory in self.directories:
             if directory.sure:
                 self._compare(client, directory)
+
+    def at_rest(self) -> None:
+        """That every record of the metas' store hangs together. Raises: Violation."""
+        reading = fsck(self.cluster.names.kv)
+        try:
+            while True:
+                reading.send(None)  # it waits for nobody
+        except StopIteration as read:
+            found = read.value.findings()
+        if found:
+            raise Violation("the metadata does not hang together: " + "; ".join(map(str, found[:5])))
 
     def _begin(self, number: int, client: SimClient) -> None:
         self._busy[number] = None

@@ -102,6 +102,8 @@ class _Run:
         with self._phase("check"):
             self.invariants.histories()
             self.invariants.at_rest()
+            if names is not None:
+                names.at_rest()
             self.invariants.after_restart(power=sim.stream("restart").random() < 0.5)
 
     def _mend(self) -> None:
