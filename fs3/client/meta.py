@@ -12,7 +12,7 @@ from fs3.inode import Entry, Inode, InodeType, inode_from_pb
 from fs3.layout import LayoutChoice, choice_to_pb
 from fs3.pb import meta_pb2
 
-__all__ = ["Entry", "Found", "Inode", "InodeType", "MetaClient", "Publish", "Space", "Usage"]
+__all__ = ["Entry", "Found", "Health", "Inode", "InodeType", "MetaClient", "Publish", "Space", "Usage"]
 
 STATS_AT_ONCE = 1_024
 FILES_AT_ONCE = 512
@@ -33,6 +33,16 @@ class Publish:
     path: str
     length: int
     replace: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """How many inodes there are, how many wait to be collected, how much is wrong, and the first of that in words."""
+
+    inodes: int
+    dead: int
+    wrong: int
+    findings: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,6 +310,11 @@ class MetaClient(MetaCalls):
         """What lies under `path`; takes time in proportion, so give it a deadline that fits."""
         reply = self._call("Usage", meta_pb2.UsageRequest, timeout_s, patient=True, path=path)
         return Usage(reply.files, reply.directories, reply.bytes)
+
+    def fsck(self, *, timeout_s: float | None = None) -> Health:
+        """Whether the metadata hangs together; meta reads all of it, so give it a deadline that fits."""
+        reply = self._call("Fsck", meta_pb2.FsckRequest, timeout_s, patient=True)
+        return Health(reply.inodes, reply.dead, reply.wrong, tuple(reply.findings))
 
     def find(self, inode_ids: Sequence[int], *, timeout_s: float | None = None) -> list[Found]:
         """What has become of each inode; those found together are from one moment."""

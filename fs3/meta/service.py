@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -17,6 +18,7 @@ from fs3.kv import keys
 from fs3.kv.api import KVEngine, Transaction, transact
 from fs3.meta import idempotency
 from fs3.meta.call import Call
+from fs3.meta.fsck import fsck
 from fs3.meta.id_blocks import InodeIds
 from fs3.meta.ops import attributes, directory, file, link, remove, rename, stat, xattr
 from fs3.meta.sizes import check_files, page_of
@@ -25,6 +27,7 @@ from fs3.routing import Routing
 from fs3.transport import rpc
 
 _USAGE_PAGE = 512
+_MOST_FINDINGS = 1_000
 _CREATED_KEYS = 2  # of each file: inode, session
 _PUBLISHED_KEYS = 3  # the same, and the name
 _BUCKETS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0, 5.0)
@@ -133,6 +136,15 @@ class MetaService(meta_pb2_grpc.MetaServicer):
             while usage.pending:
                 usage = await stat.usage_step(self._kv.begin(), usage, _USAGE_PAGE)
             return meta_pb2.UsageReply(files=usage.files, directories=usage.directories, bytes=usage.size)
+
+    @rpc.handler
+    async def Fsck(self, request: meta_pb2.FsckRequest) -> meta_pb2.FsckReply:  # noqa: N802
+        async with self._metrics.measured("fsck"):
+            await self._ready()
+            found = await fsck(self._kv)
+            findings = await asyncio.to_thread(found.findings)
+            lines = [str(one) for one in findings[:_MOST_FINDINGS]]
+            return meta_pb2.FsckReply(inodes=found.inodes, dead=found.dead, wrong=len(findings), findings=lines)
 
     @rpc.handler
     async def Mkdir(self, request: meta_pb2.MkdirRequest) -> meta_pb2.InodeReply:  # noqa: N802

@@ -390,3 +390,19 @@ class FindReply(_message.Message):
     FOUND_FIELD_NUMBER: _ClassVar[int]
     found: _containers.RepeatedCompositeFieldContainer[FoundInode]
     def __init__(self, found: _Optional[_Iterable[_Union[FoundInode, _Mapping]]] = ...) -> None: ...
+
+class FsckRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class FsckReply(_message.Message):
+    __slots__ = ("inodes", "dead", "wrong", "findings")
+    INODES_FIELD_NUMBER: _ClassVar[int]
+    DEAD_FIELD_NUMBER: _ClassVar[int]
+    WRONG_FIELD_NUMBER: _ClassVar[int]
+    FINDINGS_FIELD_NUMBER: _ClassVar[int]
+    inodes: int
+    dead: int
+    wrong: int
+    findings: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, inodes: _Optional[int] = ..., dead: _Optional[int] = ..., wrong: _Optional[int] = ..., findings: _Optional[_Iterable[str]] = ...) -> None: ...

@@ -130,6 +130,11 @@ class MetaStub:
                 request_serializer=fs3_dot_pb_dot_meta__pb2.FindRequest.SerializeToString,
                 response_deserializer=fs3_dot_pb_dot_meta__pb2.FindReply.FromString,
                 _registered_method=True)
+        self.Fsck = channel.unary_unary(
+                '/fs3.pb.Meta/Fsck',
+                request_serializer=fs3_dot_pb_dot_meta__pb2.FsckRequest.SerializeToString,
+                response_deserializer=fs3_dot_pb_dot_meta__pb2.FsckReply.FromString,
+                _registered_method=True)
 
 
 class MetaServicer:
@@ -249,6 +254,12 @@ class MetaServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Fsck(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_MetaServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -346,6 +357,11 @@ def add_MetaServicer_to_server(servicer, server):
                     servicer.Find,
                     request_deserializer=fs3_dot_pb_dot_meta__pb2.FindRequest.FromString,
                     response_serializer=fs3_dot_pb_dot_meta__pb2.FindReply.SerializeToString,
+            ),
+            'Fsck': grpc.unary_unary_rpc_method_handler(
+                    servicer.Fsck,
+                    request_deserializer=fs3_dot_pb_dot_meta__pb2.FsckRequest.FromString,
+                    response_serializer=fs3_dot_pb_dot_meta__pb2.FsckReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -861,6 +877,33 @@ class Meta:
             '/fs3.pb.Meta/Find',
             fs3_dot_pb_dot_meta__pb2.FindRequest.SerializeToString,
             fs3_dot_pb_dot_meta__pb2.FindReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Fsck(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fs3.pb.Meta/Fsck',
+            fs3_dot_pb_dot_meta__pb2.FsckRequest.SerializeToString,
+            fs3_dot_pb_dot_meta__pb2.FsckReply.FromString,
             options,
             channel_credentials,
             insecure,

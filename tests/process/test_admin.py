@@ -152,6 +152,9 @@ def test_chunks_and_orphans(cluster: LocalCluster, client: Client, capsys: pytes
     assert main.run(["admin", "orphans", cluster.url, "--remove"]) == 2, "it asks first"
     assert "1 chunks removed" in admin(cluster, capsys, "orphans", "--remove", "--yes")
     assert admin(cluster, capsys, "orphans") == "every one of 24 chunks belongs to a file\n"
+    assert admin(cluster, capsys, "fsck").endswith(": all hangs together\n")
+    health = json.loads(admin(cluster, capsys, "fsck", "--json"))
+    assert health["inodes"] > 1 and (health["wrong"], health["findings"]) == (0, [])
     check_data(client)
 
 

@@ -14,9 +14,11 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from fs3 import errors
-from fs3.client.meta import LayoutChoice, MetaClient, Publish, Space, Usage
+from fs3.client.meta import Health, LayoutChoice, MetaClient, Publish, Space, Usage
 from fs3.ids import ChainId, ChainTableId, NodeId
 from fs3.inode import InodeType
+from fs3.kv import keys
+from fs3.kv.api import Transaction, transact
 from fs3.kv.sqlite import SqliteKV
 from fs3.layout import Durability
 from fs3.meta.service import MetaService
@@ -253,3 +255,23 @@ def test_a_forked_child_and_its_parent_both_go_on(meta: MetaClient) -> None:
     write(meta, "/parent")
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert [entry.name for page in meta.list("/") for entry in page] == ["before", "child", "parent"]
+
+
+def test_fsck_says_what_is_wrong(daemon: Daemon, meta: MetaClient) -> None:
+    write(meta, "/a", "/b")
+    assert meta.fsck() == Health(inodes=3, dead=0, wrong=0, findings=())
+    lost = meta.stat_one("/b").inode_id
+    daemon.stop()
+
+    async def lose() -> None:
+        kv = SqliteKV(daemon._path)
+        await transact(kv, lambda txn: forget(txn, lost))
+        await kv.close()
+
+    async def forget(txn: Transaction, inode_id: int) -> None:
+        txn.delete(keys.inode(inode_id))
+
+    asyncio.run(lose())
+    daemon.start()
+    said = f"inode {lost}: does not exist, and is named by entry 'b' of directory 1"
+    assert meta.fsck() == Health(inodes=2, dead=0, wrong=1, findings=(said,))
