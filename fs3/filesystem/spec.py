@@ -18,7 +18,7 @@ import numpy as np
 
 from fs3.client.connect import Client, connect
 from fs3.client.file import FileClient, OpenFile
-from fs3.errors import Exists, Fs3Error, IsADirectory, NotADirectory, NotFound
+from fs3.errors import Corrupt, Exists, Fs3Error, IsADirectory, NotADirectory, NotFound, to_os_error
 from fs3.filesystem.asynchronous import AsyncFace
 from fs3.filesystem.facts import describe, describe_all, time_of
 from fs3.filesystem.files import ReadFile, WriteFile
@@ -214,15 +214,27 @@ class Fs3FileSystem(PosixFace, AsyncFace):
         offsets = np.array([begin for begin, _, _ in bounds], dtype=np.int64)
         lengths = np.maximum(np.array([end for _, end, _ in bounds], dtype=np.int64) - offsets, 0)
         packed = memoryview(bytearray(int(lengths.sum())))
+        out: list[bytes | Exception] = [failed.get(path, OSError(path)) for path in stripped]
         if good:
             index = np.array([number[stripped[i]] for i in good], dtype=np.int32)
-            with os_errors(stripped[good[0]] if len(handles) == 1 else None):
+            try:
                 self.file_client.read_batch(list(handles.values()), index, offsets, lengths, packed)
-        out: list[bytes | Exception] = [failed.get(path, OSError(path)) for path in stripped]
+            except Fs3Error as error:
+                if on_error == "raise":
+                    raise to_os_error(error, stripped[good[0]] if len(handles) == 1 else None) from error
+                for (
+                    i
+                ) in good:  # bytes that are lost are no other range's concern; a cluster that is away is everybody's
+                    alone = len(good) > 1 and isinstance(error, Corrupt)
+                    out[i] = self._cat_alone(paths[i], starts[i], ends[i]) if alone else to_os_error(error, stripped[i])
+                return out
         cuts = np.concatenate([[0], np.cumsum(lengths)]).tolist()
         for position, i in enumerate(good):
             out[i] = bytes(packed[cuts[position] : cuts[position + 1]])
         return out
+
+    def _cat_alone(self, path: str, start: int | None, end: int | None) -> bytes | Exception:
+        return self.cat_ranges([path], [start], [end], on_error="return")[0]
 
     def cat(self, path: Any, recursive: bool = False, on_error: str = "raise", **options: Any) -> Any:
         paths = self.expand_path(path, recursive=recursive)

@@ -84,6 +84,21 @@ def test_what_fails_fails_alone(afs: Any, home: str) -> None:
     asyncio.run(body())
 
 
+def test_lost_bytes_fail_only_those_who_ask_for_them(afs: Any, home: str) -> None:
+    afs.pipe({f"{home}/{name}": name.encode() * 1_000 for name in "abc"})
+    lost = afs.client.meta.stat_one(f"{home}/b")
+    afs.client.storage.remove_file_chunks(lost.inode_id, lost.layout, lost.length)
+
+    async def body() -> None:
+        read = await asyncio.gather(*(afs._cat_file(f"{home}/{name}") for name in "abc"), return_exceptions=True)
+        assert read[0] == b"a" * 1_000 and read[2] == b"c" * 1_000
+        assert isinstance(read[1], OSError) and "too few for a file of 1000" in str(read[1])
+
+    asyncio.run(body())
+    with pytest.raises(OSError, match="too few"):
+        afs.cat_ranges([f"{home}/a", f"{home}/b"], 0, 10, on_error="raise")
+
+
 def test_the_last_of_two_writes_of_one_file_counts(afs: Any, home: str) -> None:
     async def body() -> None:
         await asyncio.gather(*(afs._pipe_file(f"{home}/f", bytes([n])) for n in range(20)))
