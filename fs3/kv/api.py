@@ -8,7 +8,7 @@ A conflict is never missed: a range read conflicts with a concurrent put or dele
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -40,6 +40,10 @@ class Transaction(Protocol):
 
     async def get(self, key: bytes, *, snapshot: bool = False) -> bytes | None:
         """The value, own writes included; `snapshot` reads without adding a conflict."""
+        ...
+
+    async def get_many(self, keys: Sequence[bytes], *, snapshot: bool = False) -> list[bytes | None]:
+        """What `get` gives for each key, in order: one request where the engine has to ask somebody."""
         ...
 
     async def range(

@@ -8,6 +8,7 @@ FoundationDB. Reads at a revision need no leader; whichever member is asked answ
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 from fs3.clock import deadline_after
 from fs3.errors import Fs3Error
@@ -95,6 +96,9 @@ class EtcdSnapshot:
         found = await self._reads.get(self._layout.data(key), await self.revision())
         self.seen[key] = found.mod_revision if found else 0
         return found.value if found else None
+
+    async def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        return await asyncio.gather(*(self.get(key) for key in keys))  # `Reads` gathers them into few requests
 
     async def scan(self, begin: bytes, end: bytes, limit: int, reverse: bool) -> Pairs:
         revision = await self.revision()

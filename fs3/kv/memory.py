@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import bisect
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 from fs3.errors import Unavailable
 from fs3.kv.api import Limits
@@ -105,6 +105,10 @@ class _Snapshot:
 
     async def get(self, key: bytes) -> bytes | None:
         return self._store.at(key, self.version)
+
+    async def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        at, version = self._store.at, self.version
+        return [at(key, version) for key in keys]
 
     async def scan(self, begin: bytes, end: bytes, limit: int, reverse: bool) -> Pairs:
         return self._store.scan(begin, end, limit, reverse, self.version)

@@ -12,6 +12,7 @@ import sqlite3
 import time
 import weakref
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 
 from fs3.kv import sqlite_log
@@ -22,10 +23,16 @@ from fs3.kv.transaction import Pairs
 
 _SCAN_BLOCK = 256
 _GETS_IN_A_ROW = 64
+_FEW = 12  # keys, for which a statement each is as good
 _SNAPSHOTS = 64
 _SNAPSHOT_AGE_S = 10.0
 
+_TOGETHER = 64  # keys in one statement
+_APART = 2  # neighbours are read as one range if it has no more than this many places for each key
+
 _GET = "SELECT v FROM kv WHERE k = ?"
+_GET_MANY = f"SELECT k, v FROM kv WHERE k IN ({','.join('?' * _TOGETHER)})"
+_GET_NEIGHBOURS = "SELECT k, v FROM kv WHERE k >= ? AND k <= ?"
 _SCAN = "SELECT k, v FROM kv WHERE k >= ? AND k < ? ORDER BY k LIMIT ?"
 _SCAN_BACK = "SELECT k, v FROM kv WHERE k >= ? AND k < ? ORDER BY k DESC LIMIT ?"
 
@@ -75,6 +82,22 @@ class SqliteSnapshot:
         rows = self._rows(_GET, (key,))
         return rows[0][0] if rows else None
 
+    async def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        if len(keys) < _FEW:
+            return [await self.get(key) for key in keys]
+        found: dict[bytes, bytes] = {}
+        ordered = sorted(keys)
+        for at in range(0, len(ordered), _TOGETHER):
+            if at:
+                await asyncio.sleep(0)
+            block = ordered[at : at + _TOGETHER]
+            if _neighbours(block):
+                found.update(self._rows(_GET_NEIGHBOURS, (block[0], block[-1])))  # type: ignore[arg-type]
+            else:
+                block += block[-1:] * (_TOGETHER - len(block))
+                found.update(self._rows(_GET_MANY, tuple(block)))  # type: ignore[arg-type]
+        return [found.get(key) for key in keys]
+
     async def scan(self, begin: bytes, end: bytes, limit: int, reverse: bool) -> Pairs:
         found: Pairs = []
         while True:
@@ -85,6 +108,14 @@ class SqliteSnapshot:
                 return found
             begin, end = (begin, block[-1][0]) if reverse else (block[-1][0] + b"\0", end)
             await asyncio.sleep(0)
+
+
+def _neighbours(ordered: Sequence[bytes]) -> bool:
+    """Whether these keys lie close together, as numbers that are counted up do, and their range holds little else."""
+    first, last = ordered[0], ordered[-1]
+    if len(first) != len(last):
+        return False
+    return int.from_bytes(last, "big") - int.from_bytes(first, "big") < _APART * len(ordered)
 
 
 class Snapshots:

@@ -6,6 +6,7 @@ a transaction a transaction (reading one's own writes, what a range read conflic
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from fs3.errors import Conflict
@@ -23,6 +24,10 @@ class Snapshot(Protocol):
     def version(self) -> int: ...
 
     async def get(self, key: bytes) -> bytes | None: ...
+
+    async def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """What is at each key, in order."""
+        ...
 
     async def scan(self, begin: bytes, end: bytes, limit: int, reverse: bool) -> Pairs:
         """Up to `limit` pairs of [begin, end), from its end if `reverse`."""
@@ -61,6 +66,16 @@ class BufferedTransaction:
         if isinstance(write, bytes):
             return write
         return self._writes.resolve(key, await source.get(key))
+
+    async def get_many(self, keys: Sequence[bytes], *, snapshot: bool = False) -> list[bytes | None]:
+        source = self._open()
+        if not snapshot:
+            self._reads.keys.update(keys)
+        found = await source.get_many(keys)
+        if not self._writes:
+            return found
+        resolve = self._writes.resolve
+        return [resolve(key, value) for key, value in zip(keys, found, strict=True)]
 
     async def range(
         self, begin: bytes, end: bytes, *, limit: int, reverse: bool = False, snapshot: bool = False

@@ -6,7 +6,8 @@ That is inode id and type, so that a walk reads no inode.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from fs3.errors import Corrupt, Invalid
 from fs3.ids import InodeId
@@ -17,10 +18,10 @@ from fs3.kv.api import Transaction
 MAX_NAME_BYTES = 255
 
 _VALUE = struct.Struct(">QB")
+_TYPES = {int(kind): kind for kind in InodeType}
 
 
-@dataclass(frozen=True, slots=True)
-class Dentry:
+class Dentry(NamedTuple):
     """What a name stands for."""
 
     inode_id: InodeId
@@ -46,14 +47,22 @@ def decode(value: bytes) -> Dentry:
     """Raises: Corrupt."""
     try:
         inode_id, kind = _VALUE.unpack(value)
-        return Dentry(InodeId(inode_id), InodeType(kind))
-    except (struct.error, ValueError):
+        return Dentry(inode_id, _TYPES[kind])
+    except (struct.error, KeyError):
         raise Corrupt(f"a directory entry cannot be read: {value.hex()}") from None
 
 
 async def load(txn: Transaction, parent: int, name: bytes, *, snapshot: bool = False) -> Dentry | None:
     value = await txn.get(keys.dentry(parent, name), snapshot=snapshot)
     return None if value is None else decode(value)
+
+
+async def load_many(
+    txn: Transaction, names: Sequence[tuple[InodeId, bytes]], *, snapshot: bool = False
+) -> list[Dentry | None]:
+    """What each (directory, name) stands for, in order."""
+    found = await txn.get_many([keys.dentry(parent, name) for parent, name in names], snapshot=snapshot)
+    return [None if value is None else decode(value) for value in found]
 
 
 async def load_page(
@@ -70,7 +79,11 @@ async def load_page(
 
 
 def store(txn: Transaction, parent: int, name: bytes, inode: Inode) -> None:
-    txn.put(keys.dentry(parent, name), _VALUE.pack(inode.inode_id, inode.type))
+    store_entry(txn, parent, name, Dentry(inode.inode_id, inode.type))
+
+
+def store_entry(txn: Transaction, parent: int, name: bytes, entry: Dentry) -> None:
+    txn.put(keys.dentry(parent, name), _VALUE.pack(*entry))
 
 
 def remove(txn: Transaction, parent: int, name: bytes) -> None:

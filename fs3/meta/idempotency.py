@@ -55,11 +55,9 @@ async def recorded(txn: Transaction, request: meta_pb2.RequestId, reply: type[M]
 
 async def _filed(txn: Transaction, request: meta_pb2.RequestId) -> bytes | None:
     period = await current_period(txn)
-    for filed in range(period, max(period - 2, -1), -1):
-        value = await txn.get(keys.idempotency(filed, request.client_id, request.request_id))
-        if value is not None:
-            return value
-    return None
+    periods = range(period, max(period - 2, -1), -1)
+    found = await txn.get_many([keys.idempotency(one, request.client_id, request.request_id) for one in periods])
+    return next((value for value in found if value is not None), None)
 
 
 async def start_period(txn: Transaction, ended: int) -> None:

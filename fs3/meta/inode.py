@@ -7,14 +7,16 @@ blindly: two creates in one directory so never conflict with each other.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 from google.protobuf.message import DecodeError
 
 from fs3.errors import Corrupt
 from fs3.ids import InodeId
-from fs3.inode import Inode, inode_from_pb, inode_to_pb
+from fs3.inode import Inode, InodeType, inode_from_pb, inode_to_pb
 from fs3.kv import keys
 from fs3.kv.api import Transaction
+from fs3.meta.dentry import Dentry
 from fs3.pb import meta_pb2
 
 _FORMAT = b"\x01"
@@ -27,20 +29,47 @@ def encode(inode: Inode) -> bytes:
 
 def decode(value: bytes) -> Inode:
     """Raises: Corrupt."""
+    message = meta_pb2.Inode()
+    decode_into(message, value)
+    try:
+        return inode_from_pb(message)
+    except ValueError as error:
+        raise Corrupt(f"an inode record cannot be read: {error}") from None
+
+
+def decode_into(message: meta_pb2.Inode, value: bytes) -> None:
+    """Fill an empty message, as of a reply; batches are answered so, without an `Inode` in between. Raises: Corrupt."""
     if value[:1] != _FORMAT:
         raise Corrupt(f"an inode record has format {value[:1].hex() or 'none'}, this fs3 reads format 01")
     try:
-        return inode_from_pb(meta_pb2.Inode.FromString(value[1:]))
-    except (DecodeError, ValueError) as error:
+        message.MergeFromString(value[1:])
+    except DecodeError as error:
         raise Corrupt(f"an inode record cannot be read: {error}") from None
 
 
 async def load(txn: Transaction, inode_id: int, *, snapshot: bool = False) -> Inode:
     """The inode as stored (a directory's mtime is its creation's; see `load_stat`). Raises: Corrupt if it is gone."""
-    value = await txn.get(keys.inode(inode_id), snapshot=snapshot)
-    if value is None:
-        raise Corrupt(f"a directory entry names inode {inode_id}, which does not exist")
-    return decode(value)
+    return decode(_there(inode_id, await txn.get(keys.inode(inode_id), snapshot=snapshot)))
+
+
+async def load_values(txn: Transaction, inode_ids: Sequence[int], *, snapshot: bool = False) -> list[bytes]:
+    """The inodes as stored (see `decode_into`), in order. Raises: Corrupt if one is gone."""
+    values = await txn.get_many([keys.inode(inode_id) for inode_id in inode_ids], snapshot=snapshot)
+    return [_there(inode_id, value) for inode_id, value in zip(inode_ids, values, strict=True)]
+
+
+async def load_stats_into(
+    txn: Transaction, wanted: Sequence[tuple[Dentry, meta_pb2.Inode]], *, snapshot: bool = False
+) -> None:
+    """Fill each message with the inode as a user sees it. Raises: Corrupt."""
+    values = await load_values(txn, [entry.inode_id for entry, _ in wanted], snapshot=snapshot)
+    for (_, message), value in zip(wanted, values, strict=True):
+        decode_into(message, value)
+    directories = [message for entry, message in wanted if entry.type is InodeType.DIRECTORY]
+    stamps = await txn.get_many([keys.stamp(message.inode_id) for message in directories], snapshot=snapshot)
+    for message, stamp in zip(directories, stamps, strict=True):
+        if stamp is not None:
+            message.mtime_ns = int.from_bytes(stamp, "big")
 
 
 async def load_stat(txn: Transaction, inode_id: int, *, snapshot: bool = False) -> Inode:
@@ -54,6 +83,10 @@ async def load_stat(txn: Transaction, inode_id: int, *, snapshot: bool = False) 
 
 def store(txn: Transaction, inode: Inode) -> None:
     txn.put(keys.inode(inode.inode_id), encode(inode))
+
+
+def store_message(txn: Transaction, message: meta_pb2.Inode) -> None:
+    txn.put(keys.inode(message.inode_id), _FORMAT + message.SerializeToString(deterministic=True))
 
 
 def stamp_directory(txn: Transaction, directory: InodeId, now_ns: int) -> None:
@@ -99,3 +132,9 @@ def _forget(txn: Transaction, inode: Inode) -> None:
 def known_length(inode: Inode) -> int | None:
     """The length of a dead file, or None if it was never published and so never told."""
     return inode.length if inode.nlink else None
+
+
+def _there(inode_id: int, value: bytes | None) -> bytes:
+    if value is None:
+        raise Corrupt(f"a directory entry names inode {inode_id}, which does not exist")
+    return value

@@ -7,21 +7,21 @@ operation that walked through it. Symlink targets may hold "." and ".."; paths o
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import NamedTuple
 
-from fs3.errors import Invalid, NotADirectory, NotFound, SymlinkLoop
+from fs3.errors import Fs3Error, Invalid, NotADirectory, NotFound, SymlinkLoop
 from fs3.ids import ROOT_INODE, InodeId
 from fs3.inode import InodeType
 from fs3.kv.api import Transaction
 from fs3.meta import dentry, inode
-from fs3.meta.dentry import Dentry, check_name
+from fs3.meta.dentry import MAX_NAME_BYTES, Dentry, check_name
 
 MAX_DEPTH = 64
 MAX_SYMLINKS = 40  # as Linux
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """Where a path leads.
 
     `parents` are the directories from the root to the one that holds `name`; `dentry` is what is there, if anything.
@@ -62,12 +62,13 @@ def split(path: str) -> list[bytes]:
 class Walker:
     """Walks in one transaction, remembering the directories that it passed, so that a batch reads each only once."""
 
-    __slots__ = ("_passed", "_snapshot", "_txn")
+    __slots__ = ("_folders", "_passed", "_snapshot", "_txn")
 
     def __init__(self, txn: Transaction, *, snapshot: bool = False) -> None:
         self._txn = txn
         self._snapshot = snapshot
         self._passed: dict[tuple[InodeId, bytes], Dentry] = {}
+        self._folders: dict[str, Place | None] = {}
 
     async def find(self, path: str, *, follow: bool) -> Place:
         """Where `path` leads, as far as it exists; a final symlink is followed only if `follow`.
@@ -114,15 +115,78 @@ class Walker:
         """The place of something that is there. Raises: NotFound; as `find`."""
         place = await self.find(path, follow=follow)
         if place.dentry is None:
-            raise NotFound(f"{path}: no such file or directory")
+            raise _missing(path)
         return place, place.dentry
+
+    async def existing_many(self, paths: Sequence[str], *, follow: bool) -> list[Dentry | Fs3Error]:
+        """What is at each path, or its error in its place. Raises: Fs3Error that is to be tried again."""
+        return [
+            one if isinstance(one, Fs3Error) else one.dentry or _missing(path)
+            for path, one in zip(paths, await self.find_many(paths, follow=follow), strict=True)
+        ]
 
     async def holder(self, path: str, *, follow: bool) -> Place:
         """A place whose directory exists, for something that may be there or not. Raises: NotFound; as `find`."""
-        place = await self.find(path, follow=follow)
-        if place.rest:
-            raise NotFound(f"{path}: the directory {place.name.decode()} in its path does not exist; create it first")
-        return place
+        return _held(path, await self.find(path, follow=follow))
+
+    async def holder_many(self, paths: Sequence[str], *, follow: bool) -> list[Place]:
+        """`holder` of each path. Raises: as `holder`, of the first path that has an error."""
+        return [_held(path, one) for path, one in zip(paths, await self.find_many(paths, follow=follow), strict=True)]
+
+    async def find_many(self, paths: Sequence[str], *, follow: bool) -> list[Place | Fs3Error]:
+        """`find` of each path, its error in its place; names are read together, their directories once each.
+
+        Raises: Fs3Error that is to be tried again.
+        """
+        found: list[Place | Fs3Error | None] = [None] * len(paths)
+        rows: list[int] = []
+        places: list[Place] = []
+        for row, path in enumerate(paths):
+            place = await self._plain(path)
+            if place is not None:
+                rows.append(row)
+                places.append(place)
+        entries = await dentry.load_many(self._txn, [(one.parent, one.name) for one in places], snapshot=self._snapshot)
+        for row, place, entry in zip(rows, places, entries, strict=True):
+            if entry is None or not follow or entry.type is not InodeType.SYMLINK:
+                found[row] = Place(place.parents, place.name, entry, (), place.above)
+        return [await self._found(path, follow) if one is None else one for path, one in zip(paths, found, strict=True)]
+
+    async def _found(self, path: str, follow: bool) -> Place | Fs3Error:
+        """Raises: Fs3Error that is to be tried again."""
+        try:
+            return await self.find(path, follow=follow)
+        except Fs3Error as error:
+            if error.retryable:
+                raise
+            return error
+
+    async def _plain(self, path: str) -> Place | None:
+        """Where the last name of `path` is to be looked for, unless the path needs a closer look."""
+        folder, _, last = path.rpartition("/")
+        try:
+            name = last.encode()
+        except UnicodeEncodeError:
+            return None
+        if not path.startswith("/") or not name or last in (".", "..") or "\0" in last or len(name) > MAX_NAME_BYTES:
+            return None
+        if folder not in self._folders:
+            self._folders[folder] = await self._folder(folder or "/")
+        inside = self._folders[folder]
+        return None if inside is None else Place(inside.parents, name, None, (), inside.above)
+
+    async def _folder(self, path: str) -> Place | None:
+        """A place in the directory `path`, which has no name yet; None if there is no such directory."""
+        place = await self._found(path, True)
+        if isinstance(place, Fs3Error) or place.dentry is None or place.dentry.type is not InodeType.DIRECTORY:
+            return None
+        if not place.name:
+            parents, above = place.parents, place.above
+        else:
+            parents, above = (*place.parents, place.dentry.inode_id), (*place.above, place.name)
+        if len(parents) > MAX_DEPTH or path.count("/") >= MAX_DEPTH:
+            return None
+        return Place(parents, b"", None, (), above)
 
     async def _entry(self, parent: InodeId, name: bytes) -> Dentry | None:
         passed = self._passed.get((parent, name))
@@ -132,3 +196,16 @@ class Walker:
         if entry is not None and entry.type is InodeType.DIRECTORY:
             self._passed[parent, name] = entry
         return entry
+
+
+def _missing(path: str) -> NotFound:
+    return NotFound(f"{path}: no such file or directory")
+
+
+def _held(path: str, found: Place | Fs3Error) -> Place:
+    """Raises: NotFound: the directory is missing; the error that was found instead of a place."""
+    if isinstance(found, Fs3Error):
+        raise found
+    if found.rest:
+        raise NotFound(f"{path}: the directory {found.name.decode()} in its path does not exist; create it first")
+    return found

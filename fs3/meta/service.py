@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterator
+from types import TracebackType
 from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
@@ -41,23 +41,37 @@ class CallMetrics:
     """Calls, errors and latency of each operation."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
+        self.errors = Counter("fs3_meta_errors", "Calls that failed", ["op", "error"], registry=registry)
         self._calls = Counter("fs3_meta_calls", "Calls of an operation", ["op"], registry=registry)
-        self._errors = Counter("fs3_meta_errors", "Calls that failed", ["op", "error"], registry=registry)
         self._seconds = Histogram(
             "fs3_meta_call_seconds", "Time to answer a call", ["op"], buckets=_BUCKETS, registry=registry
         )
+        self._of: dict[str, tuple[Counter, Histogram]] = {}  # to look them up by labels costs as much as a read
 
-    @asynccontextmanager
-    async def measured(self, op: str) -> AsyncIterator[None]:
-        begun = time.perf_counter()
-        try:
-            yield
-        except Fs3Error as error:
-            self._errors.labels(op, type(error).__name__).inc()
-            raise
-        finally:
-            self._calls.labels(op).inc()
-            self._seconds.labels(op).observe(time.perf_counter() - begun)
+    def measured(self, op: str) -> _Measured:
+        """Counts what happens inside of it as one call of `op`."""
+        if op not in self._of:
+            self._of[op] = self._calls.labels(op), self._seconds.labels(op)
+        return _Measured(self, op, *self._of[op])
+
+
+class _Measured:
+    __slots__ = ("_begun", "_calls", "_metrics", "_op", "_seconds")
+
+    def __init__(self, metrics: CallMetrics, op: str, calls: Counter, seconds: Histogram) -> None:
+        self._metrics = metrics
+        self._op = op
+        self._calls = calls
+        self._seconds = seconds
+
+    def __enter__(self) -> None:
+        self._begun = time.perf_counter()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if isinstance(error, Fs3Error):
+            self._metrics.errors.labels(self._op, type(error).__name__).inc()
+        self._calls.inc()
+        self._seconds.observe(time.perf_counter() - self._begun)
 
 
 class MetaService(meta_pb2_grpc.MetaServicer):
@@ -130,7 +144,7 @@ class MetaService(meta_pb2_grpc.MetaServicer):
 
     @rpc.handler
     async def Usage(self, request: meta_pb2.UsageRequest) -> meta_pb2.UsageReply:  # noqa: N802
-        async with self._metrics.measured("usage"):
+        with self._metrics.measured("usage"):
             await self._ready()
             usage = await stat.usage_start(self._kv.begin(), request)
             while usage.pending:
@@ -139,7 +153,7 @@ class MetaService(meta_pb2_grpc.MetaServicer):
 
     @rpc.handler
     async def Fsck(self, request: meta_pb2.FsckRequest) -> meta_pb2.FsckReply:  # noqa: N802
-        async with self._metrics.measured("fsck"):
+        with self._metrics.measured("fsck"):
             await self._ready()
             found = await fsck(self._kv)
             findings = await asyncio.to_thread(found.findings)
@@ -236,7 +250,7 @@ class MetaService(meta_pb2_grpc.MetaServicer):
 
     async def _read(self, op: str, body: Callable[[Transaction, Q], Awaitable[R]], request: Q) -> R:
         """One snapshot, no commit: nothing was changed, and nothing needs to be still true."""
-        async with self._metrics.measured(op):
+        with self._metrics.measured(op):
             await self._ready()
             return await body(self._kv.begin(), request)
 
@@ -249,7 +263,7 @@ class MetaService(meta_pb2_grpc.MetaServicer):
             fresh = iter(await self._ids.take(ids)) if ids else iter(())
             return await body(txn, request, Call(now_ns, fresh.__next__, self._routing))
 
-        async with self._metrics.measured(op):
+        with self._metrics.measured(op):
             await self._ready()
             now_ns = self._wall_ns()
             try:

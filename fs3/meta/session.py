@@ -7,6 +7,7 @@ collector calls a session dead once it has seen the same beat for the whole leas
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fs3.errors import NotFound, PermissionDenied
@@ -45,23 +46,37 @@ async def load(txn: Transaction, inode_id: InodeId) -> Session | None:
 async def owned(txn: Transaction, inode_id: InodeId, client_id: int) -> Session | None:
     """The client's session, or None if there is none any more. Raises: PermissionDenied if it is another client's."""
     session = await load(txn, inode_id)
-    if session is not None and session.client_id != client_id:
-        raise PermissionDenied(f"inode {inode_id} is being written by another client")
+    if session is not None:
+        _check(inode_id, session, client_id)
     return session
 
 
-async def require(txn: Transaction, inode_id: InodeId, client_id: int, path: str) -> None:
-    """Raises: NotFound if the client's session is over, PermissionDenied if it is another client's."""
-    if await owned(txn, inode_id, client_id) is None:
-        raise NotFound(
-            f"{path}: the write session of inode {inode_id} is over (published, abandoned, or not renewed in time); "
-            "write the file again"
-        )
+async def require(txn: Transaction, writing: Sequence[tuple[InodeId, str]], client_id: int) -> None:
+    """That the client has a session for each of these files, which are to be published at these paths.
+
+    Raises: NotFound if one is over, or ends with an earlier one of them; PermissionDenied if it is another client's.
+    """
+    values = await txn.get_many([keys.session(inode_id) for inode_id, _ in writing])
+    ended: set[InodeId] = set()
+    for (inode_id, path), value in zip(writing, values, strict=True):
+        if value is None or inode_id in ended:
+            raise NotFound(
+                f"{path}: the write session of inode {inode_id} is over (published, abandoned, or not renewed in "
+                "time); write the file again"
+            )
+        _check(inode_id, decode(value), client_id)
+        ended.add(inode_id)
 
 
 async def renew(txn: Transaction, client_id: int, inode_ids: list[InodeId]) -> None:
     """Raise the beat of those sessions that the client still has; a writer learns of a lost one when it publishes."""
-    for inode_id in inode_ids:
-        session = await load(txn, inode_id)
+    values = await txn.get_many([keys.session(inode_id) for inode_id in inode_ids])
+    for inode_id, value in zip(inode_ids, values, strict=True):
+        session = None if value is None else decode(value)
         if session is not None and session.client_id == client_id:
             store(txn, inode_id, Session(client_id, session.beat + 1))
+
+
+def _check(inode_id: InodeId, session: Session, client_id: int) -> None:
+    if session.client_id != client_id:
+        raise PermissionDenied(f"inode {inode_id} is being written by another client")

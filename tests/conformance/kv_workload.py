@@ -45,7 +45,8 @@ def random_reads(rng: random.Random) -> list[Step]:
     points = [("get", rng.choice(KEYS), None) for _ in range(rng.randrange(3))]
     limit, reverse = rng.randint(1, 5), rng.random() < 0.5
     ranges = [("range", (rng.choice((b"a/", b"b/")), limit, reverse), None) for _ in range(rng.randrange(2))]
-    return rng.sample(points + ranges, len(points) + len(ranges))
+    many = [("many", rng.sample(KEYS, rng.randint(1, 4)), None) for _ in range(rng.randrange(2))]
+    return rng.sample(points + many + ranges, len(points) + len(many) + len(ranges))
 
 
 def random_writes(rng: random.Random) -> list[Step]:
@@ -60,6 +61,8 @@ def random_writes(rng: random.Random) -> list[Step]:
 async def read(txn: Transaction, kind: str, query: Any) -> object:
     if kind == "get":
         return await txn.get(query)
+    if kind == "many":
+        return await txn.get_many(query)
     prefix, limit, reverse = query
     return await txn.range(prefix, prefix_end(prefix), limit=limit, reverse=reverse)
 

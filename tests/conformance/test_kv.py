@@ -194,6 +194,28 @@ def test_range_limits_and_order_over_many_keys(open_kv: Open) -> None:
     drive(open_kv, body)
 
 
+def test_many_keys_at_once_are_what_each_is(open_kv: Open) -> None:
+    async def body(kv: KVEngine) -> None:
+        numbers = [b"N" + number.to_bytes(8, "big") for number in range(150)]
+        names = [b"name-%d" % (number * number) for number in range(70)]
+        stored = [*numbers[:100:3], *names[:60]]
+        for at in range(0, len(stored), 40):
+            txn = kv.begin()
+            for key in stored[at : at + 40]:
+                txn.put(key, b"<" + key + b">")
+            await txn.commit()
+        txn = kv.begin()
+        txn.put(numbers[1], b"own")
+        txn.delete(numbers[3])
+        txn.delete_range(names[2], names[2] + b"\0")
+        for keys in ([], names[:1], names[:5], names, numbers, [*names, *numbers, *names[::-1], b"", b"\xff"]):
+            for one in (txn, kv.begin()):
+                assert await one.get_many(keys) == [await one.get(key) for key in keys]
+        assert (await txn.get_many([numbers[1], numbers[3], names[2]])) == [b"own", None, None]
+
+    drive(open_kv, body)
+
+
 def test_what_conflicts_and_what_does_not(open_kv: Open) -> None:
     async def body(kv: KVEngine) -> None:
         async def outcome(read: Callable[..., Awaitable[object]], change: Callable[..., None]) -> bool:
@@ -221,6 +243,7 @@ def test_what_conflicts_and_what_does_not(open_kv: Open) -> None:
         last = lambda txn: txn.range(b"a", b"e", limit=1, reverse=True)  # noqa: E731
         point = lambda txn: txn.get(b"b")  # noqa: E731
         absent = lambda txn: txn.get(b"c")  # noqa: E731
+        many = lambda txn: txn.get_many([b"b", b"c"])  # noqa: E731
 
         # fmt: off
         cases = [
@@ -231,6 +254,10 @@ def test_what_conflicts_and_what_does_not(open_kv: Open) -> None:
             (point, lambda o: o.delete_range(b"a", b"c"), True),
             (point, lambda o: o.delete_range(b"c", b"e"), False),
             (absent, lambda o: o.put(b"c", b"2"), True),
+            (many, lambda o: o.put(b"c", b"2"), True),
+            (many, lambda o: o.delete(b"b"), True),
+            (many, lambda o: o.put(b"bb", b"2"), False),
+            (lambda txn: txn.get_many([b"b", b"c"], snapshot=True), lambda o: o.put(b"b", b"2"), False),
             (listed, lambda o: o.put(b"c", b"2"), True),
             (listed, lambda o: o.delete(b"d"), True),
             (listed, lambda o: o.delete_range(b"c", b"x"), True),

@@ -5,8 +5,6 @@ Readers see the old file or the whole new one. A writer that dies leaves an inod
 
 from __future__ import annotations
 
-import dataclasses
-
 from fs3.errors import Exists, Invalid, IsADirectory
 from fs3.ids import InodeId
 from fs3.inode import Inode, InodeType, inode_to_pb
@@ -14,6 +12,7 @@ from fs3.kv.api import Transaction
 from fs3.layout import Layout
 from fs3.meta import dentry, inode, session
 from fs3.meta.call import Call, choose_layout
+from fs3.meta.dentry import Dentry
 from fs3.meta.idempotency import record, recorded
 from fs3.meta.path import Place, Walker
 from fs3.meta.session import Session
@@ -40,20 +39,21 @@ async def create_files(txn: Transaction, request: meta_pb2.CreateFilesRequest, c
     answer = await recorded(txn, request.id, meta_pb2.CreateFilesReply)
     if answer is not None:
         return answer
-    walker = Walker(txn, snapshot=True)
-    layouts: dict[InodeId, Layout] = {}
-    made = []
-    for path in request.paths:
-        place = await walker.holder(path, follow=True)
+    patterns: dict[InodeId, meta_pb2.Inode] = {}
+    places = await Walker(txn, snapshot=True).holder_many(request.paths, follow=True)
+    reply = meta_pb2.CreateFilesReply()
+    for path, place in zip(request.paths, places, strict=True):
         _refuse_directory(place, path)
-        if place.parent not in layouts:
+        if place.parent not in patterns:
             directory = await inode.load(txn, place.parent, snapshot=True)
-            layouts[place.parent] = choose_layout(directory, request.layout, call.routing)
-        file = _file(call.new_id(), request.mode & 0o7777 or DEFAULT_MODE, layouts[place.parent], call.now_ns)
-        inode.store(txn, file)
-        session.store(txn, file.inode_id, Session(request.id.client_id, 0))
-        made.append(inode_to_pb(file))
-    return await record(txn, request.id, meta_pb2.CreateFilesReply(inodes=made))
+            layout = choose_layout(directory, request.layout, call.routing)
+            patterns[place.parent] = inode_to_pb(_file(request.mode & 0o7777 or DEFAULT_MODE, layout, call.now_ns))
+        file = reply.inodes.add()
+        file.CopyFrom(patterns[place.parent])
+        file.inode_id = file.layout.seed = call.new_id()
+        inode.store_message(txn, file)
+        session.store(txn, InodeId(file.inode_id), Session(request.id.client_id, 0))
+    return await record(txn, request.id, reply)
 
 
 async def publish_files(
@@ -70,17 +70,24 @@ async def publish_files(
     answer = await recorded(txn, request.id, meta_pb2.PublishFilesReply)
     if answer is not None:
         return answer
-    walker = Walker(txn)
+    places = await Walker(txn).holder_many([wanted.path for wanted in request.files], follow=True)
     names: set[tuple[InodeId, bytes]] = set()
-    published = []
-    for wanted in request.files:
-        place = await walker.holder(wanted.path, follow=True)
+    for wanted, place in zip(request.files, places, strict=True):
         _refuse_directory(place, wanted.path)
         if (place.parent, place.name) in names:
             raise Invalid(f"{wanted.path}: named twice in one call")
         names.add((place.parent, place.name))
-        published.append(inode_to_pb(await _publish(txn, wanted, place, request.id.client_id, call)))
-    return await record(txn, request.id, meta_pb2.PublishFilesReply(inodes=published))
+        if place.dentry is not None and not wanted.replace:
+            raise Exists(f"{wanted.path}: exists already")
+    written = [(InodeId(wanted.inode_id), wanted.path) for wanted in request.files]
+    await session.require(txn, written, request.id.client_id)
+    reply = meta_pb2.PublishFilesReply()
+    values = await inode.load_values(txn, [wanted.inode_id for wanted in request.files])
+    for wanted, place, value in zip(request.files, places, values, strict=True):
+        await _publish(txn, wanted, place, value, reply.inodes.add(), call)
+    for directory in {place.parent for place in places}:
+        inode.stamp_directory(txn, directory, call.now_ns)
+    return await record(txn, request.id, reply)
 
 
 async def abandon_files(txn: Transaction, request: meta_pb2.AbandonFilesRequest, call: Call) -> common_pb2.Empty:
@@ -99,27 +106,18 @@ async def renew_sessions(txn: Transaction, request: meta_pb2.RenewSessionsReques
     return common_pb2.Empty()
 
 
-async def _publish(txn: Transaction, wanted: meta_pb2.PublishFile, place: Place, client_id: int, call: Call) -> Inode:
-    inode_id = InodeId(wanted.inode_id)
-    await session.require(txn, inode_id, client_id, wanted.path)
+async def _publish(
+    txn: Transaction, wanted: meta_pb2.PublishFile, place: Place, value: bytes, file: meta_pb2.Inode, call: Call
+) -> None:
+    """Make the inode stored as `value` visible, and fill `file` with what it is then."""
     if place.dentry is not None:
-        if not wanted.replace:
-            raise Exists(f"{wanted.path}: exists already")
         inode.drop_name(txn, await inode.load(txn, place.dentry.inode_id), call.now_ns)
-    file = await inode.load(txn, inode_id)
-    file = dataclasses.replace(
-        file,
-        nlink=1,
-        length=wanted.length,
-        mtime_ns=call.now_ns,
-        ctime_ns=call.now_ns,
-        version=file.version + 1,
-    )
-    inode.store(txn, file)
-    session.end(txn, inode_id)
-    dentry.store(txn, place.parent, place.name, file)
-    inode.stamp_directory(txn, place.parent, call.now_ns)
-    return file
+    inode.decode_into(file, value)
+    file.nlink, file.length, file.version = 1, wanted.length, file.version + 1
+    file.mtime_ns = file.ctime_ns = call.now_ns
+    inode.store_message(txn, file)
+    session.end(txn, InodeId(file.inode_id))
+    dentry.store_entry(txn, place.parent, place.name, Dentry(InodeId(file.inode_id), InodeType.FILE))
 
 
 def _refuse_directory(place: Place, path: str) -> None:
@@ -127,13 +125,14 @@ def _refuse_directory(place: Place, path: str) -> None:
         raise IsADirectory(f"{path}: is a directory")
 
 
-def _file(inode_id: InodeId, mode: int, layout: Layout, now_ns: int) -> Inode:
+def _file(mode: int, layout: Layout, now_ns: int) -> Inode:
+    """A new file without a number."""
     return Inode(
-        inode_id=inode_id,
+        inode_id=InodeId(0),
         type=InodeType.FILE,
         mode=mode,
         nlink=0,
-        layout=dataclasses.replace(layout, seed=inode_id),
+        layout=layout,
         atime_ns=now_ns,
         mtime_ns=now_ns,
         ctime_ns=now_ns,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from fs3.errors import Fs3Error, Invalid, NotADirectory
 from fs3.ids import InodeId
-from fs3.inode import InodeType, inode_to_pb
+from fs3.inode import InodeType
 from fs3.kv import keys
 from fs3.kv.api import Transaction
 from fs3.meta import dentry, inode
@@ -22,18 +22,15 @@ async def stat(txn: Transaction, request: meta_pb2.StatRequest) -> meta_pb2.Stat
     """The inode of each path, or its error in its place, all in one snapshot. Raises: Invalid if there are too many."""
     if len(request.paths) > MAX_STATS:
         raise Invalid(f"stat of {len(request.paths)} paths: at most {MAX_STATS} at once")
-    walker = Walker(txn, snapshot=True)
-    results = []
-    for path in request.paths:
-        try:
-            _, entry = await walker.existing(path, follow=not request.nofollow)
-            found = await inode.load_stat(txn, entry.inode_id, snapshot=True)
-            results.append(meta_pb2.StatResult(inode=inode_to_pb(found)))
-        except Fs3Error as error:
-            if error.retryable:
-                raise
-            results.append(meta_pb2.StatResult(code=error.code, message=str(error)))
-    return meta_pb2.StatReply(results=results)
+    reply = meta_pb2.StatReply()
+    wanted = []
+    for entry in await Walker(txn, snapshot=True).existing_many(request.paths, follow=not request.nofollow):
+        if isinstance(entry, Fs3Error):
+            reply.results.add(code=entry.code, message=str(entry))
+        else:
+            wanted.append((entry, reply.results.add().inode))
+    await inode.load_stats_into(txn, wanted, snapshot=True)
+    return reply
 
 
 async def realpath(txn: Transaction, request: meta_pb2.RealpathRequest) -> meta_pb2.RealpathReply:
@@ -47,12 +44,12 @@ async def find(txn: Transaction, request: meta_pb2.FindRequest) -> meta_pb2.Find
     if len(request.inode_ids) > MAX_STATS:
         raise Invalid(f"{len(request.inode_ids)} inodes: at most {MAX_STATS} at once")
     reply = meta_pb2.FindReply()
-    for inode_id in request.inode_ids:
-        value = await txn.get(keys.inode(inode_id), snapshot=True)
+    named = await txn.get_many([keys.inode(inode_id) for inode_id in request.inode_ids], snapshot=True)
+    dead = await txn.get_many([keys.gc_queue(inode_id) for inode_id in request.inode_ids], snapshot=True)
+    for value, queued in zip(named, dead, strict=True):
+        found = reply.found.add(dead=value is None and queued is not None)
         if value is not None:
-            reply.found.add(inode=inode_to_pb(inode.decode(value)))
-        else:
-            reply.found.add(dead=await txn.get(keys.gc_queue(inode_id), snapshot=True) is not None)
+            inode.decode_into(found.inode, value)
     return reply
 
 
@@ -63,11 +60,10 @@ async def list_page(txn: Transaction, request: meta_pb2.ListRequest) -> meta_pb2
     if entry.type is not InodeType.DIRECTORY:
         raise NotADirectory(f"{request.path}: is a file, not a directory")
     page = await dentry.load_page(txn, entry.inode_id, request.after.encode(), limit + 1, snapshot=True)
-    entries = [
-        meta_pb2.Entry(name=name.decode(), inode=inode_to_pb(await inode.load_stat(txn, child.inode_id, snapshot=True)))
-        for name, child in page[:limit]
-    ]
-    return meta_pb2.ListReply(entries=entries, more=len(page) > limit)
+    reply = meta_pb2.ListReply(more=len(page) > limit)
+    wanted = [(child, reply.entries.add(name=name.decode()).inode) for name, child in page[:limit]]
+    await inode.load_stats_into(txn, wanted, snapshot=True)
+    return reply
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,17 +96,17 @@ async def usage_step(txn: Transaction, usage: Usage, limit: int) -> Usage:
     page = await dentry.load_page(txn, directory, after, limit, snapshot=True)
     if len(page) == limit:
         pending.append((directory, page[-1][0]))
-    files = directories = size = 0
-    for _, entry in page:
-        if entry.type is InodeType.DIRECTORY:
-            directories += 1
-            pending.append((entry.inode_id, b""))
-            continue
-        found = await inode.load(txn, entry.inode_id, snapshot=True)
+    below = [entry.inode_id for _, entry in page if entry.type is InodeType.DIRECTORY]
+    pending += [(inode_id, b"") for inode_id in below]
+    directories, files, size = len(below), 0, 0
+    others = [entry.inode_id for _, entry in page if entry.type is not InodeType.DIRECTORY]
+    for value in await inode.load_values(txn, others, snapshot=True):
+        found = meta_pb2.Inode()
+        inode.decode_into(found, value)
         if found.nlink > 1:
             if found.inode_id in usage.linked:
                 continue
-            usage.linked.add(found.inode_id)
+            usage.linked.add(InodeId(found.inode_id))
         files += 1
         size += found.length
     return Usage(usage.files + files, usage.directories + directories, usage.size + size, tuple(pending), usage.linked)
