@@ -8,9 +8,10 @@ from typing import Any
 
 from fs3.client.control import ControlService
 from fs3.client.mgmtd import MgmtdClient
-from fs3.pb import admin_pb2, admin_pb2_grpc
+from fs3.pb import admin_pb2
 from fs3.routing import Routing
 
+ADMIN = admin_pb2.DESCRIPTOR.services_by_name["Admin"]
 _ANSWER_S = 15.0
 
 
@@ -19,7 +20,7 @@ class AdminClient:
 
     def __init__(self, mgmtd: MgmtdClient) -> None:
         self.mgmtd = mgmtd
-        self._service = ControlService(mgmtd.addresses, admin_pb2_grpc.AdminStub)
+        self._service = ControlService(mgmtd.addresses, ADMIN)
 
     @classmethod
     def connect(cls, addresses: Sequence[str], secret: str = "", timeout_s: float = 5.0) -> AdminClient:

@@ -1,125 +1,88 @@
-"""Blocking control-plane calls that live through `os.fork`, as a training job's data workers need them.
-
-gRPC's threads do not exist in a forked child, and a child that opens a channel to the same address shares the parent's
-socket; both end in calls that fail or hang (grpcio 1.85: the child's first call fails with `Stream removed`, and with
-GRPC_ENABLE_FORK_SUPPORT set a long poll dead-locks the fork). What works, and is done here: before a fork close every
-channel and let the threads that are inside gRPC leave it; afterwards both sides open channels anew when they next use
-them. A call that a fork interrupted is sent again, so what is sent must be safe to repeat.
-"""
+"""Blocking control-plane calls, over frames: thread-safe, and safe in a forked child, which opens connections anew."""
 
 from __future__ import annotations
 
 import os
-import threading
-import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-import grpc
+from google.protobuf.descriptor import ServiceDescriptor
+from google.protobuf.message import DecodeError
 
 from fs3.clock import lease_now_s
-from fs3.errors import NotPrimary, Unavailable
+from fs3.errors import Corrupt, NotPrimary, Unavailable
 from fs3.runtime import SYSTEM, Runtime
 from fs3.transport import rpc
+from fs3.transport.call_core import methods_of
+from fs3.transport.connection import Connection
+from fs3.transport.frame_core import Kind
+from fs3.transport.pool import ConnectionPool
 
 _PATIENCE_S = 1.0
 _FIRST_PAUSE_S = 0.02
 _LONGEST_PAUSE_S = 0.25
-_LEAVE_S = 5.0
-_SETTLE_S = 1.0
-_LOOK_S = 0.002
-_QUIET_LOOKS = 5
-_pause = threading.Event()
+_CONNECTIONS = 64  # to one daemon: a long poll keeps one, and each thread that calls another
 
 
 class ControlChannel:
-    """A lazily opened channel to one address; thread-safe.
+    """Connections to one address, opened when they are needed. `service` is the one that is called there."""
 
-    `make_stub` is the generated stub class, e.g. `mgmtd_pb2_grpc.MgmtdStub`.
-    """
-
-    def __init__(self, address: str, make_stub: Callable[[grpc.Channel], Any]) -> None:
+    def __init__(self, address: str, service: ServiceDescriptor) -> None:
         self.address = address
-        self._make_stub = make_stub
-        self._condition = threading.Condition()
-        self._channel: grpc.Channel | None = None
-        self._stub: Any = None
-        self._inside = 0
-        self._forks = 0
-        self._forking = False
+        self._methods = methods_of(service)
+        self._pools: dict[rpc.Credentials, ConnectionPool] = {}
+        self._pid = os.getpid()
+        self._lent: set[Connection] = set()
         self._closed = False
-        _open_channels.add(self)
 
     def call(self, method: str, request: Any, *, timeout_s: float, credentials: rpc.Credentials) -> Any:
-        """The reply of `method`, which must be safe to repeat.
+        """The reply of `method`.
 
         Raises:
             Fs3Error: what the server raised.
             Unavailable: no answer within `timeout_s`, or the channel was closed.
         """
         deadline_s = lease_now_s() + timeout_s
-        while True:
-            stub, forks = self._enter()
-            try:
-                left_s = max(deadline_s - lease_now_s(), 0.001)
-                return getattr(stub, method)(request, timeout=left_s, metadata=credentials.metadata())
-            except grpc.RpcError as error:
-                failure = rpc.error_of(error, self.address)
-            except ValueError:  # gRPC's word for a call on a channel that was closed since
-                failure = Unavailable(f"{self.address}: the connection was closed")
-            finally:
-                interrupted = self._leave(forks)
-            if not interrupted or lease_now_s() >= deadline_s:
-                raise failure
+        called = self._methods[method]
+        pool = self._shown(credentials)
+        connection = pool.borrow(self.address, deadline_s=deadline_s, connect_timeout_s=timeout_s)
+        self._lent.add(connection)
+        try:
+            if self._closed:
+                raise Unavailable(f"{self.address}: the connection was closed")
+            parts = (called.name, request.SerializeToString())
+            connection.send(Kind.CALL, parts, count=len(called.name), deadline_s=deadline_s)
+            _, head = connection.receive_head()
+            reply = called.reply()
+            reply.ParseFromString(bytes(head))
+            connection.receive_body(())
+        except DecodeError:
+            connection.close()
+            raise Corrupt(f"{self.address}: the answer to {method} cannot be understood") from None
+        finally:
+            self._lent.discard(connection)
+            pool.give_back(connection)
+        return reply
 
     def close(self) -> None:
         """Cancel what is under way and refuse later calls."""
-        with self._condition:
-            self._closed = True
-            self._drop()
+        self._closed = True
+        for pool in list(self._pools.values()):
+            pool.close()
+        for connection in list(self._lent) if self._pid == os.getpid() else ():
+            connection.interrupt()
 
-    def _enter(self) -> tuple[Any, int]:
-        with self._condition:
-            while self._forking:
-                self._condition.wait()
-            if self._closed:
-                raise Unavailable(f"{self.address}: the connection was closed")
-            if self._channel is None:
-                self._channel = rpc.sync_channel(self.address)
-                self._stub = self._make_stub(self._channel)
-            self._inside += 1
-            return self._stub, self._forks
-
-    def _leave(self, forks: int) -> bool:
-        """Whether a fork came in between."""
-        with self._condition:
-            self._inside -= 1
-            self._condition.notify_all()
-            return forks != self._forks and not self._closed
-
-    def _drop(self) -> None:
-        if self._channel is not None:
-            self._channel.close()
-        self._channel = self._stub = None
-
-    def before_fork(self) -> bool:
-        """Leave gRPC: whoever is inside is cancelled and waited for. Whether there was a channel to close."""
-        with self._condition:
-            self._forking = True
-            self._forks += 1
-            had_one = self._channel is not None
-            self._drop()
-            self._condition.wait_for(lambda: self._inside == 0, _LEAVE_S)
-            return had_one
-
-    def after_fork(self, *, child: bool) -> None:
-        """Calls may go on; a child starts with fresh locks, since nobody is left who could release the old ones."""
-        if child:
-            self._condition = threading.Condition()
-            self._inside = 0
-        with self._condition:
-            self._forking = False
-            self._condition.notify_all()
+    def _shown(self, credentials: rpc.Credentials) -> ConnectionPool:
+        """Connections on which HELLO has shown these credentials. Raises: Unavailable: the channel was closed."""
+        if self._pid != os.getpid():
+            self._pid, self._lent = os.getpid(), set()  # the parent's are the parent's
+        if self._closed:
+            raise Unavailable(f"{self.address}: the connection was closed")
+        pool = self._pools.get(credentials)
+        if pool is None:
+            hello = credentials.hello(role="control")
+            pool = self._pools.setdefault(credentials, ConnectionPool(hello, max_per_endpoint=_CONNECTIONS))
+        return pool
 
 
 class Channel(Protocol):
@@ -140,15 +103,15 @@ class ControlService:
     def __init__(
         self,
         addresses: Sequence[str],
-        make_stub: Callable[[grpc.Channel], Any] | None = None,
+        service: ServiceDescriptor | None = None,
         *,
         open_channel: Callable[[str], Channel] | None = None,
         runtime: Runtime = SYSTEM,
     ) -> None:
         assert addresses, "at least one address"
-        assert (make_stub is None) != (open_channel is None), "either gRPC or a port of one's own"
+        assert (service is None) != (open_channel is None), "either a service or a port of one's own"
         self._given = self.addresses = tuple(addresses)
-        self._make_stub = make_stub
+        self._service = service
         self._open_channel = open_channel
         self._runtime = runtime
         self._channels = {address: self._open(address) for address in self.addresses}
@@ -209,54 +172,5 @@ class ControlService:
     def _open(self, address: str) -> Channel:
         if self._open_channel is not None:
             return self._open_channel(address)
-        assert self._make_stub is not None
-        return ControlChannel(address, self._make_stub)
-
-
-_open_channels: weakref.WeakSet[ControlChannel] = weakref.WeakSet()
-
-
-def _before_fork() -> None:
-    closed = [channel.before_fork() for channel in list(_open_channels)]
-    if any(closed):
-        _wait_for_native_threads()
-
-
-def _wait_for_native_threads() -> None:
-    """Let gRPC's own threads finish what closing a channel gave them to do, and fall asleep.
-
-    One that holds a lock of gRPC at the moment of the fork leaves it locked in the child for ever, and the child's
-    first channel hangs (7 of 60 processes that forked three times did on a loaded machine, 0 of 90 with this). Such
-    threads sleep when they have nothing to do, and then they hold none.
-    """
-    deadline_s = lease_now_s() + _SETTLE_S
-    quiet = 0
-    while quiet < _QUIET_LOOKS and lease_now_s() < deadline_s:
-        quiet = 0 if _native_threads_busy() else quiet + 1
-        _pause.wait(_LOOK_S)
-
-
-def _native_threads_busy() -> bool:
-    ours = {str(thread.native_id) for thread in threading.enumerate()}
-    for thread_id in set(os.listdir("/proc/self/task")) - ours:
-        try:
-            with open(f"/proc/self/task/{thread_id}/stat", "rb") as file:
-                state = file.read().rpartition(b")")[2].split()[0]
-        except OSError:
-            continue  # it has just ended
-        if state != b"S":
-            return True
-    return False
-
-
-def _after_fork_in_parent() -> None:
-    for channel in list(_open_channels):
-        channel.after_fork(child=False)
-
-
-def _after_fork_in_child() -> None:
-    for channel in list(_open_channels):
-        channel.after_fork(child=True)
-
-
-os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
+        assert self._service is not None
+        return ControlChannel(address, self._service)

@@ -15,11 +15,12 @@ from fs3.client.control import Channel, ControlChannel
 from fs3.client.retry_core import pause_s
 from fs3.client.turns_core import Turns
 from fs3.errors import Busy, Conflict, Invalid, MaybeApplied, Unavailable
-from fs3.pb import meta_pb2, meta_pb2_grpc
+from fs3.pb import meta_pb2
 from fs3.routing import NodeKind, Routing
 from fs3.runtime import SYSTEM, Runtime
 from fs3.transport.rpc import Credentials
 
+META = meta_pb2.DESCRIPTOR.services_by_name["Meta"]
 _ATTEMPT_S = 10.0  # a silent meta daemon is asked again after so long
 _SHORT_ATTEMPT_S = 3.0  # and given up for another, if there is one
 
@@ -138,7 +139,7 @@ class MetaCalls:
 
 
 def _open(address: str) -> ControlChannel:
-    return ControlChannel(address, meta_pb2_grpc.MetaStub)
+    return ControlChannel(address, META)
 
 
 def _clean(value: Any) -> Any:

@@ -16,10 +16,10 @@ import weakref
 from collections.abc import Sequence
 
 from fs3.client.control import ControlService
-from fs3.client.node_agent import NodeAgent
+from fs3.client.node_agent import MGMTD, NodeAgent
 from fs3.client.session import ClientSession, Service
 from fs3.errors import Fs3Error, Unavailable
-from fs3.pb import common_pb2, mgmtd_pb2, mgmtd_pb2_grpc
+from fs3.pb import common_pb2, mgmtd_pb2
 from fs3.routing import Routing, routing_from_pb
 from fs3.runtime import SYSTEM, Runtime
 from fs3.transport.rpc import PROTOCOL, Credentials
@@ -30,12 +30,13 @@ _log = logging.getLogger(__name__)
 _LONG_POLL_S = 20.0
 _RETRY_S = 0.25
 _SUSPECT_EVERY_S = 0.2
-_WORDS = {  # what gRPC says, and what that means to a user
+_STRANGER = "something listens there, but it does not answer as an mgmtd does"
+_WORDS = {  # what the system says, and what that means to a user
     "Connection refused": "connection refused",
-    "errors resolving": "unknown host",
-    "DNS resolution": "unknown host",
-    "SETTINGS frame": "something listens there, but it does not answer as an mgmtd does",
-    "http2 header": "something listens there, but it does not answer as an mgmtd does",
+    "Name or service not known": "unknown host",
+    "name resolution": "unknown host",
+    "not an fs3 frame": _STRANGER,
+    "closed the connection": _STRANGER,
 }
 
 
@@ -86,7 +87,7 @@ class MgmtdClient:
             PermissionDenied: the secret is missing or wrong.
         """
         if service is None:
-            service = ControlService(addresses, mgmtd_pb2_grpc.MgmtdStub, runtime=runtime)
+            service = ControlService(addresses, MGMTD, runtime=runtime)
         deadline_s = runtime.now_s() + timeout_s
         try:
             shown = Credentials(secret=secret)

@@ -22,10 +22,11 @@ from typing import Any
 from fs3.clock import lease_now_s
 from fs3.errors import Conflict, Fs3Error, Invalid, PermissionDenied, Unavailable
 from fs3.ids import TargetId
-from fs3.pb import mgmtd_pb2, mgmtd_pb2_grpc
+from fs3.pb import mgmtd_pb2
 from fs3.routing import Node, Routing, TargetState, node_to_pb, routing_from_pb
 from fs3.sessions import SessionTable, sessions_from_pb
 from fs3.transport import rpc
+from fs3.transport.calls import FrameCalls
 
 _log = logging.getLogger(__name__)
 _FATAL = (PermissionDenied, Conflict, Invalid)  # anything else may pass: a full disk at mgmtd ends no daemon
@@ -34,7 +35,7 @@ _BEATS_PER_LEASE = 10
 _RETRIES_PER_LEASE = 40
 _LONG_POLL_S = 10.0
 _FIRST_LEASE_S = 10.0
-_MAKE_STUB: Any = mgmtd_pb2_grpc.MgmtdStub
+MGMTD = mgmtd_pb2.DESCRIPTOR.services_by_name["Mgmtd"]
 
 
 class NodeAgent:
@@ -75,7 +76,7 @@ class NodeAgent:
         self._on_create = on_create
         self._on_drop = on_drop
         self._on_sessions = on_sessions
-        self._own_calls = rpc.GrpcCalls(_MAKE_STUB) if call is None else None
+        self._own_calls = FrameCalls(MGMTD) if call is None else None
         self._call_one: rpc.ControlCall = call or self._own_calls  # type: ignore[assignment]
         self._now = now
         self._preferred = self._given[0]
@@ -143,7 +144,7 @@ class NodeAgent:
             raise error from None
         finally:
             if self._own_calls is not None:
-                await self._own_calls.close()
+                await self._own_calls.aclose()
             self._ended.set()
 
     async def stop(self) -> None:

@@ -9,9 +9,8 @@ import signal
 import socket
 from pathlib import Path
 
-import grpc.aio
-
 from fs3 import __version__, metrics
+from fs3.client.meta_calls import META
 from fs3.client.node_agent import NodeAgent
 from fs3.clock import wall_now_ns
 from fs3.errors import Fs3Error, Invalid
@@ -25,6 +24,7 @@ from fs3.meta.service import MetaService
 from fs3.pb import meta_pb2_grpc
 from fs3.routing import Node, NodeKind
 from fs3.transport import rpc
+from fs3.transport.door import Door
 from fs3.transport.exposure import check_exposure
 
 _log = logging.getLogger(__name__)
@@ -81,9 +81,11 @@ class MetaServer:
             stack.callback(self._remover.close)
             server = rpc.aio_server()
             meta_pb2_grpc.add_MetaServicer_to_server(self.service, server)  # type: ignore[no-untyped-call]
-            self.address = f"{config.listen_host}:{_bind(server, config)}"
-            stack.push_async_callback(server.stop, _GRACE_S)
-            await server.start()
+            door = Door("meta", server)
+            await door.open(config.listen_host, config.listen_port)
+            self.address = f"{config.listen_host}:{door.port}"
+            stack.push_async_callback(door.stop, _GRACE_S)
+            await door.start([(META, self.service)])
             self.agent = NodeAgent(
                 config.mgmtd,
                 rpc.Credentials(secret=config.secret),
@@ -145,17 +147,6 @@ class MetaServer:
                 await asyncio.sleep(self.config.gc_interval_s)
             else:
                 await collector.run()
-
-
-def _bind(server: grpc.aio.Server, config: MetaConfig) -> int:
-    wanted = f"{config.listen_host}:{config.listen_port}"
-    try:
-        port = int(server.add_insecure_port(wanted))
-    except RuntimeError:
-        port = 0
-    if not port:
-        raise Invalid(f"meta cannot listen on {wanted}: the port is taken or the address is not this machine's")
-    return port
 
 
 def _node(config: MetaConfig, address: str, exporter: str) -> Node:

@@ -12,12 +12,12 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
-import grpc
-import grpc.aio
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from fs3 import __version__, metrics
+from fs3.client.admin import ADMIN
+from fs3.client.node_agent import MGMTD
 from fs3.clock import wall_now_ns
 from fs3.errors import Fs3Error, Invalid
 from fs3.ids import NodeId
@@ -33,12 +33,13 @@ from fs3.mgmtd.store import MgmtdStore
 from fs3.pb import common_pb2, mgmtd_pb2, mgmtd_pb2_grpc
 from fs3.routing import Node, NodeKind, TargetState
 from fs3.transport import rpc
+from fs3.transport.calls import FrameCalls
+from fs3.transport.door import Door
 from fs3.transport.exposure import check_exposure
 
 _log = logging.getLogger(__name__)
 _STOP_S = 0.3
 _Servicer: Any = mgmtd_pb2_grpc.MgmtdServicer
-_MAKE_STUB: Any = mgmtd_pb2_grpc.MgmtdStub
 _add_servicer: Any = mgmtd_pb2_grpc.add_MgmtdServicer_to_server
 
 
@@ -136,11 +137,12 @@ async def serve(config: MgmtdConfig, kv: KVEngine) -> AsyncIterator[MgmtdServer]
     check_exposure(config.listen_host, secret=config.secret, insecure=config.insecure)
     registry = metrics.new_registry("mgmtd")
     grpc_server = rpc.aio_server()
-    port = _listen(grpc_server, config)
+    door = Door("mgmtd", grpc_server)
+    await door.open(config.listen_host, config.listen_port)
     metrics_server = metrics.serve(registry, config.listen_host, config.metrics_port)
-    call = rpc.GrpcCalls(_MAKE_STUB)
+    call = FrameCalls(MGMTD)
     try:
-        address = f"{config.listen_host}:{port}"
+        address = f"{config.listen_host}:{door.port}"
         own = Node(
             node_id=NodeId(config.node_id),
             kind=NodeKind.MGMTD,
@@ -155,29 +157,19 @@ async def serve(config: MgmtdConfig, kv: KVEngine) -> AsyncIterator[MgmtdServer]
         server = MgmtdServer(MgmtdService(config, cluster_id, election), election, credentials, address)
         registry.register(_Figures(server))
         _add_servicer(server, grpc_server)
-        admin.add_to_server(admin.AdminDoor(admin.AdminService(election), credentials), grpc_server)
+        admin_door = admin.AdminDoor(admin.AdminService(election), credentials)
+        admin.add_to_server(admin_door, grpc_server)
         async with asyncio.TaskGroup() as group:
             taking_part = group.create_task(election.run())
             await election.wait_settled()
-            await grpc_server.start()
+            await door.start([(MGMTD, server), (ADMIN, admin_door)])
             _log.info("mgmtd of cluster %s listens on %s", cluster_id, address)
             yield server
             taking_part.cancel()
     finally:
-        await grpc_server.stop(_STOP_S)
-        await call.close()
+        await door.stop(_STOP_S)
+        await call.aclose()
         metrics_server.close()
-
-
-def _listen(grpc_server: grpc.aio.Server, config: MgmtdConfig) -> int:
-    address = f"{config.listen_host}:{config.listen_port}"
-    try:
-        port = grpc_server.add_insecure_port(address)
-    except RuntimeError:
-        port = 0
-    if port == 0:
-        raise Invalid(f"mgmtd cannot listen on {address}: the port is taken or the address is not this machine's")
-    return int(port)
 
 
 def lock_data_dir(data_dir: Path) -> int:

@@ -22,14 +22,12 @@ from collections.abc import Awaitable, Iterator
 from pathlib import Path
 from typing import Any
 
-import grpc
-import grpc.aio
-
 from fs3 import __version__, metrics
+from fs3.client.node_agent import MGMTD
 from fs3.clock import lease_now_s, wall_now_ns
 from fs3.errors import Invalid, Unavailable
 from fs3.ids import NodeId
-from fs3.pb import common_pb2, mgmtd_pb2, mgmtd_pb2_grpc
+from fs3.pb import common_pb2, mgmtd_pb2
 from fs3.routing import Node, NodeKind
 from fs3.storage import listeners
 from fs3.storage.body_pool import BodyPool
@@ -41,6 +39,7 @@ from fs3.storage.figures import DaemonFigures
 from fs3.storage.listeners import Bound
 from fs3.storage.worker import IoThread
 from fs3.transport import rpc
+from fs3.transport.calls import FrameCalls
 
 _LOG = logging.getLogger("fs3.storage")
 _BACKLOG = 1024
@@ -105,25 +104,22 @@ async def _or_stop(stop: asyncio.Event, work: Awaitable[Any]) -> Any:
 async def _cluster(config: StorageConfig) -> mgmtd_pb2.ClusterInfo:
     """What mgmtd says of the cluster, as soon as one answers. Raises: PermissionDenied."""
     credentials = rpc.Credentials(secret=config.secret)
-    make_stub: Any = mgmtd_pb2_grpc.MgmtdStub
     said_s = float("-inf")
-    while True:
-        for address in config.mgmtd:
-            async with rpc.aio_channel(address) as channel:
+    async with contextlib.aclosing(FrameCalls(MGMTD)) as call:
+        while True:
+            for address in config.mgmtd:
                 try:
-                    info: mgmtd_pb2.ClusterInfo = await make_stub(channel).GetClusterInfo(
-                        common_pb2.Empty(), timeout=_ASK_S, metadata=credentials.metadata()
+                    info: mgmtd_pb2.ClusterInfo = await call(
+                        address, "GetClusterInfo", common_pb2.Empty(), timeout_s=_ASK_S, credentials=credentials
                     )
-                except grpc.RpcError as failed:
-                    error = rpc.error_of(failed, address)
-                    if not isinstance(error, Unavailable):
-                        raise error from None
+                except Unavailable as error:
+                    silent = error
                 else:
                     return info
-        if lease_now_s() - said_s > _SAY_EVERY_S:
-            said_s = lease_now_s()
-            _LOG.warning("storage %d waits for mgmtd: %s", config.node_id, error)
-        await asyncio.sleep(_ASK_AGAIN_S)
+            if lease_now_s() - said_s > _SAY_EVERY_S:
+                said_s = lease_now_s()
+                _LOG.warning("storage %d waits for mgmtd: %s", config.node_id, silent)
+            await asyncio.sleep(_ASK_AGAIN_S)
 
 
 class StorageServer:

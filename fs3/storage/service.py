@@ -135,7 +135,7 @@ class Service:
             raise Invalid("HELLO was said already")
         if hello.protocol != rpc.PROTOCOL:
             raise Invalid(f"protocol {hello.protocol}; this daemon speaks {rpc.PROTOCOL}: upgrade the older one")
-        self._credentials.check({"fs3-cluster": hello.cluster_id, "fs3-secret": hello.secret})
+        self._credentials.check(hello.cluster_id, hello.secret)
         peer.role = f"node {hello.node_id}" if hello.role == "chain" else "client"
         config = self._config
         peer.welcomed(max_head_bytes=self._max_head_bytes, max_body_bytes=config.max_body_bytes)

@@ -13,6 +13,7 @@ Format: proto/data_plane.md.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 from collections import deque
@@ -119,6 +120,13 @@ class Connection:
         sock, self._sock = self._sock, None
         if sock is not None:
             sock.close()
+
+    def interrupt(self) -> None:
+        """Have whoever uses it fail soon; from any thread."""
+        sock = self._sock
+        if sock is not None:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
 
     def send(
         self,

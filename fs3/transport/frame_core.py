@@ -41,6 +41,7 @@ class Kind(IntEnum):
     REPORT = 9
     SCRUB = 10
     INSPECT = 11
+    CALL = 12
 
 
 class Flag(IntFlag):
@@ -100,7 +101,7 @@ def unpack_header(raw: Bytes) -> Header:
         raw
     )
     if magic != MAGIC:
-        raise Invalid(f"not an fs3 frame (magic {magic:#010x}); is this the data port of a storage daemon?")
+        raise Invalid(f"not an fs3 frame (magic {magic:#010x}); is this the port of an fs3 daemon?")
     if version != VERSION:
         raise Invalid(f"data-plane version {version}, this side speaks {VERSION}; upgrade the older one")
     if head > MAX_HEAD_BYTES or body > MAX_BODY_BYTES:

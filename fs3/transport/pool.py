@@ -135,6 +135,8 @@ class ConnectionPool:
 
     def close(self) -> None:
         """Close every idle connection now and the lent ones as they come back; `borrow` then raises Unavailable."""
+        if os.getpid() != self._pid:
+            self._reset()
         with self._changed:
             self._closed = True
             gone = [connection for idle in self._idle.values() for connection in idle]

@@ -17,6 +17,7 @@ import grpc
 import grpc.aio
 
 from fs3.errors import Fs3Error, PermissionDenied, Unavailable, from_code
+from fs3.pb import storage_pb2
 from fs3.transport.malformed import RefuseMalformed
 
 PROTOCOL = 1
@@ -49,18 +50,16 @@ class Credentials:
         pairs = [(_CLUSTER, self.cluster_id), (_SECRET, self.secret)]
         return [(key, value) for key, value in pairs if value]
 
-    def check(self, shown: dict[str, str]) -> None:
+    def hello(self, *, role: str) -> storage_pb2.Hello:
+        """The first frame of a connection that shows these credentials."""
+        return storage_pb2.Hello(protocol=PROTOCOL, cluster_id=self.cluster_id, secret=self.secret, role=role)
+
+    def check(self, cluster_id: str, secret: str) -> None:
         """Refuse a caller of another cluster or with a wrong secret. Raises: PermissionDenied."""
-        theirs = shown.get(_CLUSTER, "")
-        if self.cluster_id and theirs and theirs != self.cluster_id:
-            raise PermissionDenied(f"this is cluster {self.cluster_id}, the caller belongs to cluster {theirs}")
-        if self.secret and not hmac.compare_digest(shown.get(_SECRET, "").encode(), self.secret.encode()):
+        if self.cluster_id and cluster_id and cluster_id != self.cluster_id:
+            raise PermissionDenied(f"this is cluster {self.cluster_id}, the caller belongs to cluster {cluster_id}")
+        if self.secret and not hmac.compare_digest(secret.encode(), self.secret.encode()):
             raise PermissionDenied("the cluster's secret is missing or wrong; set `secret` (or FS3_SECRET)")
-
-
-def sync_channel(address: str) -> grpc.Channel:
-    """A blocking channel to "host:port"; nothing is connected yet."""
-    return grpc.insecure_channel(address, options=_OPTIONS)
 
 
 def aio_channel(address: str) -> grpc.aio.Channel:
@@ -78,35 +77,6 @@ class ControlCall(Protocol):
         ...
 
 
-class GrpcCalls:
-    """`ControlCall` over gRPC; channels are opened when first used and stay open until `close`.
-
-    `make_stub` is the generated stub class, e.g. `mgmtd_pb2_grpc.MgmtdStub`.
-    """
-
-    def __init__(self, make_stub: Callable[[grpc.aio.Channel], Any]) -> None:
-        self._make_stub = make_stub
-        self._open: dict[str, tuple[grpc.aio.Channel, Any]] = {}
-
-    async def __call__(
-        self, address: str, method: str, request: Any, *, timeout_s: float, credentials: Credentials
-    ) -> Any:
-        if address not in self._open:
-            channel = aio_channel(address)
-            self._open[address] = channel, self._make_stub(channel)
-        _, stub = self._open[address]
-        try:
-            return await getattr(stub, method)(request, timeout=timeout_s, metadata=credentials.metadata())
-        except grpc.RpcError as error:
-            raise error_of(error, address) from None
-
-    async def close(self) -> None:
-        """Cancel what is under way."""
-        for channel, _ in self._open.values():
-            await channel.close()
-        self._open.clear()
-
-
 def aio_server() -> grpc.aio.Server:
     """An asyncio server with fs3's limits; it does not share its port with another process."""
     return grpc.aio.server(
@@ -119,7 +89,7 @@ def aio_server() -> grpc.aio.Server:
 async def _refuse(context: grpc.aio.ServicerContext, error: Fs3Error) -> None:
     """End a call with an error that `error_of` understands."""
     context.set_trailing_metadata(((_CODE, str(error.code)),))
-    await context.abort(grpc.StatusCode.FAILED_PRECONDITION, _bounded(str(error)))
+    await context.abort(grpc.StatusCode.FAILED_PRECONDITION, bounded(str(error)))
 
 
 def error_of(error: grpc.RpcError, address: str) -> Fs3Error:
@@ -132,7 +102,7 @@ def error_of(error: grpc.RpcError, address: str) -> Fs3Error:
     return Unavailable(f"{address} cannot be reached: {error.details() or error.code().name}")
 
 
-def _bounded(message: str) -> str:
+def bounded(message: str) -> str:
     """gRPC drops a status above 8 KiB, percent-encoded; of a longer message both ends stay: what, and the way out."""
     raw = message.encode(errors="replace")
     if len(raw) <= 2_000:
@@ -145,13 +115,15 @@ def handler(
 ) -> Callable[[Any, Any, grpc.aio.ServicerContext], Awaitable[R]]:
     """Make `async def method(self, request)` a gRPC handler of a servicer that has `credentials`.
 
-    Checks the caller, and turns an `Fs3Error` into a status that `error_of` understands.
+    Checks the caller, and turns an `Fs3Error` into a status that `error_of` understands. `Door` (door.py) calls the
+    method itself, which is the handler's `__wrapped__`.
     """
 
     @functools.wraps(method)
     async def handle(self: Any, request: Any, context: grpc.aio.ServicerContext) -> R:
         try:
-            self.credentials.check({key: str(value) for key, value in context.invocation_metadata() or ()})
+            shown = {key: str(value) for key, value in context.invocation_metadata() or ()}
+            self.credentials.check(shown.get(_CLUSTER, ""), shown.get(_SECRET, ""))
             return await method(self, request)
         except Fs3Error as error:
             await _refuse(context, error)

@@ -390,7 +390,7 @@ class SimMgmtd(SimMachine):
         admin = AdminService(election)
 
         async def answer(method: str, request: Any, shown: Credentials) -> Any:
-            credentials.check(dict(shown.metadata()))
+            credentials.check(shown.cluster_id, shown.secret)
             return await getattr(service if hasattr(service, method) else admin, method)(request)
 
         self.election = election

@@ -67,7 +67,7 @@ class SimMeta(SimMachine):
         answering: dict[asyncio.Task[Any], None] = {}
 
         async def answer(method: str, request: Any, shown: Credentials) -> Any:
-            service.credentials.check(dict(shown.metadata()))
+            service.credentials.check(shown.cluster_id, shown.secret)
             rpc = getattr(service, "".join(part.title() for part in method.split("_")))
             task = asyncio.current_task()
             assert task is not None

@@ -14,12 +14,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import grpc
 from soak_network import Network
 
+from fs3.client.control import ControlChannel
 from fs3.client.mgmtd import MgmtdClient
-from fs3.errors import Fs3Error
-from fs3.pb import mgmtd_pb2, mgmtd_pb2_grpc
+from fs3.client.node_agent import MGMTD
+from fs3.errors import Fs3Error, Unavailable
+from fs3.pb import mgmtd_pb2
 from fs3.routing import NodeKind, Routing, TargetState
 from fs3.transport import rpc
 
@@ -180,9 +181,8 @@ def deciding(addresses: Sequence[str], secret: str) -> int | None:
     """Which of these mgmtds is the primary, None if none says so."""
     credentials = rpc.Credentials(secret=secret)
     for number, address in enumerate(addresses):
-        stub: Any = mgmtd_pb2_grpc.MgmtdStub
-        with rpc.sync_channel(address) as channel, contextlib.suppress(grpc.RpcError):
-            stub(channel).GetRouting(mgmtd_pb2.GetRoutingRequest(), timeout=0.5, metadata=credentials.metadata())
+        with contextlib.closing(ControlChannel(address, MGMTD)) as channel, contextlib.suppress(Unavailable):
+            channel.call("GetRouting", mgmtd_pb2.GetRoutingRequest(), timeout_s=0.5, credentials=credentials)
             return number
     return None
 

@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry
 
 from fs3 import errors
 from fs3.client.meta import Health, LayoutChoice, MetaClient, Publish, Space, Usage
+from fs3.client.meta_calls import META
 from fs3.ids import ChainId, ChainTableId, NodeId
 from fs3.inode import InodeType
 from fs3.kv import keys
@@ -22,9 +23,9 @@ from fs3.kv.api import Transaction, transact
 from fs3.kv.sqlite import SqliteKV
 from fs3.layout import Durability
 from fs3.meta.service import MetaService
-from fs3.pb import meta_pb2_grpc
 from fs3.routing import ChainTable, Disk, Node, NodeKind, Routing
 from fs3.transport import rpc
+from fs3.transport.door import Door
 
 TABLES = {
     (ChainTableId(r), 1): ChainTable(table_id=ChainTableId(r), version=1, replicas=r, chains=(ChainId(1),))
@@ -55,13 +56,13 @@ class Daemon:
         self.registry = CollectorRegistry()
         self.service = MetaService(kv, rpc.Credentials(secret=self._secret), self.registry)
         self.service.adopt(routing)
-        server = rpc.aio_server()
-        meta_pb2_grpc.add_MetaServicer_to_server(self.service, server)
-        self._port = server.add_insecure_port(f"127.0.0.1:{self._port}")
-        await server.start()
+        door = Door("meta", rpc.aio_server())
+        await door.open("127.0.0.1", self._port)
+        self._port = door.port
+        await door.start([(META, self.service)])
         started.set()
         await self._stop.wait()
-        await server.stop(None)
+        await door.stop(0.0)
         await kv.close()
 
     def stop(self) -> None:

@@ -13,46 +13,46 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import grpc
-import grpc.aio
 import pytest
 from prometheus_client import CollectorRegistry
 
 from fs3.client.meta import MetaClient, Publish
+from fs3.client.meta_calls import META
 from fs3.client.turns_core import SHUN_S, Turns
 from fs3.errors import Invalid, NotFound, Unavailable
 from fs3.ids import ChainId, ChainTableId, NodeId
 from fs3.kv.sqlite import SqliteKV
 from fs3.meta.service import MetaService
-from fs3.pb import meta_pb2_grpc
 from fs3.routing import ChainTable, Node, NodeKind, Routing
 from fs3.transport import rpc
+from fs3.transport.door import Door
 
 TABLES = {(ChainTableId(1), 1): ChainTable(table_id=ChainTableId(1), version=1, replicas=1, chains=(ChainId(1),))}
 CLUSTER = Routing(cluster_id="c1", version=1, tables=TABLES, ready=True)
 
 
-class LosesAnswers(grpc.aio.ServerInterceptor):
+class LosesAnswers(MetaService):
     """Loses the answers of the next `lose` calls, after they were worked out; `answered` counts the others."""
 
-    def __init__(self) -> None:
-        self.lose = 0
-        self.answered = 0
+    lose = answered = 0
 
-    async def intercept_service(self, continuation: Any, details: grpc.HandlerCallDetails) -> Any:
-        handler = await continuation(details)
 
-        async def handle(request: Any, context: grpc.aio.ServicerContext) -> Any:
-            reply = await handler.unary_unary(request, context)
-            if self.lose:
-                self.lose -= 1
-                await context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
-            self.answered += 1
-            return reply
+def _lossy(name: str) -> Any:
+    answer = getattr(MetaService, name).__wrapped__
 
-        return grpc.unary_unary_rpc_method_handler(
-            handle, request_deserializer=handler.request_deserializer, response_serializer=handler.response_serializer
-        )
+    async def handle(self: LosesAnswers, request: Any) -> Any:
+        reply = await answer(self, request)
+        if self.lose:
+            self.lose -= 1
+            raise Unavailable("Socket closed")
+        self.answered += 1
+        return reply
+
+    return rpc.handler(handle)
+
+
+for _method in META.methods:
+    setattr(LosesAnswers, _method.name, _lossy(_method.name))
 
 
 class Pair:
@@ -60,7 +60,7 @@ class Pair:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.doors = (LosesAnswers(), LosesAnswers())
+        self.doors: list[LosesAnswers] = []
         self.addresses: list[str] = []
         started = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve(started)))
@@ -70,20 +70,21 @@ class Pair:
     async def _serve(self, started: threading.Event) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         servers, stores = [], []
-        for door in self.doors:
+        for _ in range(2):
             kv = SqliteKV(self._path)
-            service = MetaService(kv, rpc.Credentials(), CollectorRegistry())
+            service = LosesAnswers(kv, rpc.Credentials(), CollectorRegistry())
             service.adopt(CLUSTER)
-            server = grpc.aio.server(interceptors=[door])
-            meta_pb2_grpc.add_MetaServicer_to_server(service, server)
-            self.addresses.append(f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}")
-            await server.start()
+            self.doors.append(service)
+            server = Door("meta", rpc.aio_server())
+            await server.open("127.0.0.1", 0)
+            self.addresses.append(f"127.0.0.1:{server.port}")
+            await server.start([(META, service)])
             servers.append(server)
             stores.append(kv)
         started.set()
         await self._stop.wait()
         for server, kv in zip(servers, stores, strict=True):
-            await server.stop(None)
+            await server.stop(0.0)
             await kv.close()
 
     def stop(self) -> None:

@@ -12,6 +12,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from fs3.client.meta import MetaClient, Publish
+from fs3.client.meta_calls import META
 from fs3.cluster.etcd import LocalEtcd
 from fs3.errors import NotFound, TooLarge
 from fs3.ids import ChainId, ChainTableId, NodeId
@@ -23,9 +24,9 @@ from fs3.kv.memory import MemoryKV
 from fs3.meta.gc import Collector
 from fs3.meta.service import MetaService
 from fs3.meta.sizes import page_of
-from fs3.pb import meta_pb2_grpc
 from fs3.routing import ChainTable, Node, NodeKind, Routing
 from fs3.transport import rpc
+from fs3.transport.door import Door
 
 LIMITS = Limits(max_operations=128, max_transaction_bytes=1_500_000)
 TABLE = ChainTable(table_id=ChainTableId(1), version=1, replicas=1, chains=(ChainId(1),))
@@ -57,13 +58,13 @@ class Running:
         service = MetaService(self.kv, rpc.Credentials(), self.registry)
         self.routing = Routing(cluster_id="c1", version=1, tables={(TABLE.table_id, 1): TABLE}, ready=True)
         service.adopt(self.routing)
-        server = rpc.aio_server()
-        meta_pb2_grpc.add_MetaServicer_to_server(service, server)
-        self.port = server.add_insecure_port("127.0.0.1:0")
-        await server.start()
+        door = Door("meta", rpc.aio_server())
+        await door.open("127.0.0.1", 0)
+        self.port = door.port
+        await door.start([(META, service)])
         self._started.set()
         await self._stop.wait()
-        await server.stop(None)
+        await door.stop(0.0)
         await self.kv.close()
 
     def collect(self) -> None:
