@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 from fs3.ids import InodeId
 from fs3.layout import Layout, layout_from_pb, layout_to_pb
@@ -18,9 +18,11 @@ class InodeType(IntEnum):
     SYMLINK = 3
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Inode:
-    """An inode. Times are nanoseconds since 1970; `mode` holds permission bits only.
+_TYPES: dict[int, InodeType] = {int(kind): kind for kind in InodeType}
+
+
+class Inode(NamedTuple):
+    """An inode. Times are nanoseconds since 1970; `mode` holds permission bits only. A tuple: batches make thousands.
 
     `layout` says where a file lies, or what new files in a directory get. A file with `nlink` 0 was never published.
     `parent` is the directory that holds a directory (the root's is itself), 0 for others. `length` of a symlink is that
@@ -54,8 +56,7 @@ class Inode:
         return self.type is InodeType.DIRECTORY
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """A name in a directory and the inode behind it."""
 
     name: str
@@ -84,21 +85,25 @@ def inode_to_pb(inode: Inode) -> meta_pb2.Inode:
 
 
 def inode_from_pb(message: meta_pb2.Inode) -> Inode:
+    """Raises: ValueError if it is of no type that there is."""
+    kind = _TYPES.get(message.type)
+    if kind is None:
+        raise ValueError(f"an inode of type {message.type}")
     return Inode(
-        inode_id=InodeId(message.inode_id),
-        type=InodeType(message.type),
-        mode=message.mode,
-        uid=message.uid,
-        gid=message.gid,
-        nlink=message.nlink,
-        length=message.length,
-        atime_ns=message.atime_ns,
-        mtime_ns=message.mtime_ns,
-        ctime_ns=message.ctime_ns,
-        btime_ns=message.btime_ns,
-        layout=layout_from_pb(message.layout) if message.HasField("layout") else None,
-        parent=message.parent,
-        symlink=message.symlink,
-        version=message.version,
-        xattr_bytes=message.xattr_bytes,
+        InodeId(message.inode_id),
+        kind,
+        message.mode,
+        message.uid,
+        message.gid,
+        message.nlink,
+        message.length,
+        message.atime_ns,
+        message.mtime_ns,
+        message.ctime_ns,
+        message.btime_ns,
+        layout_from_pb(message.layout) if message.HasField("layout") else None,
+        message.parent,
+        message.symlink,
+        message.version,
+        message.xattr_bytes,
     )

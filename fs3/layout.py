@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,8 +34,10 @@ class Durability(IntEnum):
     OS = 1  # the page cache
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Layout:
+_DURABILITIES: dict[int, Durability] = {int(durability): durability for durability in Durability}
+
+
+class Layout(NamedTuple):
     """A file's layout, fixed when it is created; a directory's is what new files in it get."""
 
     chain_table: int
@@ -128,11 +131,15 @@ def layout_to_pb(layout: Layout) -> common_pb2.Layout:
 
 
 def layout_from_pb(message: common_pb2.Layout) -> Layout:
+    """Raises: ValueError if it promises what nobody knows."""
+    durability = _DURABILITIES.get(message.durability)
+    if durability is None:
+        raise ValueError(f"a layout of durability {message.durability}")
     return Layout(
-        chain_table=message.chain_table,
-        chain_table_version=message.chain_table_version,
-        chunk_bytes=message.chunk_bytes,
-        stripe=message.stripe,
-        seed=message.seed,
-        durability=Durability(message.durability),
+        message.chain_table,
+        message.chain_table_version,
+        message.chunk_bytes,
+        message.stripe,
+        message.seed,
+        durability,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -48,8 +47,7 @@ def choose_layout(directory: Inode, choice: meta_pb2.LayoutChoice, routing: Rout
     else:
         versions = [table for table in routing.tables.values() if table.table_id == inherited.chain_table]
         table = max(versions, key=lambda table: table.version, default=None)
-    chosen = dataclasses.replace(
-        inherited if table is None else _at(inherited, table),
+    chosen = (inherited if table is None else _at(inherited, table))._replace(
         chunk_bytes=choice.chunk_bytes if choice.HasField("chunk_bytes") else inherited.chunk_bytes,
         stripe=choice.stripe if choice.HasField("stripe") else inherited.stripe,
         durability=Durability(choice.durability) if choice.HasField("durability") else inherited.durability,
@@ -59,4 +57,4 @@ def choose_layout(directory: Inode, choice: meta_pb2.LayoutChoice, routing: Rout
 
 
 def _at(layout: Layout, table: ChainTable) -> Layout:
-    return dataclasses.replace(layout, chain_table=table.table_id, chain_table_version=table.version)
+    return layout._replace(chain_table=table.table_id, chain_table_version=table.version)

@@ -6,7 +6,6 @@ blindly: two creates in one directory so never conflict with each other.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 from google.protobuf.message import DecodeError
@@ -78,7 +77,7 @@ async def load_stat(txn: Transaction, inode_id: int, *, snapshot: bool = False) 
     if not inode.is_directory:
         return inode
     stamp = await txn.get(keys.stamp(inode_id), snapshot=snapshot)
-    return inode if stamp is None else dataclasses.replace(inode, mtime_ns=int.from_bytes(stamp, "big"))
+    return inode if stamp is None else inode._replace(mtime_ns=int.from_bytes(stamp, "big"))
 
 
 def store(txn: Transaction, inode: Inode) -> None:
@@ -96,13 +95,13 @@ def stamp_directory(txn: Transaction, directory: InodeId, now_ns: int) -> None:
 
 def changed(inode: Inode, now_ns: int) -> Inode:
     """As after a change of the inode itself: its ctime rises, also where another daemon's clock was ahead."""
-    return dataclasses.replace(inode, ctime_ns=max(now_ns, inode.ctime_ns + 1), version=inode.version + 1)
+    return inode._replace(ctime_ns=max(now_ns, inode.ctime_ns + 1), version=inode.version + 1)
 
 
 def drop_name(txn: Transaction, inode: Inode, now_ns: int) -> None:
     """One name of a file or symlink is gone; with the last one it dies, and a file's chunks wait for collection."""
     if inode.nlink > 1:
-        store(txn, dataclasses.replace(changed(inode, now_ns), nlink=inode.nlink - 1))
+        store(txn, changed(inode, now_ns)._replace(nlink=inode.nlink - 1))
         return
     _forget(txn, inode)
     if inode.is_file:

@@ -233,17 +233,19 @@ class ChainState:
         return list(self._engine_of)
 
     def others(self, target_id: int) -> tuple[int, int, list[tuple[int, str]]]:
-        """(chain, its version, [(target, endpoint)] of the other targets that serve it and whose nodes are alive)."""
+        """(chain, its version, [(target, endpoint)] of the other targets that serve it); no endpoint, if a node is not
+        there."""
         routing, chain_id = self._routing, ChainId(self._chain_of[target_id])
         chain = routing.chains.get(chain_id)
         if chain is None:
             return chain_id, 0, []
-        serving = [
-            (one, node)
-            for one in routing.serving(chain_id)
-            if one.target_id != target_id and (node := routing.nodes.get(one.node_id)) is not None and node.alive
-        ]
-        places = [(int(one.target_id), node.endpoints[one.worker]) for one, node in serving]
+        places = []
+        for one in routing.serving(chain_id):
+            if one.target_id != target_id:
+                node = routing.nodes.get(one.node_id)
+                places.append(
+                    (int(one.target_id), node.endpoints[one.worker] if node is not None and node.alive else "")
+                )
         return chain_id, chain.version, places
 
     def whole(self, chain_id: int) -> bool:

@@ -12,9 +12,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from fs3 import checksum
-from fs3.errors import Corrupt, Fs3Error, NotFound
+from fs3.errors import Corrupt, Fs3Error, NotFound, Unavailable
 from fs3.ids import chunk_name
 from fs3.storage.craq_core import Decision, Say
+from fs3.storage.repair import Mend
 from fs3.storage.write_item import Item
 from fs3.storage.write_locks import Key
 from fs3.transport.messages import Op, UpdateFlag
@@ -32,7 +33,7 @@ def regain(item: Item) -> None:
             return  # it is seen to as if its update were not at hand
 
 
-def still_true(item: Item, decision: Decision, mended: Callable[[Key], bool]) -> Decision:
+def still_true(item: Item, decision: Decision, mended: Callable[[Key], Mend]) -> Decision:
     """The answer to an update that was applied before. It would hide that the bytes are lost since; but whoever sends
     the update again may have brought them."""
     if decision.error is not None or item.engine.damaged().get(item.key, 0) != (decision.version or -1):
@@ -44,10 +45,13 @@ def still_true(item: Item, decision: Decision, mended: Callable[[Key], bool]) ->
             pass
         else:
             return decision
-    if mended(item.key):
+    outcome = mended(item.key)
+    if outcome is Mend.WHOLE:
         return decision
-    lost = Corrupt(f"{chunk_name(*item.key[1:])}: update {decision.version} was applied, and its bytes are lost since")
-    return Decision(Say.ANSWER, error=lost)
+    what = f"{chunk_name(*item.key[1:])}: update {decision.version} was applied, and its bytes are "
+    if outcome is Mend.UNKNOWN:
+        return Decision(Say.ANSWER, error=Unavailable(f"{what}damaged here; others cannot be asked for them now"))
+    return Decision(Say.ANSWER, error=Corrupt(f"{what}lost since"))
 
 
 def keep_better(item: Item) -> None:

@@ -7,8 +7,9 @@
                           replica's own record, and put into a new block under the same version
 
 If the bytes are good and only their sums are not, they are their own source. Nobody having a good copy, the chunk stays
-marked and is tried again now and then; a client that writes it whole ends it too. 3FS checks checksums on whole-chunk
-reads only and has no repair; see DESIGN.md, D7.
+marked and is tried again now and then; a client that writes it whole ends it too. That nobody has one is known only
+once everybody has said so: who did not answer, or has not heard of the newest chain yet, may have it. 3FS checks
+checksums on whole-chunk reads only and has no repair; see DESIGN.md, D7.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,9 +33,18 @@ from fs3.storage.write_locks import Key
 from fs3.transport.messages import RANGE, RESULT, Records
 
 _LOG = logging.getLogger("fs3.storage")
-_AGAIN_S = 10.0  # after a round that left damage
+_AGAIN_S = 10.0  # after a round that left what is lost
+_SOON_S = 0.5  # after one that left what may not be
 _FETCH_S = 10.0
 _MOST_SUSPECTS = 4_096
+
+
+class Mend(Enum):
+    """What came of an attempt to give a chunk its bytes back."""
+
+    WHOLE = "they are in order"
+    LOST = "whoever serves the chunk was asked, and has no good copy"
+    UNKNOWN = "somebody who may have a good copy could not be asked"
 
 
 @dataclass(slots=True)
@@ -119,12 +130,14 @@ class Repair:
                 self.look(key)
             except NotFound:
                 continue  # removed meanwhile
-        left = False
+        outcomes = set()
         for target_id in self._state.local():
             engine = self._state.engine(target_id)
             for key in [key for key in engine.damaged() if key[0] == target_id]:
-                left = not self.mend(key, self._runtime.now_s() + _FETCH_S) or left
-        return _AGAIN_S if left else None
+                outcomes.add(self.mend(key, self._runtime.now_s() + _FETCH_S))
+        if Mend.UNKNOWN in outcomes:
+            return _SOON_S
+        return _AGAIN_S if Mend.LOST in outcomes else None
 
     def _next_suspect(self) -> Key | None:
         with self._guard:
@@ -137,8 +150,8 @@ class Repair:
         """What stood in the way when a marked chunk was last tried to be mended; empty if it was not tried yet."""
         return self._hopeless.get(key, "")
 
-    def mend(self, key: Key, deadline_s: float) -> bool:
-        """Bring a damaged chunk into order now, if anybody has its bytes; False also if nothing is wrong with it.
+    def mend(self, key: Key, deadline_s: float) -> Mend:
+        """Bring a chunk into order now, if it is damaged and anybody has its bytes.
 
         Blocks. Raises: NoSpace, Unavailable: of this replica's own disk.
         """
@@ -149,27 +162,28 @@ class Repair:
                 mine = self._mending[key] = self._runtime.event()
         if other is not None:
             other.wait(max(deadline_s - self._runtime.now_s(), 0.0))
-            return other.is_set() and key not in engine.damaged()
+            return Mend.WHOLE if key not in engine.damaged() else Mend.UNKNOWN
         try:
             if not self.look(key):
-                return False
-            why = self._from_itself(engine, key)
+                return Mend.WHOLE
+            outcome, why = Mend.WHOLE, self._from_itself(engine, key)
             if why:
-                why = self._from_others(engine, key, deadline_s)
+                outcome, why = self._from_others(engine, key, deadline_s)
         except NotFound:
-            return False  # removed meanwhile
+            return Mend.WHOLE  # removed meanwhile
         finally:
             with self._guard:
                 del self._mending[key]
             mine.set()
-        if not why:
+        if outcome is Mend.WHOLE:
             self._hopeless.pop(key, None)
-            return True
+            return outcome
         self.counts.failed += 1
         if self._hopeless.get(key) != why:
             self._hopeless[key] = why
-            _LOG.error("%s of target %d has no good copy: %s", chunk_name(*key[1:]), key[0], why)
-        return False
+            found = "has no good copy" if outcome is Mend.LOST else "is not repaired yet"
+            _LOG.error("%s of target %d %s: %s", chunk_name(*key[1:]), key[0], found, why)
+        return outcome
 
     def _from_itself(self, engine: ChunkEngine, key: Key) -> str:
         """Empty if the bytes were good and only their sums were not."""
@@ -179,11 +193,11 @@ class Repair:
             return "its bytes are damaged"
         return self._repaired(engine, key, found.version, found.data, fine, "its own bytes, which were good")
 
-    def _from_others(self, engine: ChunkEngine, key: Key, deadline_s: float) -> str:
-        """Empty if another replica had the bytes; else what each of them said."""
+    def _from_others(self, engine: ChunkEngine, key: Key, deadline_s: float) -> tuple[Mend, str]:
+        """Whether another replica had the bytes; if not, what each of them said."""
         info = engine.info(*key)
         chain_id, chain_version, others = self._state.others(key[0])
-        said = []
+        outcome, said = Mend.LOST, []
         for place, (target_id, endpoint) in enumerate(others):
             now_s = self._runtime.now_s()
             until_s = now_s + max(deadline_s - now_s, 0.0) / (len(others) - place)
@@ -191,18 +205,21 @@ class Repair:
             asked["hi"], asked["lo"] = key[1:]
             asked["length"], asked["chain"], asked["chain_version"] = info.length, chain_id, chain_version
             try:
+                if not endpoint:
+                    raise Unavailable("its node is not there now")
                 version, data, fine = self._port.read_chunk(endpoint, asked, info.length, deadline_s=until_s)
+                if version != info.version:
+                    raise Conflict(f"it has version {version}, not {info.version}")
             except Fs3Error as error:
+                # One that has another version will have this one, or a later one will come here.
+                outcome = outcome if isinstance(error, Corrupt | NotFound) else Mend.UNKNOWN
                 said.append(f"target {target_id}: {type(error).__name__}, {error}")
-                continue
-            if version != info.version:
-                said.append(f"target {target_id} has version {version}, not {info.version}")
                 continue
             failure = self._repaired(engine, key, version, data, fine, f"target {target_id}")
             if not failure:
-                return ""
+                return Mend.WHOLE, ""
             said.append(failure)
-        return "; ".join(said) or "no other target of the chain serves"
+        return outcome, "; ".join(said) or "no other target of the chain serves"
 
     def _repaired(
         self, engine: ChunkEngine, key: Key, version: int, data: memoryview, fine: NDArray[np.uint32], source: str

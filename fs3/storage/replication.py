@@ -41,6 +41,7 @@ from fs3.storage.channel_core import Standing, newer_results
 from fs3.storage.craq_core import After, Say
 from fs3.storage.engine_api import ChunkEngine, DedupEntry, DedupRecord
 from fs3.storage.forward import ForwardPort
+from fs3.storage.repair import Mend
 from fs3.storage.sending import Sender
 from fs3.storage.write_counts import Counts
 from fs3.storage.write_item import Item, grouped, is_whole, slices
@@ -65,7 +66,7 @@ class Replication:
         suspect: Callable[[int, int], None],
         settle: Callable[[int, float], None],
         standing: Callable[[ChunkEngine, int, int], Standing],
-        mend: Callable[[Key, float], bool],
+        mend: Callable[[Key, float], Mend],
         look: Callable[[Key], object],
         runtime: Runtime = SYSTEM,
     ) -> None:
@@ -200,7 +201,7 @@ class Replication:
             # A chunk whose bytes are lost is as good as absent to who would only write it if it were; not while
             # somebody is away who may have them.
             lost = item.op is Op.PUT_IF_ABSENT and item.key in item.engine.damaged()
-            lost = lost and not self._mended(item.key, deadline_s) and self._state.whole(item.role.chain_id)
+            lost = lost and self._mended(item.key, deadline_s) is Mend.LOST and self._state.whole(item.role.chain_id)
             op = Op.REPLACE if lost else item.op
             decision = craq_core.head_decides(op, item.identity, info, result, pending, standing=standing, retry=retry)
             if decision.say is Say.ANSWER:
@@ -264,14 +265,14 @@ class Replication:
         the head it is enough to refuse: the predecessor then sends the whole chunk.)"""
         if not item.from_client or item.op not in (Op.WRITE, Op.TRUNCATE):
             return False
-        return self._mended(item.key, deadline_s)
+        return self._mended(item.key, deadline_s) is Mend.WHOLE
 
-    def _mended(self, key: Key, deadline_s: float) -> bool:
-        """Whether a damaged chunk has got its bytes back from another replica, in half of the time that is left."""
+    def _mended(self, key: Key, deadline_s: float) -> Mend:
+        """What becomes of a damaged chunk in half of the time that is left."""
         try:
             return self._mend(key, self.runtime.now_s() + (deadline_s - self.runtime.now_s()) / 2)
         except Fs3Error:
-            return False
+            return Mend.UNKNOWN
 
     def _is_current(self, item: Item) -> bool:
         """Settling another update may have moved this one on to a newer role: with the tail's eyes of before, it would

@@ -25,6 +25,7 @@ from fs3.storage.chain_state import Acting, ChainState, Duty, Role, Successor
 from fs3.storage.engine_api import ChunkEngine
 from fs3.storage.forward import RECOVERY_LANE, ForwardPort, Frame
 from fs3.storage.pace_core import Pace
+from fs3.storage.repair import Mend
 from fs3.storage.replication import Replication
 from fs3.storage.resync_core import Chunk
 from fs3.storage.session_fence import SessionFence
@@ -45,7 +46,7 @@ _NO_SUMS = np.empty(0, dtype=np.uint32)
 class Recovery:
     """Brings SYNCING successors up to date, all together at no more than `bytes_s` (0: as fast as it goes).
 
-    `mend` repairs a damaged chunk, until a deadline, and tells whether it did.
+    `mend` repairs a damaged chunk, until a deadline.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class Recovery:
         replication: Replication,
         *,
         sessions: SessionFence,
-        mend: Callable[[Key, float], bool],
+        mend: Callable[[Key, float], Mend],
         bytes_s: float = 0.0,
         page_chunks: int = _PAGE,
     ) -> None:
@@ -275,15 +276,23 @@ class _Pass:
         """Bytes and sums of a chunk; if nobody has good ones, what is here, and the crc that its sums should have.
 
         To wait for better ones would keep the chain a replica short for ever. The successor is told, and becomes as
-        honest about them as this replica is: it answers Corrupt, and goes on looking for a good copy.
+        honest about them as this replica is: it answers Corrupt, and goes on looking for a good copy. But while one
+        who may have them cannot be asked, recovery waits: once the successor serves, that one may be drained.
+
+        Raises: Unavailable: to be tried again.
         """
         key = (self._role.target_id, *chunk)
         try:
             data = self._engine.read_chunk(*key)
         except Corrupt:
-            if not self._owner.mend(key, deadline_s - _CALL_S / 2):
+            outcome = self._owner.mend(key, deadline_s - _CALL_S / 2)
+            if outcome is Mend.LOST:
                 found = self._engine.read_as_is(*key)
                 return found.data, found.fine, found.recorded_crc
+            if outcome is Mend.UNKNOWN:
+                raise Unavailable(
+                    f"{chunk_name(*chunk)}: damaged here, and others cannot be asked for it now"
+                ) from None
             data = self._engine.read_chunk(*key)
         return data.data, data.fine, None
 

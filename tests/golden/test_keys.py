@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from fs3.ids import InodeId
 from fs3.inode import Inode, InodeType
 from fs3.kv import keys
@@ -72,7 +70,7 @@ def test_attributes_of_an_inode_are_a_range_and_a_group() -> None:
 
 
 def test_values() -> None:
-    assert inode.encode(dataclasses.replace(INODE, xattr_bytes=300)) == bytes.fromhex(INODE_BYTES + " 8001ac02")
+    assert inode.encode(INODE._replace(xattr_bytes=300)) == bytes.fromhex(INODE_BYTES + " 8001ac02")
     assert inode.encode(INODE) == bytes.fromhex(INODE_BYTES)
     assert inode.decode(bytes.fromhex(INODE_BYTES)) == INODE
     assert dentry.decode(bytes.fromhex("000000000000012c 01")) == dentry.Dentry(InodeId(300), InodeType.FILE)

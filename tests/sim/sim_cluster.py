@@ -74,6 +74,11 @@ class Shape:
     capacity_bytes: int = 64 << 20
     recovery_bytes_s: int = 1 << 30  # little: a replica is SYNCING for long, and meets more updates meanwhile
 
+    @property
+    def write_session_s(self) -> float:
+        """After which a meta collects a file that was not published, unless its session is renewed."""
+        return 10 * self.lease_s
+
     @classmethod
     def drawn(cls, chance: random.Random) -> Shape:
         """A shape for one seed."""

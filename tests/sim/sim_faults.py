@@ -428,7 +428,19 @@ class Nemesis:
         if self.sim.now < until_s:
             self.sim.after(0.01 * self._lease_s, lambda: self._pending_bytes_change(storage, until_s))
 
+    def _cut_off(self, storage: SimStorage) -> bool:
+        """Whether somebody is out of reach from here: then what is pending may be pending nowhere else, and if it is
+        not heard of again, the version before it is lost with it."""
+        others = [one for one in self.cluster.storages if one is not storage]
+        is_cut = self.cluster.network.is_cut
+        return any(
+            not one.alive or self._stopped(one) or is_cut(storage.name, one.name) or is_cut(one.name, storage.name)
+            for one in others
+        )
+
     def _others_have_it(self, storage: SimStorage) -> bool:
+        if self._cut_off(storage):
+            return False
         routing = self.cluster.routing
         for chain in routing.chains.values():
             targets = [routing.targets[target_id] for target_id in chain.targets]

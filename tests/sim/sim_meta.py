@@ -82,7 +82,7 @@ class SimMeta(SimMachine):
         collector = Collector(
             kv,
             _Remover(self),
-            session_lease_s=10 * cluster.shape.lease_s,
+            session_lease_s=cluster.shape.write_session_s,
             delay_s=cluster.shape.lease_s,
             interval_s=cluster.shape.lease_s / 2,
             registry=registry,

@@ -552,6 +552,14 @@ MUTANTS: tuple[Mutant, ...] = (
         ),
     ),
     _one(
+        "not-heard-of-is-lost",
+        "a replica that could not be asked for a chunk's bytes counts as one that has lost them",
+        _REPAIR,
+        "                outcome = outcome if isinstance(error, Corrupt | NotFound) else Mend.UNKNOWN\n",
+        "",
+        faults=("bytes change on a disk", "operator drains a target", "operator drains a node"),
+    ),
+    _one(
         "damage-not-marked",
         "what is found damaged is not noted",
         _REPAIR,

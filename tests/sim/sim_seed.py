@@ -91,7 +91,7 @@ class _Run:
             )
         with self._phase("heal"):
             cluster.settle(within_s=_HEAL_S)
-            if nemesis.corrupted:
+            if nemesis.corrupted or cluster.damaged():
                 self._mend()
             last = cluster.clients[0].spawn(lambda: workload.read_all(0), name="last")
             cluster.run_until(lambda: not last.is_alive(), within_s=_HEAL_S)

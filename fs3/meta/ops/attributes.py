@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from fs3.errors import Invalid
 from fs3.inode import Inode, InodeType, inode_to_pb
 from fs3.kv.api import Transaction
@@ -35,8 +33,7 @@ async def set_attributes(txn: Transaction, request: meta_pb2.SetAttrRequest, cal
     if entry.type is InodeType.SYMLINK and request.HasField("mode"):
         raise Invalid(f"{request.path}: is a symlink, whose own permission bits cannot be changed")
     found = inode.changed(await inode.load(txn, entry.inode_id), call.now_ns)
-    found = dataclasses.replace(
-        found,
+    found = found._replace(
         mode=_mode(found, request),
         uid=request.uid if request.HasField("uid") else found.uid,
         gid=request.gid if request.HasField("gid") else found.gid,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from fs3.errors import Exists, Invalid, NotPermitted
 from fs3.inode import Inode, InodeType, inode_to_pb
 from fs3.kv.api import Transaction
@@ -79,7 +77,7 @@ async def link(txn: Transaction, request: meta_pb2.LinkRequest, call: Call) -> m
     if entry.type is InodeType.DIRECTORY:
         raise NotPermitted(f"{request.source}: is a directory, and a directory has one name only")
     named = inode.changed(await inode.load(txn, entry.inode_id), call.now_ns)
-    named = dataclasses.replace(named, nlink=named.nlink + 1)
+    named = named._replace(nlink=named.nlink + 1)
     return await _name(txn, request.id, place, named, call)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from fs3.errors import Exists, Invalid, IsADirectory, NotADirectory, NotEmpty, NotFound
 from fs3.inode import InodeType, inode_to_pb
 from fs3.kv.api import Transaction
@@ -44,7 +42,7 @@ async def rename(txn: Transaction, request: meta_pb2.RenameRequest, call: Call) 
     if target.dentry is not None:
         await _replace(txn, request.target, moving, target.dentry, call.now_ns)
     parent = target.parent if moved.is_directory else 0
-    moved = dataclasses.replace(inode.changed(moved, call.now_ns), parent=parent)
+    moved = inode.changed(moved, call.now_ns)._replace(parent=parent)
     inode.store(txn, moved)
     dentry.remove(txn, source.parent, source.name)
     dentry.store(txn, target.parent, target.name, moved)

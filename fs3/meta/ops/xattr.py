@@ -6,8 +6,6 @@ who then knows that there are attributes to drop, and the limit holds without re
 
 from __future__ import annotations
 
-import dataclasses
-
 from fs3.errors import Exists, Invalid, NoAttribute, NoSpace
 from fs3.inode import Inode
 from fs3.kv import keys
@@ -99,7 +97,7 @@ async def remove_attribute(txn: Transaction, request: meta_pb2.RemoveXattrReques
 
 
 def _count(txn: Transaction, named: Inode, grown: int, call: Call) -> None:
-    counted = dataclasses.replace(inode.changed(named, call.now_ns), xattr_bytes=named.xattr_bytes + grown)
+    counted = inode.changed(named, call.now_ns)._replace(xattr_bytes=named.xattr_bytes + grown)
     inode.store(txn, counted)
 
 

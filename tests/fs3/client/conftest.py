@@ -395,7 +395,7 @@ class Meta:
         made = []
         for _ in paths:
             self._next += 1
-            seeded = replace(self.layout, seed=self._next)
+            seeded = self.layout._replace(seed=self._next)
             inode = Inode(inode_id=InodeId(self._next), type=InodeType.FILE, mode=0o644, nlink=0, layout=seeded)
             self.unpublished[inode.inode_id] = inode
             made.append(inode)
@@ -408,7 +408,7 @@ class Meta:
                 raise Exists(f"{file.path}: exists already")
         for file in files:
             inode = self.unpublished.pop(file.inode_id)
-            self.files[file.path] = replace(inode, nlink=1, length=file.length)
+            self.files[file.path] = inode._replace(nlink=1, length=file.length)
         return [self.files[file.path] for file in files]
 
     def abandon(self, inode_ids: Sequence[int], *, timeout_s: float) -> None:

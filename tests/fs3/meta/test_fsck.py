@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -82,7 +81,7 @@ def test_a_store_that_lacks_any_one_record_is_found(drive: Any) -> None:
 
 def changed(pairs: Pairs, number: int, **fields: Any) -> Pairs:
     key = keys.inode(number)
-    return {**pairs, key: inode.encode(dataclasses.replace(inode.decode(pairs[key]), **fields))}
+    return {**pairs, key: inode.encode(inode.decode(pairs[key])._replace(**fields))}
 
 
 def numbered(pairs: Pairs, path: str) -> int:

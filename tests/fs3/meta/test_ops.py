@@ -63,9 +63,7 @@ def test_layouts_are_inherited_chosen_and_checked(drive) -> None:
         assert below.layout == dataclasses.replace(top.layout, stripe=3)
         assert (await ns.stat("/two/x"))[0].layout == top.layout
         made = await ns.create("/two/x/y/f", "/two/x/y/g", replicas=1)
-        assert [one.layout for one in made] == [
-            dataclasses.replace(below.layout, chain_table=1, seed=one.inode_id) for one in made
-        ]
+        assert [one.layout for one in made] == [below.layout._replace(chain_table=1, seed=one.inode_id) for one in made]
         with pytest.raises(errors.NotFound, match=r"no chain table with 5 replicas.*\[1, 2, 3\]"):
             await ns.mkdir("/five", replicas=5)
         with pytest.raises(errors.Invalid, match="chunk size 1000"):

@@ -142,6 +142,37 @@ def test_what_only_the_head_has_lost_is_not_absent_to_a_put_if_absent(make: Call
     cluster.check_replicas()
 
 
+def test_what_others_may_have_is_not_absent_to_a_put_if_absent(make: Callable[..., Any]) -> None:
+    """Nobody can be asked at the moment: that is no word from them that the bytes are lost."""
+    cluster = make()
+    client = wc.Client(cluster, 7)
+    client.write(1, CHUNK, Op.REPLACE, DATA)
+    cluster.nodes[1].port.unheard = 1_000
+    flip(cluster.nodes[1], 101, CHUNK, 300_000)
+    assert report(cluster.nodes[1], CHUNK) == Corrupt.code
+    assert client.write(1, CHUNK, Op.PUT_IF_ABSENT, b"again") == (0, len(DATA))
+    cluster.nodes[1].port.unheard = 0
+    mended(cluster, 1)
+    assert bytes(cluster.nodes[1].raw.read_chunk(101, *CHUNK).data) == DATA
+    cluster.check_replicas()
+
+
+def test_an_update_that_comes_again_is_not_said_to_be_lost_while_others_may_have_it(make: Callable[..., Any]) -> None:
+    cluster = make()
+    client = wc.Client(cluster, 7)
+    client.write(1, CHUNK, Op.REPLACE, DATA)
+    assert client.write(1, CHUNK, Op.WRITE, b"part", 5, seq=2) == (2, len(DATA))
+    cluster.nodes[1].port.unheard = 1_000
+    flip(cluster.nodes[1], 101, CHUNK, 300_000)
+    assert report(cluster.nodes[1], CHUNK) == Corrupt.code
+    with pytest.raises(Unavailable):
+        client.attempt(1, CHUNK, Op.WRITE, b"part", 5, seq=2, attempt_s=0.5)
+    cluster.nodes[1].port.unheard = 0
+    assert client.write(1, CHUNK, Op.WRITE, b"part", 5, seq=2) == (2, len(DATA))
+    mended(cluster, 1)
+    cluster.check_replicas()
+
+
 def test_reports_of_what_is_not_here_change_nothing(make: Callable[..., Any]) -> None:
     cluster = make()
     assert report(cluster.nodes[1], (1, 99)) == NotFound.code
@@ -214,6 +245,23 @@ def test_recovery_repairs_its_source_first(make: Callable[..., Any]) -> None:
     assert cluster.serving(1)[-1] is cluster.nodes[2]
     flip(cluster.nodes[2], 102, CHUNK, 1)
     grown_back(cluster, 3)
+    assert not any(node.raw.damaged() for node in cluster.nodes.values())
+    cluster.check_replicas()
+
+
+def test_recovery_waits_for_one_who_may_have_a_good_copy(make: Callable[..., Any]) -> None:
+    """101 has the bytes that 102 lost, and has not heard of the chain of which 103 is again; once 103 serves, 101 may
+    be drained, and the last good copy with it. (Found by the simulator.)"""
+    cluster = make()
+    client = wc.Client(cluster, 7)
+    client.write(1, CHUNK, Op.REPLACE, DATA)
+    cluster.kill(3)
+    cluster.notice()
+    flip(cluster.nodes[2], 102, CHUNK, 1)
+    cluster.nodes[2].port.unheard = 3
+    grown_back(cluster, 3)
+    assert cluster.nodes[2].port.unheard == 0
+    assert bytes(cluster.nodes[3].raw.read_chunk(103, *CHUNK).data) == DATA
     assert not any(node.raw.damaged() for node in cluster.nodes.values())
     cluster.check_replicas()
 

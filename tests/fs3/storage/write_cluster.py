@@ -151,7 +151,8 @@ class MemoryPort:
     """The forward port, by function call.
 
     The next `delay` frames of updates are taken by the network: the sender hears of nobody, and `late` has what
-    delivers each of them. While `hold_sync`, no recovery ends.
+    delivers each of them. While `hold_sync`, no recovery ends. The next `unheard` questions for a chunk's bytes come to
+    somebody who has not heard of the newest chain yet.
     """
 
     def __init__(self, cluster: Cluster, node: StorageNode) -> None:
@@ -161,6 +162,7 @@ class MemoryPort:
         self.delay = 0
         self.late: list[Callable[[], Records]] = []
         self.hold_sync = False
+        self.unheard = 0
 
     def forward(self, frames: Sequence[Frame], *, deadline_s: float) -> list[Records | Fs3Error]:
         return [self._one(frame, deadline_s) for frame in frames]
@@ -204,6 +206,10 @@ class MemoryPort:
         self, endpoint: str, asked: Records, length: int, *, deadline_s: float
     ) -> tuple[int, memoryview, Any]:
         hi, lo, chain, version = asked[["hi", "lo", "chain", "chain_version"]][0].tolist()
+
+        if self.unheard:
+            self.unheard -= 1
+            raise StaleRouting("not yet")
 
         def read(there: StorageNode) -> tuple[int, memoryview, Any]:
             target_id = there.write_path.serving(chain, version)
