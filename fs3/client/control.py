@@ -13,9 +13,9 @@ from fs3.clock import lease_now_s
 from fs3.errors import Corrupt, NotPrimary, Unavailable
 from fs3.runtime import SYSTEM, Runtime
 from fs3.transport import rpc
-from fs3.transport.call_core import methods_of
 from fs3.transport.connection import Connection
 from fs3.transport.frame_core import Kind
+from fs3.transport.methods import methods_of
 from fs3.transport.pool import ConnectionPool
 
 _PATIENCE_S = 1.0

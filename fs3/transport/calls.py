@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import Any
 
 from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message import DecodeError
 
 from fs3.errors import Corrupt, Fs3Error, Invalid, Unavailable, from_code
-from fs3.transport.call_core import CALL, methods_of
 from fs3.transport.frame_core import HEADER_BYTES, MAX_HEAD_BYTES, Header, Kind, check_head, pack_header, unpack_header
+from fs3.transport.methods import CALL, methods_of
 from fs3.transport.rpc import Credentials
 
 _CONNECT_S = 5.0
@@ -134,7 +135,8 @@ class _Line(asyncio.Protocol):
             raise Unavailable(f"{self._address} cannot be reached: no answer in {_CONNECT_S:.0f} s") from None
         except OSError as error:
             self.over = True
-            raise Unavailable(f"{self._address} cannot be reached: {error.strerror or error}") from None
+            why = os.strerror(error.errno) if isinstance(error, ConnectionError) and error.errno else error.strerror
+            raise Unavailable(f"{self._address} cannot be reached: {why or error}") from None
         except BaseException:
             self.over = True
             raise

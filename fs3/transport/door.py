@@ -25,8 +25,8 @@ from google.protobuf.message import DecodeError, Message
 from fs3.clock import lease_now_s
 from fs3.errors import Busy, Fs3Error, Invalid, Unavailable
 from fs3.pb import storage_pb2
-from fs3.transport.call_core import CALL, MAX_REQUEST_BYTES, methods_of
 from fs3.transport.frame_core import HEADER_BYTES, Header, Kind, check_head, pack_header, unpack_header
+from fs3.transport.methods import CALL, MAX_REQUEST_BYTES, methods_of
 from fs3.transport.rpc import PROTOCOL, Credentials, bounded
 
 _log = logging.getLogger(__name__)
@@ -93,9 +93,10 @@ class Door:
         assert self._server is not None, "open comes first"
         self.credentials_of = services[0][1]
         self.methods = {
-            method.name: _Callable(servicer, method.request, getattr(type(servicer), name).__wrapped__)
+            method.name: _Callable(servicer, method.request, answer)
             for service, servicer in services
             for name, method in methods_of(service).items()
+            if (answer := getattr(getattr(type(servicer), name), "__wrapped__", None)) is not None
         }
         await self._grpc.start()
         await self._server.start_serving()
@@ -336,7 +337,7 @@ class _Caller(asyncio.Protocol):
 
     def _call(self, header: Header, head: bytes) -> None:
         assert self._hello is not None
-        method = self._door.methods.get(head[: header.count])
+        method = self._door.methods.get(head[: header.count]) if header.count <= len(head) else None
         try:
             if method is None:
                 raise Invalid(f"no such method: {head[: min(header.count, 60)]!r}; upgrade the older side")
