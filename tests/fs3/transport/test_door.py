@@ -60,7 +60,8 @@ class Mgmtd(mgmtd_pb2_grpc.MgmtdServicer):  # type: ignore[misc]  # generated co
             case 0:
                 return common_pb2.Empty()
             case 1:
-                await asyncio.sleep(0.01)
+                for _ in range(20):  # turns of the loop, in which others come
+                    await asyncio.sleep(0)
                 return common_pb2.Empty()
             case 2:
                 await asyncio.Event().wait()
