@@ -1,6 +1,7 @@
-"""Bytes that no well-behaved peer sends to the gRPC ports of mgmtd and meta: an endless supply, from a seed.
+"""Bytes that no well-behaved peer sends to the ports of mgmtd and meta: an endless supply, from a seed.
 
     raw      a connection of random bytes, of another protocol, or of HTTP/2 frames of random kinds, flags and streams
+    frames   a connection of fs3's frames: calls as below, unknown kinds, wrong sizes, damaged, cut off, before HELLO
     call     a gRPC call whose request is not what its method takes: random bytes, a message of random fields, or of
              another method; or a method that does not exist
 
@@ -20,7 +21,10 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 from fs3.pb import meta_pb2, mgmtd_pb2
+from fs3.transport import rpc
+from fs3.transport.frame_core import Header, Kind, pack_header
 
+_PACKAGE = "/fs3.pb."
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _SETTINGS = b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
 _TEXTS = (
@@ -66,7 +70,7 @@ class RpcSource:
             return rng.randbytes(rng.randrange(1, 2_000))
         if dice < 0.4:
             return rng.choice(
-                (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"\x16\x03\x01\x02\x00" + rng.randbytes(500), b"FS31")
+                (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"\x16\x03\x01\x02\x00" + rng.randbytes(500), b"FS31", b"PRI")
             )
         frames = [_PREFACE if rng.random() < 0.95 else _PREFACE[: rng.randrange(24)]]
         if rng.random() < 0.9:
@@ -74,6 +78,26 @@ class RpcSource:
         frames += [self._frame() for _ in range(rng.randrange(1, 30))]
         stream = b"".join(frames)
         return stream[: rng.randrange(1, len(stream))] if rng.random() < 0.2 else stream
+
+    def framed(self) -> bytes:
+        """What a connection sends in frames."""
+        rng = self._rng
+        said = rpc.Credentials().hello(role="control").SerializeToString()
+        frames = [_framed(Kind.HELLO, 0, said)] if rng.random() < 0.9 else []
+        for number in range(1, rng.randrange(2, 12)):
+            called = self.call()
+            name = called.method.removeprefix(_PACKAGE).replace("/", ".").encode()
+            dice = rng.random()
+            kind = Kind.CALL if dice < 0.8 else rng.randrange(256)
+            count = len(name) if rng.random() < 0.9 else rng.getrandbits(rng.choice((4, 8, 32)))
+            frame = bytearray(_framed(kind, number, name + called.request, count=count))
+            if rng.random() < 0.1:
+                frame[rng.randrange(len(frame))] ^= 1 << rng.randrange(8)
+            if rng.random() < 0.05:
+                struct.pack_into("<IQ", frame, 20, rng.getrandbits(32), rng.choice((0, rng.getrandbits(64))))
+            frames.append(bytes(frame))
+        stream = b"".join(frames)
+        return stream[: rng.randrange(1, len(stream))] if stream and rng.random() < 0.2 else stream
 
     def call(self) -> Call:
         """A call that the service can only refuse, or answer with nothing."""
@@ -141,3 +165,8 @@ class RpcSource:
             return rng.choice((0, 1, 2, 77, -5))
         most = 31 if one.cpp_type == kinds.CPPTYPE_INT32 else 32 if one.cpp_type == kinds.CPPTYPE_UINT32 else 63
         return min(rng.choice((*_LARGE, rng.getrandbits(most) | 1 << 20)), (1 << most) - 1)
+
+
+def _framed(kind: int, number: int, head: bytes, count: int = 0) -> bytes:
+    header = Header(kind & 0x7F, number, reply=bool(kind & 0x80), count=count, head_bytes=len(head), deadline_ms=1_000)
+    return pack_header(header, head) + head

@@ -187,11 +187,11 @@ def loiter(target: Target, endpoints: tuple[str, ...], seed: int, connections: i
     return tally
 
 
-# The gRPC ports
+# The control ports
 
 
 def attack_control(service: str, address: str, seed: int, cases: int) -> Tally:
-    """Send at least `cases` cases to mgmtd or meta: half of them calls, half connections of raw bytes."""
+    """Send at least `cases` cases to mgmtd or meta: of three one is a call, one raw bytes, one frames."""
     source, tally = RpcSource(service, seed), Tally()
     with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
         while tally.cases.total() < cases:
@@ -203,6 +203,7 @@ def attack_control(service: str, address: str, seed: int, cases: int) -> Tally:
                 waiting.append((call.method, invoke.future(call.request, timeout=1.0 if polls else _PATIENCE_S)))
             for _ in range(32):
                 _bytes_to(address, source.raw(), tally, seed)
+                _bytes_to(address, source.framed(), tally, seed)
             for method, future in waiting:
                 error = future.exception()
                 late = error is not None and error.code() == grpc.StatusCode.DEADLINE_EXCEEDED
@@ -211,6 +212,7 @@ def attack_control(service: str, address: str, seed: int, cases: int) -> Tally:
                 tally.answers += 1
             tally.cases[f"{service}, calls"] += 32
             tally.cases[f"{service}, raw"] += 32
+            tally.cases[f"{service}, frames"] += 32
     return tally
 
 
