@@ -44,6 +44,8 @@ class Sizes:
     """the trainer's"""
     train_steps: int
     """measured in each round, after a few that are not"""
+    entries: int
+    """of the large directory"""
 
 
 FULL = Sizes(
@@ -55,6 +57,7 @@ FULL = Sizes(
     corpus="standard library",
     preset="small",
     train_steps=5,
+    entries=100_000,
 )
 QUICK = Sizes(
     rounds=2,
@@ -65,6 +68,7 @@ QUICK = Sizes(
     corpus="json",
     preset="tiny",
     train_steps=2,
+    entries=2_000,
 )
 
 

@@ -23,7 +23,7 @@ from rich.spinner import Spinner
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import machine, plots, sequential, small_reads, table
+from benchmarks import machine, names, plots, sequential, small_reads, table
 from benchmarks.context import FULL, QUICK, Context, Sizes
 from benchmarks.result import Result
 from benchmarks.rows import Row
@@ -46,6 +46,7 @@ BENCHMARKS: dict[str, Callable[[Context], list[Row]]] = {
     "read": sequential.measure_reads,
     "write": sequential.measure_writes,
     "small": small_reads.measure,
+    "names": names.measure,
     "loader": _loading,
     "checkpoint": _checkpoints,
 }
@@ -60,7 +61,7 @@ def main(quick: bool, only: tuple[str, ...], rounds: int | None, out: Path) -> N
     """Measure fs3 beside the limits of this machine."""
     console = Console()
     if not console.is_terminal:
-        console.width = 160
+        console.width = 200  # a row's name stays in one piece
     sizes = QUICK if quick else FULL
     sizes = dataclasses.replace(sizes, rounds=rounds or sizes.rounds)
     signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))  # the cluster must not outlive us
@@ -81,7 +82,7 @@ def main(quick: bool, only: tuple[str, ...], rounds: int | None, out: Path) -> N
     _print(console, result, [out / "bench.json", *pictures])
 
 
-def _run(console: Console, names: list[str], scratch: Path, sizes: Sizes, quick: bool) -> Result:
+def _run(console: Console, chosen: list[str], scratch: Path, sizes: Sizes, quick: bool) -> Result:
     rows: list[Row] = []
     # Told between the runs, never by a thread of its own: one that draws would take the interpreter from the measured.
     with Live(console=console, auto_refresh=False, transient=True) as live:
@@ -95,11 +96,11 @@ def _run(console: Console, names: list[str], scratch: Path, sizes: Sizes, quick:
         with Context(scratch, sizes, say) as context:
             facts = machine.facts(scratch)
             others = machine.OtherLoad()
-            for name in names:
+            for name in chosen:
                 rows += BENCHMARKS[name](context)
             memory = {"this process": machine.anonymous_bytes(psutil.Process())}
             memory |= {name: machine.anonymous_bytes(psutil.Process(pid)) for name, pid in context.cluster.pids.items()}
-            profiles = {"4 KiB x 256 batched reads": small_reads.profile_client(context)} if "small" in names else {}
+            profiles = {"4 KiB x 256 batched reads": small_reads.profile_client(context)} if "small" in chosen else {}
             other_cores = others.cores()
     return Result(
         command=shlex.join(["benchmarks/run.py", *sys.argv[1:]]),

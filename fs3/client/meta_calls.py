@@ -74,7 +74,7 @@ class MetaCalls:
         patient: bool = False,
         **fields: Any,
     ) -> Any:
-        request = make(**{name: _clean(value) for name, value in fields.items()})
+        request = _made(make, fields)
         now_s = self._runtime.now_s
         deadline_s = now_s() + (self._timeout_s if timeout_s is None else timeout_s)
         failures = 0
@@ -142,10 +142,12 @@ def _open(address: str) -> ControlChannel:
     return ControlChannel(address, META)
 
 
-def _clean(value: Any) -> Any:
-    if isinstance(value, list | tuple):
-        return [_clean(item) for item in value]
-    return text(value) if isinstance(value, str) else value
+def _made(make: Callable[..., Any], fields: dict[str, Any]) -> Any:
+    """The request. Raises: Invalid, naming the text that is none."""
+    try:
+        return make(**fields)
+    except UnicodeEncodeError as error:
+        raise Invalid(f"path {error.object!r}: not valid UTF-8") from None
 
 
 def text(path: str) -> str:

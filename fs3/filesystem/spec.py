@@ -222,9 +222,8 @@ class Fs3FileSystem(PosixFace, AsyncFace):
             except Fs3Error as error:
                 if on_error == "raise":
                     raise to_os_error(error, stripped[good[0]] if len(handles) == 1 else None) from error
-                for (
-                    i
-                ) in good:  # bytes that are lost are no other range's concern; a cluster that is away is everybody's
+                # Bytes that are lost are no other range's concern; a cluster that is away is everybody's.
+                for i in good:
                     alone = len(good) > 1 and isinstance(error, Corrupt)
                     out[i] = self._cat_alone(paths[i], starts[i], ends[i]) if alone else to_os_error(error, stripped[i])
                 return out

@@ -46,6 +46,12 @@ class Place(NamedTuple):
         return self.parents[-1]
 
 
+_Seen = tuple[Place, bytes, Dentry | None]  # inside which directory, the name, what it stands for
+_NOWHERE = Place((), b"", None)
+_CLOSER = Dentry(InodeId(0), InodeType.FILE)  # stands for what takes a closer look
+_NO_NAMES = (b"", b".", b"..")
+
+
 def split(path: str) -> list[bytes]:
     """The names of an absolute path; [] is the root. Raises: Invalid."""
     if not path.startswith("/"):
@@ -68,7 +74,7 @@ class Walker:
         self._txn = txn
         self._snapshot = snapshot
         self._passed: dict[tuple[InodeId, bytes], Dentry] = {}
-        self._folders: dict[str, Place | None] = {}
+        self._folders: dict[str, Place] = {}
 
     async def find(self, path: str, *, follow: bool) -> Place:
         """Where `path` leads, as far as it exists; a final symlink is followed only if `follow`.
@@ -119,11 +125,19 @@ class Walker:
         return place, place.dentry
 
     async def existing_many(self, paths: Sequence[str], *, follow: bool) -> list[Dentry | Fs3Error]:
-        """What is at each path, or its error in its place. Raises: Fs3Error that is to be tried again."""
-        return [
-            one if isinstance(one, Fs3Error) else one.dentry or _missing(path)
-            for path, one in zip(paths, await self.find_many(paths, follow=follow), strict=True)
-        ]
+        """What is at each path, or its error in its place; names are read together, their directories once each.
+
+        Raises: Fs3Error that is to be tried again.
+        """
+        seen = await self._look(paths, follow)
+        found: list[Dentry | Fs3Error] = []
+        for path, (_, _, entry) in zip(paths, seen, strict=True):
+            there: Dentry | Fs3Error | None = entry
+            if entry is _CLOSER:
+                place = await self._found(path, follow)
+                there = place if isinstance(place, Fs3Error) else place.dentry
+            found.append(_missing(path) if there is None else there)
+        return found
 
     async def holder(self, path: str, *, follow: bool) -> Place:
         """A place whose directory exists, for something that may be there or not. Raises: NotFound; as `find`."""
@@ -138,19 +152,28 @@ class Walker:
 
         Raises: Fs3Error that is to be tried again.
         """
-        found: list[Place | Fs3Error | None] = [None] * len(paths)
-        rows: list[int] = []
-        places: list[Place] = []
-        for row, path in enumerate(paths):
-            place = await self._plain(path)
-            if place is not None:
-                rows.append(row)
-                places.append(place)
-        entries = await dentry.load_many(self._txn, [(one.parent, one.name) for one in places], snapshot=self._snapshot)
-        for row, place, entry in zip(rows, places, entries, strict=True):
-            if entry is None or not follow or entry.type is not InodeType.SYMLINK:
-                found[row] = Place(place.parents, place.name, entry, (), place.above)
-        return [await self._found(path, follow) if one is None else one for path, one in zip(paths, found, strict=True)]
+        return [
+            await self._found(path, follow)
+            if entry is _CLOSER
+            else Place(inside.parents, name, entry, (), inside.above)
+            for path, (inside, name, entry) in zip(paths, await self._look(paths, follow), strict=True)
+        ]
+
+    async def _look(self, paths: Sequence[str], follow: bool) -> list[_Seen]:
+        """What the last name of each path stands for; `_CLOSER` where that is not all there is to it."""
+        places = [await self._plain(path) for path in paths]
+        entries = iter(
+            await dentry.load_many(
+                self._txn, [(inside.parent, name) for inside, name in places if name], snapshot=self._snapshot
+            )
+        )
+        seen: list[_Seen] = []
+        for inside, name in places:
+            entry = next(entries) if name else _CLOSER
+            if entry is not None and follow and entry.type is InodeType.SYMLINK:
+                entry = _CLOSER
+            seen.append((inside, name, entry))
+        return seen
 
     async def _found(self, path: str, follow: bool) -> Place | Fs3Error:
         """Raises: Fs3Error that is to be tried again."""
@@ -161,31 +184,32 @@ class Walker:
                 raise
             return error
 
-    async def _plain(self, path: str) -> Place | None:
-        """Where the last name of `path` is to be looked for, unless the path needs a closer look."""
+    async def _plain(self, path: str) -> tuple[Place, bytes]:
+        """The directory in which the last name of `path` is to be looked for, and the name; none if the path needs a
+        closer look."""
         folder, _, last = path.rpartition("/")
         try:
             name = last.encode()
         except UnicodeEncodeError:
-            return None
-        if not path.startswith("/") or not name or last in (".", "..") or "\0" in last or len(name) > MAX_NAME_BYTES:
-            return None
-        if folder not in self._folders:
-            self._folders[folder] = await self._folder(folder or "/")
-        inside = self._folders[folder]
-        return None if inside is None else Place(inside.parents, name, None, (), inside.above)
+            return _NOWHERE, b""
+        if not path.startswith("/") or name in _NO_NAMES or b"\0" in name or len(name) > MAX_NAME_BYTES:
+            return _NOWHERE, b""
+        inside = self._folders.get(folder)
+        if inside is None:
+            inside = self._folders[folder] = await self._folder(folder or "/")
+        return inside, b"" if inside is _NOWHERE else name
 
-    async def _folder(self, path: str) -> Place | None:
-        """A place in the directory `path`, which has no name yet; None if there is no such directory."""
+    async def _folder(self, path: str) -> Place:
+        """The place of what is in the directory `path`, without a name; `_NOWHERE` if there is no such directory."""
         place = await self._found(path, True)
         if isinstance(place, Fs3Error) or place.dentry is None or place.dentry.type is not InodeType.DIRECTORY:
-            return None
+            return _NOWHERE
         if not place.name:
             parents, above = place.parents, place.above
         else:
             parents, above = (*place.parents, place.dentry.inode_id), (*place.above, place.name)
         if len(parents) > MAX_DEPTH or path.count("/") >= MAX_DEPTH:
-            return None
+            return _NOWHERE
         return Place(parents, b"", None, (), above)
 
     async def _entry(self, parent: InodeId, name: bytes) -> Dentry | None:

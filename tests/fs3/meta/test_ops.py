@@ -60,7 +60,7 @@ def test_layouts_are_inherited_chosen_and_checked(drive) -> None:
         assert (top.layout.chain_table, top.layout.chunk_bytes) == (2, 1 << 20)
         assert top.layout.durability is Durability.OS
         below = await ns.mkdir("/two/x/y", parents=True, stripe=3)
-        assert below.layout == dataclasses.replace(top.layout, stripe=3)
+        assert below.layout == top.layout._replace(stripe=3)
         assert (await ns.stat("/two/x"))[0].layout == top.layout
         made = await ns.create("/two/x/y/f", "/two/x/y/g", replicas=1)
         assert [one.layout for one in made] == [below.layout._replace(chain_table=1, seed=one.inode_id) for one in made]
