@@ -316,6 +316,25 @@ class MetaClient(MetaCalls):
         reply = self._call("Fsck", meta_pb2.FsckRequest, timeout_s, patient=True)
         return Health(reply.inodes, reply.dead, reply.wrong, tuple(reply.findings))
 
+    def backup(self, *, timeout_s: float | None = None) -> tuple[int, Iterator[bytes]]:
+        """All of the metadata as it is now: how many bytes, and the pieces (fs3/meta/backup_format.py reads them).
+
+        The deadline is that of the first call, in which meta reads all of it. Raises: Busy: another one is being made;
+        NotFound, while the pieces are fetched: the daemon that made it has gone; begin again.
+        """
+        begun = self._call("Backup", meta_pb2.BackupRequest, timeout_s, patient=True)
+
+        def pieces() -> Iterator[bytes]:
+            offset = 0
+            while True:
+                reply = self._call("Backup", meta_pb2.BackupRequest, None, token=begun.token, offset=offset)
+                if not reply.data:
+                    return
+                yield reply.data
+                offset += len(reply.data)
+
+        return begun.total_bytes, pieces()
+
     def find(self, inode_ids: Sequence[int], *, timeout_s: float | None = None) -> list[Found]:
         """What has become of each inode; those found together are from one moment."""
         found: list[Found] = []

@@ -94,8 +94,8 @@ class KVEngine(Protocol):
     @property
     def limits(self) -> Limits: ...
 
-    def begin(self) -> Transaction:
-        """A transaction on the newest committed snapshot."""
+    def begin(self, *, patient: bool = False) -> Transaction:
+        """A transaction on the newest committed snapshot; `patient`: it reads for minutes, and that is kept for it."""
         ...
 
     def watch(self, prefix: bytes) -> AsyncIterator[None]:

@@ -87,7 +87,7 @@ class EtcdKV:
     def limits(self) -> Limits:
         return self._limits
 
-    def begin(self) -> BufferedTransaction:
+    def begin(self, *, patient: bool = False) -> BufferedTransaction:
         """Raises: Unavailable after `close`."""
         self._check_open()
         if self._tidying is None:

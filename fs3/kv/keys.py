@@ -12,6 +12,7 @@ Four ASCII letters name the kind, as in 3FS; numbers follow as 8 bytes big-endia
     COUN <name>                       a counter
     META cluster                      the id of the cluster whose names these are
     META collector                    which meta daemon collects, and its beat
+    META restoring                    a backup is being put in, or was when somebody interrupted it
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ NEXT_INODE = COUNTER + b"next-inode"
 IDEMPOTENCY_PERIOD = COUNTER + b"idempotency-period"
 CLUSTER = b"METAcluster"
 COLLECTOR = b"METAcollector"
+RESTORING = b"METArestoring"
 
 
 def inode(inode_id: int) -> bytes:

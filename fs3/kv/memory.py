@@ -128,7 +128,7 @@ class MemoryKV:
     def limits(self) -> Limits:
         return self._limits
 
-    def begin(self) -> BufferedTransaction:
+    def begin(self, *, patient: bool = False) -> BufferedTransaction:
         """Raises: Unavailable after `close`."""
         if self._closed:
             raise Unavailable("the metadata store is closed")

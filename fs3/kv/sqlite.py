@@ -69,9 +69,11 @@ class SqliteKV:
     def limits(self) -> Limits:
         return self._limits
 
-    def begin(self) -> BufferedTransaction:
+    def begin(self, *, patient: bool = False) -> BufferedTransaction:
         """Raises: Unavailable after `close` or once the disk has failed."""
         self._check_open()
+        if patient:
+            return BufferedTransaction(self._snapshots.apart(), self)
         if not self._resting:
             self._resting = True
             self._rest_again(-1)

@@ -127,6 +127,7 @@ class Snapshots:
         self._probe = open_reader(path)
         self._pool: deque[sqlite3.Connection] = deque()
         self._open: deque[weakref.ref[SqliteSnapshot]] = deque()  # oldest first
+        self._apart: weakref.WeakSet[SqliteSnapshot] = weakref.WeakSet()
         self._current: SqliteSnapshot | None = None
         self._seen = -1
         self.asked = 0  # how often `newest` was called
@@ -145,6 +146,15 @@ class Snapshots:
         except sqlite3.Error as error:
             raise error_of(error, self._path) from None
         return self._current
+
+    def apart(self) -> SqliteSnapshot:
+        """One for a single transaction, which no age ends. Raises: Fs3Error of SQLite."""
+        try:
+            snapshot = SqliteSnapshot(self._path, self._pool)
+        except sqlite3.Error as error:
+            raise error_of(error, self._path) from None
+        self._apart.add(snapshot)
+        return snapshot
 
     def let_go(self) -> None:
         """Keep the newest snapshot no longer than its users do."""
@@ -172,6 +182,8 @@ class Snapshots:
             if snapshot is not None:
                 snapshot.release()
         self._open.clear()
+        for snapshot in list(self._apart):
+            snapshot.release()
         while self._pool:
             self._pool.popleft().close()
         self._probe.close()

@@ -13,7 +13,7 @@ _END = b"\xff"  # every key begins with a letter
 
 async def fsck(kv: KVEngine) -> Fsck:
     """All pairs of the store, taken in; others get their turn in between. Raises: Conflict: its snapshot expired."""
-    txn, found, at = kv.begin(), Fsck(), b""
+    txn, found, at = kv.begin(patient=True), Fsck(), b""
     while True:
         page = await txn.range(at, _END, limit=_PAGE, snapshot=True)
         for key, value in page:

@@ -17,6 +17,7 @@ from fs3.ids import ROOT_INODE, InodeId
 from fs3.kv import keys
 from fs3.kv.api import KVEngine, Transaction, transact
 from fs3.meta import idempotency
+from fs3.meta.backup import Backups
 from fs3.meta.call import Call
 from fs3.meta.fsck import fsck
 from fs3.meta.id_blocks import InodeIds
@@ -92,6 +93,7 @@ class MetaService(meta_pb2_grpc.MetaServicer):
         self._metrics = CallMetrics(registry)
         self._routing = Routing()
         self._joined = self._rooted = False
+        self._backups = Backups()
 
     def adopt(self, routing: Routing) -> None:
         """Use `routing` from now on, and refuse callers of other clusters."""
@@ -113,6 +115,11 @@ class MetaService(meta_pb2_grpc.MetaServicer):
             raise Unavailable("this meta daemon has not heard from mgmtd yet")
 
         async def body(txn: Transaction) -> str:
+            if await txn.get(keys.RESTORING) is not None:
+                raise Invalid(
+                    "a backup is being put into the metadata store, or its restore was interrupted; let"
+                    " `fs3 admin restore` finish, or run it again"
+                )
             found = await txn.get(keys.CLUSTER)
             if found is None:
                 txn.put(keys.CLUSTER, cluster.encode())
@@ -159,6 +166,16 @@ class MetaService(meta_pb2_grpc.MetaServicer):
             findings = await asyncio.to_thread(found.findings)
             lines = [str(one) for one in findings[:_MOST_FINDINGS]]
             return meta_pb2.FsckReply(inodes=found.inodes, dead=found.dead, wrong=len(findings), findings=lines)
+
+    @rpc.handler
+    async def Backup(self, request: meta_pb2.BackupRequest) -> meta_pb2.BackupReply:  # noqa: N802
+        with self._metrics.measured("backup"):
+            await self._ready()
+            if request.token:
+                data = await asyncio.to_thread(self._backups.piece, request.token, request.offset)
+                return meta_pb2.BackupReply(token=request.token, data=data)
+            token, size = await self._backups.begin(self._kv, self._routing.cluster_id, self._wall_ns())
+            return meta_pb2.BackupReply(token=token, total_bytes=size)
 
     @rpc.handler
     async def Mkdir(self, request: meta_pb2.MkdirRequest) -> meta_pb2.InodeReply:  # noqa: N802

@@ -406,3 +406,21 @@ class FsckReply(_message.Message):
     wrong: int
     findings: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, inodes: _Optional[int] = ..., dead: _Optional[int] = ..., wrong: _Optional[int] = ..., findings: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class BackupRequest(_message.Message):
+    __slots__ = ("token", "offset")
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    token: int
+    offset: int
+    def __init__(self, token: _Optional[int] = ..., offset: _Optional[int] = ...) -> None: ...
+
+class BackupReply(_message.Message):
+    __slots__ = ("token", "total_bytes", "data")
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    token: int
+    total_bytes: int
+    data: bytes
+    def __init__(self, token: _Optional[int] = ..., total_bytes: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...

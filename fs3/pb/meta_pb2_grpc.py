@@ -135,6 +135,11 @@ class MetaStub:
                 request_serializer=fs3_dot_pb_dot_meta__pb2.FsckRequest.SerializeToString,
                 response_deserializer=fs3_dot_pb_dot_meta__pb2.FsckReply.FromString,
                 _registered_method=True)
+        self.Backup = channel.unary_unary(
+                '/fs3.pb.Meta/Backup',
+                request_serializer=fs3_dot_pb_dot_meta__pb2.BackupRequest.SerializeToString,
+                response_deserializer=fs3_dot_pb_dot_meta__pb2.BackupReply.FromString,
+                _registered_method=True)
 
 
 class MetaServicer:
@@ -260,6 +265,12 @@ class MetaServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Backup(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_MetaServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -362,6 +373,11 @@ def add_MetaServicer_to_server(servicer, server):
                     servicer.Fsck,
                     request_deserializer=fs3_dot_pb_dot_meta__pb2.FsckRequest.FromString,
                     response_serializer=fs3_dot_pb_dot_meta__pb2.FsckReply.SerializeToString,
+            ),
+            'Backup': grpc.unary_unary_rpc_method_handler(
+                    servicer.Backup,
+                    request_deserializer=fs3_dot_pb_dot_meta__pb2.BackupRequest.FromString,
+                    response_serializer=fs3_dot_pb_dot_meta__pb2.BackupReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -904,6 +920,33 @@ class Meta:
             '/fs3.pb.Meta/Fsck',
             fs3_dot_pb_dot_meta__pb2.FsckRequest.SerializeToString,
             fs3_dot_pb_dot_meta__pb2.FsckReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Backup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fs3.pb.Meta/Backup',
+            fs3_dot_pb_dot_meta__pb2.BackupRequest.SerializeToString,
+            fs3_dot_pb_dot_meta__pb2.BackupReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -143,7 +143,7 @@ def test_records(dtype: np.dtype[Any], values: tuple[int, ...], expected: str) -
 
 def test_numbers_of_kinds_flags_and_operations() -> None:
     kinds = {"HELLO": 1, "READ": 2, "WRITE": 3, "QUERY": 4, "ACK": 5, "SYNC_LIST": 6, "SYNC_DONE": 7, "STATS": 8}
-    assert {kind.name: kind.value for kind in Kind} == kinds | {"REPORT": 9, "SCRUB": 10, "INSPECT": 11}
+    assert {kind.name: kind.value for kind in Kind} == kinds | {"REPORT": 9, "SCRUB": 10, "INSPECT": 11, "CALL": 12}
     assert [int(flag) for flag in (Flag.CHECKSUM, Flag.TRAILER, Flag.RELAXED, Flag.NEED_ACK)] == [1, 2, 4, 8]
     assert [op.value for op in (Op.WRITE, Op.REPLACE, Op.REMOVE, Op.PUT_IF_ABSENT, Op.TRUNCATE)] == [1, 2, 3, 4, 5]
     assert [int(UpdateFlag[name]) for name in ("OS_DURABILITY", "SYNC_REPLACE", "SYNC_REMOVE")] == [1, 2, 4]
