@@ -302,6 +302,7 @@ _CRAQ = (
     "syncing: staged",
     "syncing: staged, over a lower",
     "syncing: had it",
+    "syncing: refused, Conflict",
     "successor: acked",
     "successor: acked when asked again",
     "successor: StaleRouting -> RETRY",

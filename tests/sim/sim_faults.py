@@ -15,12 +15,15 @@ from typing import Any, TypeVar
 from sim_cluster import Cluster, SimMachine, SimMgmtd, SimStorage
 from sim_identity import mistake
 from sim_kernel import SimProcess, Simulation
+from sim_network import Hung, Wire
 from sim_operator import SimOperator
 from sim_store import STORE
 
 from fs3.pb import admin_pb2
 from fs3.routing import TargetState
 from fs3.storage.blocks import name_of
+from fs3.storage.reassembly_core import Frame
+from fs3.transport.frame_core import Kind
 
 T = TypeVar("T")
 End = Callable[[], None]
@@ -310,15 +313,32 @@ class Nemesis:
 
     def _connections_hang(self, kind: str) -> bool:
         """One direction of one or two connections, often of a chain: what is on it arrives when the fault is over, late
-        enough for whoever sent it to have given up, gone another way, and forgotten it."""
-        wires = list(self.cluster.network.wires.values())
+        enough for whoever sent it to have given up, gone another way, and forgotten it; or, of some, soon after they
+        have given up, when nothing else may have changed but that they have gone another way.
+
+        Or whatever is sent next to replicas that are being filled hangs, now and then.
+        """
+        network = self.cluster.network
+        lasts_s = self._lease_s * self.chance.choice([0.3, 1.0, 3.0, 6.0]) * self.chance.uniform(0.5, 1.5)
+        if network.catch is None and self.chance.random() < 0.5:
+            hung = Hung(self.sim, self.chance, self._lease_s, soon=True)
+            storages = {storage.name for storage in self.cluster.storages}
+
+            def catch(wire: Wire, end: int, item: Any) -> None:
+                inner = end == 0 and storages.issuperset(wire.names)
+                writes = inner and isinstance(item, Frame) and item.header.kind == Kind.WRITE
+                if writes and self.chance.random() < 0.3 and wire.names[1] in self._syncing():
+                    hung.hang(wire, 0)
+
+            def end_catching() -> None:
+                network.catch = None
+                hung.resume_all()
+
+            network.catch = catch
+            return self._begin(kind, None, end_catching, lasts_s, sent_by="whoever fills a replica")
+        wires = list(network.wires.values())
         storages = {storage.name for storage in self.cluster.storages}
-        syncing = {
-            storage.name
-            for storage in self.cluster.storages
-            for target in self.cluster.routing.targets.values()
-            if target.node_id == storage.node_id and target.state is TargetState.SYNCING
-        }
+        syncing = self._syncing()
         inner = [wire for wire in wires if storages.issuperset(wire.names)]
         filling = [wire for wire in inner if wire.names[1] in syncing]
         for some, likely in ((filling, 0.7), (inner, 0.7)):
@@ -328,17 +348,20 @@ class Nemesis:
         if not wires:
             return False
         end = int(self.chance.random() < 0.3)
-        hung = self.chance.sample(wires, min(len(wires), self.chance.choice([1, 1, 2, 4])))
-        for wire in hung:
-            wire.hang(end)
+        hung = Hung(self.sim, self.chance, self._lease_s, soon=self.chance.random() < 0.5)
+        chosen = self.chance.sample(wires, min(len(wires), self.chance.choice([1, 1, 2, 4])))
+        for wire in chosen:
+            hung.hang(wire, end)
+        sent_by = ("client", "server")[end]
+        return self._begin(
+            kind, None, hung.resume_all, lasts_s, between=[wire.names for wire in chosen], sent_by=sent_by
+        )
 
-        def resume() -> None:
-            for wire in hung:
-                wire.resume(end)
-
-        between = [wire.names for wire in hung]
-        lasts_s = self._lease_s * self.chance.choice([0.3, 1.0, 3.0, 6.0]) * self.chance.uniform(0.5, 1.5)
-        return self._begin(kind, None, resume, lasts_s, between=between, sent_by=("client", "server")[end])
+    def _syncing(self) -> set[str]:
+        """The storages of which a target is being filled."""
+        targets = self.cluster.routing.targets.values()
+        nodes = {target.node_id for target in targets if target.state is TargetState.SYNCING}
+        return {storage.name for storage in self.cluster.storages if storage.node_id in nodes}
 
     def _messages_lost(self, kind: str) -> bool:
         network = self.cluster.network

@@ -8,6 +8,7 @@ request or its answer is lost, late, overtaken by another, or met twice.
 
 from __future__ import annotations
 
+import random
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -42,6 +43,7 @@ class Network:
         self.latency_s = latency_s
         self.loss = 0.0  # of a control message, or of a packet of a connection: then it comes late
         self.twice = 0.0  # how likely a control request is met twice
+        self.catch: Callable[[Wire, int, Any], None] | None = None  # sees what an end of a wire is about to send
         self.extra_s: dict[str, float] = {}  # machine -> slow network card
         self._cut: dict[tuple[str, str], int] = {}
         self._cut_since_s: dict[tuple[str, str], float] = {}
@@ -135,6 +137,8 @@ class Wire:
     def send(self, end: int, item: Any) -> None:
         """From `end` to the other one."""
         if self.open[end] and self.ends[end].alive:
+            if self.network.catch is not None:
+                self.network.catch(self, end, item)
             self._pipes[end].put(item)
 
     def close(self, end: int) -> None:
@@ -188,6 +192,45 @@ class Wire:
     def _forget(self) -> None:
         if not self.open[0] and not self.open[1]:
             self.network.wires.pop(self.number, None)
+
+
+class Hung:
+    """Wires that hang, until they are resumed; `soon`: those that their senders give up, a little after that."""
+
+    def __init__(self, sim: Simulation, chance: random.Random, lease_s: float, *, soon: bool) -> None:
+        self._sim = sim
+        self._chance = chance
+        self._lease_s = lease_s
+        self._soon = soon
+        self._held: dict[int, tuple[Wire, int]] = {}
+
+    def hang(self, wire: Wire, end: int) -> None:
+        """What `end` sends is held back from now on; a wire that hangs already goes on so."""
+        if wire.number in self._held:
+            return
+        wire.hang(end)
+        self._held[wire.number] = wire, end
+        if self._soon:
+            self._look(wire, end)
+
+    def resume_all(self) -> None:
+        """What was held back arrives."""
+        for number in list(self._held):
+            self._resume(number)
+
+    def _look(self, wire: Wire, end: int) -> None:
+        if wire.number not in self._held:
+            return
+        if wire.open[end]:
+            self._sim.after(0.01 * self._lease_s, lambda: self._look(wire, end))
+            return
+        after_s = self._lease_s * self._chance.choice([0.003, 0.03, 0.3]) * self._chance.random()
+        self._sim.after(after_s, lambda: self._resume(wire.number))
+
+    def _resume(self, number: int) -> None:
+        wire, end = self._held.pop(number, (None, 0))
+        if wire is not None:
+            wire.resume(end)
 
 
 _END = object()

@@ -19,6 +19,8 @@ _PAIRS: list[tuple[str, str]] = [
     (one, other) for at, one in enumerate(KINDS) for other in KINDS[at:] if pair(one, other) not in IMPOSSIBLE_PAIRS
 ]
 _TRIES = 12
+_SLOW_BYTES_S = 20_000
+_IMPATIENT_S = (0.3, 0.3, 2.0, 30.0)
 ROUND = 500
 
 
@@ -37,13 +39,18 @@ def faults_of(seed: int) -> list[str]:
 def shaped(shape: Shape, faults: Sequence[str]) -> Shape:
     """A cluster in which they can happen."""
     metas = max(shape.metas, 1 if any(kind.startswith("meta ") for kind in faults) else 0)
-    return replace(shape, metas=metas, wipes=shape.wipes or not NEED_WIPES.isdisjoint(faults))
+    # What hangs on its way to a replica that is filled should find it being filled when it arrives.
+    bytes_s = min(shape.recovery_bytes_s, _SLOW_BYTES_S) if "connections hang" in faults else shape.recovery_bytes_s
+    wipes = shape.wipes or not NEED_WIPES.isdisjoint(faults)
+    return replace(shape, metas=metas, wipes=wipes, recovery_bytes_s=bytes_s)
 
 
 def mixed(mix: Mix, faults: Sequence[str]) -> Mix:
-    """Work of which they can make something: a power loss of all undoes what nobody had synced."""
-    loses = "all storages lose power" in faults
-    return replace(mix, os_share=max(mix.os_share, 0.7)) if loses else mix
+    """Work of which they can make something: a power loss of all undoes what nobody had synced; what hangs is late
+    where others have changed the same chunk meanwhile, and whoever sent it has given up soon."""
+    if "connections hang" in faults:
+        mix = replace(mix, hot=2, cold=min(mix.cold, 2), pause_s=min(mix.pause_s, 0.1), deadlines_s=_IMPATIENT_S)
+    return replace(mix, os_share=max(mix.os_share, 0.7)) if "all storages lose power" in faults else mix
 
 
 def overlap(sim: Simulation, nemesis: Nemesis, faults: tuple[str, str], within_s: float) -> None:
