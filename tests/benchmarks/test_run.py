@@ -13,19 +13,21 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def test_a_quick_run(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "run.py"), "--quick", "--rounds", "1", "--out", str(tmp_path)]
-    for name in ("read", "write", "small", "checkpoint"):
+    for name in ("read", "write", "small", "names", "checkpoint"):
         command += ["--only", name]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert ended.returncode == 0, ended.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bench.json", "ratios.png", "ratios.svg"]
     result = Result.load(tmp_path / "bench.json")
     names = [row.name for row in result.rows]
-    assert len(names) == len(set(names)) == 4 + 2 + 2 + 4
+    assert len(names) == len(set(names)) == 4 + 2 + 2 + 11 + 4
     for row in result.rows:
-        assert row.rate.low > 0 and any(one.kind == "limit" for one in row.beside), row.name
+        assert row.rate.low > 0 and row.beside, row.name
         assert all(one.rate.low > 0 and len(one.ratio.values) == 1 for one in row.beside), row.name
         assert row.name in ended.stdout, row.name
-    assert [target.wanted for row in result.rows for target in row.targets] == [150_000, 4] * 2
+    assert sum(any(one.kind == "limit" for one in row.beside) for row in result.rows) == len(names) - 11
+    of_names = [1_155, 21_600, 5_000, 1_500, 50_000, 50_000, 10, 5]
+    assert [target.wanted for row in result.rows for target in row.targets] == [150_000, 4] * 2 + of_names
     assert result.quick and result.machine["cores"] > 0 and result.profiles
     assert result.memory.keys() == {"this process", "mgmtd", "meta", "storage-1", "storage-2", "storage-3"}
 
