@@ -128,6 +128,7 @@ class Disk:
     total_bytes: int
     free_bytes: int
     fullness: int = 0  # 1: nearly full, 2: takes no new chunks, 3: takes no writes
+    damaged_chunks: int = 0  # known to be, and not repaired yet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -343,6 +344,7 @@ def disk_to_pb(disk: Disk) -> mgmtd_pb2.DiskInfo:
         total_bytes=disk.total_bytes,
         free_bytes=disk.free_bytes,
         fullness=disk.fullness,
+        damaged_chunks=disk.damaged_chunks,
     )
 
 
@@ -354,6 +356,7 @@ def disk_from_pb(message: mgmtd_pb2.DiskInfo) -> Disk:
         total_bytes=message.total_bytes,
         free_bytes=message.free_bytes,
         fullness=message.fullness,
+        damaged_chunks=message.damaged_chunks,
     )
 
 

@@ -96,6 +96,7 @@ def as_data(routing: Routing, *, primary: str = "") -> dict[str, Any]:
                 "total_bytes": disk.total_bytes,
                 "free_bytes": disk.free_bytes,
                 "fullness": disk.fullness,
+                "damaged_chunks": disk.damaged_chunks,
             }
             for disk in routing.disks
         ],
@@ -167,6 +168,12 @@ def _print(console: Console, routing: Routing, *, primary: str, all_chains: bool
         console.print(f"[yellow]all {len(routing.chains)} chains serve, {degraded} with fewer replicas[/yellow]")
     else:
         console.print(f"[green]all {len(routing.chains)} chains serve with all replicas[/green]")
+    damaged = Counter[int]()
+    for disk in routing.disks:
+        damaged[disk.node_id] += disk.damaged_chunks
+    if damaged.total():
+        where = ", ".join(f"{count:,} on node {node}" for node, count in sorted(damaged.items()) if count)
+        console.print(f"[yellow]damaged chunks: {where}; `fs3 admin damaged URL` tells which, and why[/yellow]")
 
 
 def _node_table(routing: Routing, primary: str) -> Table:

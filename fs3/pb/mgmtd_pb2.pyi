@@ -94,20 +94,22 @@ class ChainTable(_message.Message):
     def __init__(self, table_id: _Optional[int] = ..., version: _Optional[int] = ..., replicas: _Optional[int] = ..., chains: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class DiskInfo(_message.Message):
-    __slots__ = ("node_id", "disk", "path", "total_bytes", "free_bytes", "fullness")
+    __slots__ = ("node_id", "disk", "path", "total_bytes", "free_bytes", "fullness", "damaged_chunks")
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
     DISK_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
     TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
     FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
     FULLNESS_FIELD_NUMBER: _ClassVar[int]
+    DAMAGED_CHUNKS_FIELD_NUMBER: _ClassVar[int]
     node_id: int
     disk: int
     path: str
     total_bytes: int
     free_bytes: int
     fullness: int
-    def __init__(self, node_id: _Optional[int] = ..., disk: _Optional[int] = ..., path: _Optional[str] = ..., total_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., fullness: _Optional[int] = ...) -> None: ...
+    damaged_chunks: int
+    def __init__(self, node_id: _Optional[int] = ..., disk: _Optional[int] = ..., path: _Optional[str] = ..., total_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., fullness: _Optional[int] = ..., damaged_chunks: _Optional[int] = ...) -> None: ...
 
 class Routing(_message.Message):
     __slots__ = ("cluster_id", "version", "nodes", "targets", "chains", "tables", "disks", "ready", "last_target_id")

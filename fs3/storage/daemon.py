@@ -198,6 +198,7 @@ class StorageDaemon:
                     total_bytes=total,
                     free_bytes=free,
                     fullness=int(engine.fullness()),
+                    damaged_chunks=len(engine.damaged()),
                 )
             )
         return said

@@ -22,7 +22,7 @@ from fs3.errors import Unavailable
 from fs3.ids import ChainId, NodeId, TargetId
 from fs3.meta.server import MetaConfig
 from fs3.mgmtd.config import MgmtdConfig
-from fs3.routing import Chain, Disk, Node, NodeKind, Routing, Target, TargetState
+from fs3.routing import Chain, Disk, Node, NodeKind, Routing, Target, TargetState, disk_from_pb, disk_to_pb
 from fs3.storage.config import StorageConfig
 
 DEPLOY = Path(__file__).parents[3] / "deploy"
@@ -157,6 +157,23 @@ def test_status_shows_and_judges(states: tuple[TargetState, ...], code: int, wor
     assert show(known, Console(file=out), as_json=True) == code
     assert json.loads(out.getvalue()) == as_data(known)
     assert healthy(known) == (code == 0)
+
+
+DAMAGED = ((1, 0, 1), (1, 1, 2), (2, 0, 0), (4, 0, 1_200))  # node, disk, chunks
+
+
+def test_status_counts_damaged_chunks() -> None:
+    whole = routing(TargetState.SERVING)
+    disks = [
+        replace(whole.disks[0], node_id=NodeId(node), disk=disk, damaged_chunks=count) for node, disk, count in DAMAGED
+    ]
+    assert [disk_from_pb(disk_to_pb(disk)) for disk in disks] == disks
+    damaged = replace(whole, disks=tuple(disks))
+    for known, words in ((whole, ""), (damaged, "damaged chunks: 3 on node 1, 1,200 on node 4")):
+        out = io.StringIO()
+        assert show(known, Console(file=out, width=200)) == 0
+        assert words in out.getvalue() and ("damaged" in out.getvalue()) == bool(words)
+    assert [disk["damaged_chunks"] for disk in as_data(damaged)["disks"]] == [1, 2, 0, 1_200]
 
 
 def test_status_marks_the_mgmtd_that_decides() -> None:
