@@ -171,17 +171,27 @@ STORAGE_MODULES = [
 ]
 
 
-@pytest.mark.parametrize("module", STORAGE_MODULES)
-def test_storage_layer_needs_no_torch(module: str) -> None:
-    """Imported in a fresh interpreter in which torch, pyarrow, tokenizers and pandas cannot be imported."""
+def refusing(module: str, *packages: str) -> None:
+    """Import a module in a fresh interpreter in which these packages cannot be imported."""
     code = (
         "import sys\n"
         "class Refuse:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name.partition('.')[0] in ('torch', 'pyarrow', 'tokenizers', 'pandas', 'fs3_loader'):\n"
-        "            raise ImportError('not part of the storage layer: ' + name)\n"
+        f"        if name.partition('.')[0] in {packages!r}:\n"
+        "            raise ImportError('not to be imported here: ' + name)\n"
         "sys.meta_path.insert(0, Refuse())\n"
         f"import {module}\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("module", STORAGE_MODULES)
+def test_storage_layer_needs_no_torch(module: str) -> None:
+    refusing(module, "torch", "pyarrow", "tokenizers", "pandas", "fs3_loader")
+
+
+@pytest.mark.parametrize("module", ["fs3.cli.main", "fs3.filesystem.spec", "fs3.kvcache", "fs3_loader"])
+def test_clients_need_no_grpc(module: str) -> None:
+    """Its threads do not live through a fork, and loading it takes longer than many a command."""
+    refusing(module, "grpc")

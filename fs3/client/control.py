@@ -12,8 +12,8 @@ from google.protobuf.message import DecodeError
 from fs3.clock import lease_now_s
 from fs3.errors import Corrupt, NotPrimary, Unavailable
 from fs3.runtime import SYSTEM, Runtime
-from fs3.transport import rpc
 from fs3.transport.connection import Connection
+from fs3.transport.credentials import Credentials
 from fs3.transport.frame_core import Kind
 from fs3.transport.methods import methods_of
 from fs3.transport.pool import ConnectionPool
@@ -30,12 +30,12 @@ class ControlChannel:
     def __init__(self, address: str, service: ServiceDescriptor) -> None:
         self.address = address
         self._methods = methods_of(service)
-        self._pools: dict[rpc.Credentials, ConnectionPool] = {}
+        self._pools: dict[Credentials, ConnectionPool] = {}
         self._pid = os.getpid()
         self._lent: set[Connection] = set()
         self._closed = False
 
-    def call(self, method: str, request: Any, *, timeout_s: float, credentials: rpc.Credentials) -> Any:
+    def call(self, method: str, request: Any, *, timeout_s: float, credentials: Credentials) -> Any:
         """The reply of `method`.
 
         Raises:
@@ -72,7 +72,7 @@ class ControlChannel:
         for connection in list(self._lent) if self._pid == os.getpid() else ():
             connection.interrupt()
 
-    def _shown(self, credentials: rpc.Credentials) -> ConnectionPool:
+    def _shown(self, credentials: Credentials) -> ConnectionPool:
         """Connections on which HELLO has shown these credentials. Raises: Unavailable: the channel was closed."""
         if self._pid != os.getpid():
             self._pid, self._lent = os.getpid(), set()  # the parent's are the parent's
@@ -88,7 +88,7 @@ class ControlChannel:
 class Channel(Protocol):
     """What `ControlService` needs of a connection to one address; `ControlChannel` is the one in production."""
 
-    def call(self, method: str, request: Any, *, timeout_s: float, credentials: rpc.Credentials) -> Any: ...
+    def call(self, method: str, request: Any, *, timeout_s: float, credentials: Credentials) -> Any: ...
     def close(self) -> None: ...
 
 
@@ -130,7 +130,7 @@ class ControlService:
         if self._closed:
             self.close()
 
-    def call(self, method: str, request: Any, *, timeout_s: float, credentials: rpc.Credentials) -> Any:
+    def call(self, method: str, request: Any, *, timeout_s: float, credentials: Credentials) -> Any:
         """The reply of the first daemon that answers, within `timeout_s` in all; must be safe to repeat.
 
         Raises:

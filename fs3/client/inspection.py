@@ -19,6 +19,7 @@ from fs3.ids import NodeId
 from fs3.pb import storage_pb2
 from fs3.routing import Node, Target
 from fs3.transport.connection import Connection
+from fs3.transport.credentials import PROTOCOL
 from fs3.transport.frame_core import Kind
 from fs3.transport.messages import (
     CHUNK_META,
@@ -31,7 +32,6 @@ from fs3.transport.messages import (
     records,
 )
 from fs3.transport.pool import ConnectionPool
-from fs3.transport.rpc import PROTOCOL
 
 _ANSWER_S = 5.0
 _AT_ONCE = 256

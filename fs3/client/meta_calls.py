@@ -18,7 +18,7 @@ from fs3.errors import Busy, Conflict, Invalid, MaybeApplied, Unavailable
 from fs3.pb import meta_pb2
 from fs3.routing import NodeKind, Routing
 from fs3.runtime import SYSTEM, Runtime
-from fs3.transport.rpc import Credentials
+from fs3.transport.credentials import Credentials
 
 META = meta_pb2.DESCRIPTOR.services_by_name["Meta"]
 _ATTEMPT_S = 10.0  # a silent meta daemon is asked again after so long

@@ -22,7 +22,7 @@ from fs3.errors import Fs3Error, Unavailable
 from fs3.pb import common_pb2, mgmtd_pb2
 from fs3.routing import Routing, routing_from_pb
 from fs3.runtime import SYSTEM, Runtime
-from fs3.transport.rpc import PROTOCOL, Credentials
+from fs3.transport.credentials import PROTOCOL, Credentials
 
 __all__ = ["MgmtdClient", "NodeAgent"]
 

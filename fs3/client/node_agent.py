@@ -25,8 +25,8 @@ from fs3.ids import TargetId
 from fs3.pb import mgmtd_pb2
 from fs3.routing import Node, Routing, TargetState, node_to_pb, routing_from_pb
 from fs3.sessions import SessionTable, sessions_from_pb
-from fs3.transport import rpc
 from fs3.transport.calls import FrameCalls
+from fs3.transport.credentials import ControlCall, Credentials
 
 _log = logging.getLogger(__name__)
 _FATAL = (PermissionDenied, Conflict, Invalid)  # anything else may pass: a full disk at mgmtd ends no daemon
@@ -50,7 +50,7 @@ class NodeAgent:
     def __init__(
         self,
         addresses: Sequence[str],
-        credentials: rpc.Credentials,
+        credentials: Credentials,
         node: Node,
         *,
         local_targets: Callable[[], list[mgmtd_pb2.LocalTarget]],
@@ -59,7 +59,7 @@ class NodeAgent:
         on_create: Callable[[list[mgmtd_pb2.CreateTarget]], None],
         on_drop: Callable[[list[int]], None] = lambda target_ids: None,
         on_sessions: Callable[[SessionTable], None] = lambda table: None,
-        call: rpc.ControlCall | None = None,
+        call: ControlCall | None = None,
         now: Callable[[], float] = lease_now_s,
     ) -> None:
         assert addresses, "a daemon needs the address of at least one mgmtd"
@@ -77,7 +77,7 @@ class NodeAgent:
         self._on_drop = on_drop
         self._on_sessions = on_sessions
         self._own_calls = FrameCalls(MGMTD) if call is None else None
-        self._call_one: rpc.ControlCall = call or self._own_calls  # type: ignore[assignment]
+        self._call_one: ControlCall = call or self._own_calls  # type: ignore[assignment]
         self._now = now
         self._preferred = self._given[0]
         self._lease_s = _FIRST_LEASE_S

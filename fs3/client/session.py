@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from fs3.errors import Fs3Error, Unavailable
 from fs3.pb import mgmtd_pb2
 from fs3.runtime import Event, Runtime
-from fs3.transport.rpc import Credentials
+from fs3.transport.credentials import Credentials
 
 _log = logging.getLogger(__name__)
 _OPEN_S = 10.0

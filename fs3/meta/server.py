@@ -24,6 +24,7 @@ from fs3.meta.service import MetaService
 from fs3.pb import meta_pb2_grpc
 from fs3.routing import Node, NodeKind
 from fs3.transport import rpc
+from fs3.transport.credentials import Credentials
 from fs3.transport.door import Door
 from fs3.transport.exposure import check_exposure
 
@@ -76,7 +77,7 @@ class MetaServer:
             self._registry = registry = metrics.new_registry("meta")
             exporter = metrics.serve(registry, config.listen_host, config.metrics_port)
             stack.callback(exporter.close)
-            self.service = MetaService(self.kv, rpc.Credentials(secret=config.secret), registry)
+            self.service = MetaService(self.kv, Credentials(secret=config.secret), registry)
             self._remover = StorageRemover(config.mgmtd, config.secret)
             stack.callback(self._remover.close)
             server = rpc.aio_server()
@@ -88,7 +89,7 @@ class MetaServer:
             await door.start([(META, self.service)])
             self.agent = NodeAgent(
                 config.mgmtd,
-                rpc.Credentials(secret=config.secret),
+                Credentials(secret=config.secret),
                 _node(config, self.address, exporter.address),
                 local_targets=list,
                 disks=list,

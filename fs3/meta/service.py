@@ -26,6 +26,7 @@ from fs3.meta.sizes import check_files, page_of
 from fs3.pb import common_pb2, meta_pb2, meta_pb2_grpc
 from fs3.routing import Routing
 from fs3.transport import rpc
+from fs3.transport.credentials import Credentials
 
 _USAGE_PAGE = 512
 _MOST_FINDINGS = 1_000
@@ -81,7 +82,7 @@ class MetaService(meta_pb2_grpc.MetaServicer):
     def __init__(
         self,
         kv: KVEngine,
-        credentials: rpc.Credentials,
+        credentials: Credentials,
         registry: CollectorRegistry,
         *,
         wall_ns: Callable[[], int] = wall_now_ns,

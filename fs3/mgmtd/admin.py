@@ -16,6 +16,7 @@ from fs3.mgmtd.intent_core import waits
 from fs3.pb import admin_pb2, admin_pb2_grpc
 from fs3.routing import Routing
 from fs3.transport import rpc
+from fs3.transport.credentials import Credentials
 
 _Servicer: Any = admin_pb2_grpc.AdminServicer
 add_to_server: Any = admin_pb2_grpc.add_AdminServicer_to_server
@@ -106,7 +107,7 @@ class AdminService:
 class AdminDoor(_Servicer):  # type: ignore[misc]  # generated code has no types
     """The gRPC servicer of `service`, for callers who show `credentials`."""
 
-    def __init__(self, service: AdminService, credentials: rpc.Credentials) -> None:
+    def __init__(self, service: AdminService, credentials: Credentials) -> None:
         self.credentials = credentials
         self.service = service
 

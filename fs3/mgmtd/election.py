@@ -21,7 +21,7 @@ from fs3.mgmtd.primary import Primary
 from fs3.mgmtd.store import MgmtdStore
 from fs3.pb import mgmtd_pb2
 from fs3.routing import Node, node_to_pb
-from fs3.transport.rpc import ControlCall, Credentials
+from fs3.transport.credentials import ControlCall, Credentials
 
 _log = logging.getLogger(__name__)
 _BEATS_PER_LEASE = 10

@@ -34,6 +34,7 @@ from fs3.pb import common_pb2, mgmtd_pb2, mgmtd_pb2_grpc
 from fs3.routing import Node, NodeKind, TargetState
 from fs3.transport import rpc
 from fs3.transport.calls import FrameCalls
+from fs3.transport.credentials import Credentials
 from fs3.transport.door import Door
 from fs3.transport.exposure import check_exposure
 
@@ -46,7 +47,7 @@ _add_servicer: Any = mgmtd_pb2_grpc.add_MgmtdServicer_to_server
 class MgmtdServer(_Servicer):  # type: ignore[misc]  # generated code has no types
     """One running mgmtd, as gRPC sees it; `address` is where it listens. Made by `serve`."""
 
-    def __init__(self, service: MgmtdService, election: Election, credentials: rpc.Credentials, address: str) -> None:
+    def __init__(self, service: MgmtdService, election: Election, credentials: Credentials, address: str) -> None:
         self.address = address
         self.service = service
         self.election = election
@@ -152,7 +153,7 @@ async def serve(config: MgmtdConfig, kv: KVEngine) -> AsyncIterator[MgmtdServer]
             metrics=metrics_server.address,
         )
         cluster_id = await MgmtdStore(kv).identify()
-        credentials = rpc.Credentials(cluster_id=cluster_id, secret=config.secret)
+        credentials = Credentials(cluster_id=cluster_id, secret=config.secret)
         election = Election(config, kv, own_node=own, credentials=credentials, call=call)
         server = MgmtdServer(MgmtdService(config, cluster_id, election), election, credentials, address)
         registry.register(_Figures(server))

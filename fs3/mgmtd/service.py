@@ -19,7 +19,7 @@ from fs3.mgmtd.primary import Primary
 from fs3.mgmtd.probe import refuses_connections
 from fs3.pb import common_pb2, mgmtd_pb2
 from fs3.routing import Node, routing_to_pb
-from fs3.transport.rpc import PROTOCOL
+from fs3.transport.credentials import PROTOCOL
 
 _LONGEST_POLL_S = 60.0
 _PROBE_S = 0.5

@@ -23,8 +23,8 @@ from fs3.storage.read_path import ReadPath
 from fs3.storage.scrub import Scrubber, scrub_json
 from fs3.storage.service import Service
 from fs3.storage.write_path import WritePath
-from fs3.transport import rpc
 from fs3.transport.connection import Connection, OpenConnection
+from fs3.transport.credentials import PROTOCOL, Credentials
 
 
 class StorageDaemon:
@@ -33,7 +33,7 @@ class StorageDaemon:
     def __init__(
         self,
         config: StorageConfig,
-        credentials: rpc.Credentials,
+        credentials: Credentials,
         engines: Sequence[Engine],
         *,
         generation: int,
@@ -50,7 +50,7 @@ class StorageDaemon:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping = False
         hello = storage_pb2.Hello(
-            protocol=rpc.PROTOCOL,
+            protocol=PROTOCOL,
             cluster_id=credentials.cluster_id,
             secret=config.secret,
             role="chain",

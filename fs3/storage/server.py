@@ -38,8 +38,8 @@ from fs3.storage.engine import Engine
 from fs3.storage.figures import DaemonFigures
 from fs3.storage.listeners import Bound
 from fs3.storage.worker import IoThread
-from fs3.transport import rpc
 from fs3.transport.calls import FrameCalls
+from fs3.transport.credentials import Credentials
 
 _LOG = logging.getLogger("fs3.storage")
 _BACKLOG = 1024
@@ -103,7 +103,7 @@ async def _or_stop(stop: asyncio.Event, work: Awaitable[Any]) -> Any:
 
 async def _cluster(config: StorageConfig) -> mgmtd_pb2.ClusterInfo:
     """What mgmtd says of the cluster, as soon as one answers. Raises: PermissionDenied."""
-    credentials = rpc.Credentials(secret=config.secret)
+    credentials = Credentials(secret=config.secret)
     said_s = float("-inf")
     async with contextlib.aclosing(FrameCalls(MGMTD)) as call:
         while True:
@@ -140,7 +140,7 @@ class StorageServer:
         self.config = config
         self.generation = wall_now_ns()
         self._bound = bound
-        self.credentials = rpc.Credentials(cluster_id=cluster_id, secret=config.secret)
+        self.credentials = Credentials(cluster_id=cluster_id, secret=config.secret)
         with contextlib.ExitStack() as opened:
             # The port first: a taken one must not leave the folders of disks behind.
             registry = metrics.new_registry("storage")

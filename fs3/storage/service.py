@@ -31,7 +31,7 @@ from fs3.storage.pools import Pool
 from fs3.storage.read_path import ReadPath, failed_of, ranges_of
 from fs3.storage.reassembly_core import Frame
 from fs3.storage.reply import Reply, error_reply, plain_reply
-from fs3.transport import rpc
+from fs3.transport.credentials import PROTOCOL, Credentials
 from fs3.transport.frame_core import Header, Kind
 from fs3.transport.messages import LIST_KIND, MAX_REPORTED, UPDATE, Records, records
 
@@ -73,7 +73,7 @@ class Service:
     def __init__(
         self,
         config: StorageConfig,
-        credentials: rpc.Credentials,
+        credentials: Credentials,
         reads: ReadPath,
         writes: Writes,
         *,
@@ -133,14 +133,14 @@ class Service:
         hello = _parsed(storage_pb2.Hello(), frame)
         if peer.welcome:
             raise Invalid("HELLO was said already")
-        if hello.protocol != rpc.PROTOCOL:
-            raise Invalid(f"protocol {hello.protocol}; this daemon speaks {rpc.PROTOCOL}: upgrade the older one")
+        if hello.protocol != PROTOCOL:
+            raise Invalid(f"protocol {hello.protocol}; this daemon speaks {PROTOCOL}: upgrade the older one")
         self._credentials.check(hello.cluster_id, hello.secret)
         peer.role = f"node {hello.node_id}" if hello.role == "chain" else "client"
         config = self._config
         peer.welcomed(max_head_bytes=self._max_head_bytes, max_body_bytes=config.max_body_bytes)
         said = storage_pb2.HelloReply(
-            protocol=rpc.PROTOCOL,
+            protocol=PROTOCOL,
             node_id=config.node_id,
             generation=self._generation,
             max_ranges=config.max_ranges,

@@ -10,9 +10,9 @@ from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message import DecodeError
 
 from fs3.errors import Corrupt, Fs3Error, Invalid, Unavailable, from_code
+from fs3.transport.credentials import Credentials
 from fs3.transport.frame_core import HEADER_BYTES, MAX_HEAD_BYTES, Header, Kind, check_head, pack_header, unpack_header
 from fs3.transport.methods import CALL, methods_of
-from fs3.transport.rpc import Credentials
 
 _CONNECT_S = 5.0
 

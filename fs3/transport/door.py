@@ -25,9 +25,10 @@ from google.protobuf.message import DecodeError, Message
 from fs3.clock import lease_now_s
 from fs3.errors import Busy, Fs3Error, Invalid, Unavailable
 from fs3.pb import storage_pb2
+from fs3.transport.credentials import PROTOCOL, Credentials
 from fs3.transport.frame_core import HEADER_BYTES, Header, Kind, check_head, pack_header, unpack_header
 from fs3.transport.methods import CALL, MAX_REQUEST_BYTES, methods_of
-from fs3.transport.rpc import PROTOCOL, Credentials, bounded
+from fs3.transport.rpc import bounded
 
 _log = logging.getLogger(__name__)
 

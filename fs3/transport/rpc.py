@@ -1,4 +1,5 @@
-"""gRPC as fs3 uses it: one way to open channels and servers, to carry errors and to check who calls.
+"""gRPC as fs3 offers it: one way to open servers, to carry errors and to check who calls. What Python calls goes in
+frames (door.py); `aio_channel` and `error_of` are for who calls through gRPC all the same.
 
 An `Fs3Error` crosses as a gRPC status whose trailing metadata holds its code (`fs3-code`), so that the caller raises
 the same class. Calls carry the cluster id, once known, and the cluster's secret; a server refuses those of another
@@ -8,24 +9,19 @@ cluster.
 from __future__ import annotations
 
 import functools
-import hmac
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
 
-from fs3.errors import Fs3Error, PermissionDenied, Unavailable, from_code
-from fs3.pb import storage_pb2
+from fs3.errors import Fs3Error, Unavailable, from_code
+from fs3.transport.credentials import CLUSTER, SECRET
 from fs3.transport.malformed import RefuseMalformed
 
-PROTOCOL = 1
 MAX_MESSAGE_BYTES = 64 << 20
 
 _CODE = "fs3-code"
-_CLUSTER = "fs3-cluster"
-_SECRET = "fs3-secret"
 _OPTIONS = [
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -38,43 +34,9 @@ _OPTIONS = [
 R = TypeVar("R")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Credentials:
-    """What a caller shows and a server wants: the cluster it belongs to ("" if not known yet) and its secret."""
-
-    cluster_id: str = ""
-    secret: str = ""
-
-    def metadata(self) -> list[tuple[str, str]]:
-        """The call metadata that shows these credentials."""
-        pairs = [(_CLUSTER, self.cluster_id), (_SECRET, self.secret)]
-        return [(key, value) for key, value in pairs if value]
-
-    def hello(self, *, role: str) -> storage_pb2.Hello:
-        """The first frame of a connection that shows these credentials."""
-        return storage_pb2.Hello(protocol=PROTOCOL, cluster_id=self.cluster_id, secret=self.secret, role=role)
-
-    def check(self, cluster_id: str, secret: str) -> None:
-        """Refuse a caller of another cluster or with a wrong secret. Raises: PermissionDenied."""
-        if self.cluster_id and cluster_id and cluster_id != self.cluster_id:
-            raise PermissionDenied(f"this is cluster {self.cluster_id}, the caller belongs to cluster {cluster_id}")
-        if self.secret and not hmac.compare_digest(secret.encode(), self.secret.encode()):
-            raise PermissionDenied("the cluster's secret is missing or wrong; set `secret` (or FS3_SECRET)")
-
-
 def aio_channel(address: str) -> grpc.aio.Channel:
     """An asyncio channel to "host:port"; nothing is connected yet."""
     return grpc.aio.insecure_channel(address, options=_OPTIONS)
-
-
-class ControlCall(Protocol):
-    """How asyncio code reaches daemons: one call to one address. A port, so that the simulator carries the messages."""
-
-    async def __call__(
-        self, address: str, method: str, request: Any, *, timeout_s: float, credentials: Credentials
-    ) -> Any:
-        """The reply. Raises: Fs3Error as the daemon raised it, Unavailable if none answered within `timeout_s`."""
-        ...
 
 
 def aio_server() -> grpc.aio.Server:
@@ -123,7 +85,7 @@ def handler(
     async def handle(self: Any, request: Any, context: grpc.aio.ServicerContext) -> R:
         try:
             shown = {key: str(value) for key, value in context.invocation_metadata() or ()}
-            self.credentials.check(shown.get(_CLUSTER, ""), shown.get(_SECRET, ""))
+            self.credentials.check(shown.get(CLUSTER, ""), shown.get(SECRET, ""))
             return await method(self, request)
         except Fs3Error as error:
             await _refuse(context, error)

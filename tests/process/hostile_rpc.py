@@ -21,7 +21,7 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 from fs3.pb import meta_pb2, mgmtd_pb2
-from fs3.transport import rpc
+from fs3.transport.credentials import Credentials
 from fs3.transport.frame_core import Header, Kind, pack_header
 
 _PACKAGE = "/fs3.pb."
@@ -82,7 +82,7 @@ class RpcSource:
     def framed(self) -> bytes:
         """What a connection sends in frames."""
         rng = self._rng
-        said = rpc.Credentials().hello(role="control").SerializeToString()
+        said = Credentials().hello(role="control").SerializeToString()
         frames = [_framed(Kind.HELLO, 0, said)] if rng.random() < 0.9 else []
         for number in range(1, rng.randrange(2, 12)):
             called = self.call()

@@ -44,7 +44,7 @@ from fs3.storage.config import StorageConfig
 from fs3.storage.daemon import StorageDaemon
 from fs3.storage.engine import Engine
 from fs3.storage.engine_api import EngineConfig
-from fs3.transport.rpc import Credentials
+from fs3.transport.credentials import Credentials
 
 CLUSTER_ID = "5afe5afe5afe5afe"
 _RESTART_S = 1.0  # what a supervisor waits before it starts a daemon again that ended by itself

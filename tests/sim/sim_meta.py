@@ -20,7 +20,7 @@ from fs3.meta.gc import Collector
 from fs3.meta.inode import known_length
 from fs3.meta.service import MetaService
 from fs3.routing import Node, NodeKind
-from fs3.transport.rpc import Credentials
+from fs3.transport.credentials import Credentials
 
 _GRACE_S = 2.0  # fs3/meta/server.py: for calls that are being answered when a meta stops
 

@@ -20,7 +20,7 @@ from fs3.errors import Fs3Error, Unavailable
 from fs3.ids import NodeId
 from fs3.pb import admin_pb2
 from fs3.routing import TargetState
-from fs3.transport.rpc import Credentials
+from fs3.transport.credentials import Credentials
 
 _ASK_S = 2.0
 _LOOK_S = 0.1

@@ -12,7 +12,7 @@ from sim_threads import SimRuntime
 
 from fs3.errors import NotFound, Unavailable
 from fs3.pb import common_pb2, mgmtd_pb2
-from fs3.transport.rpc import Credentials
+from fs3.transport.credentials import Credentials
 
 
 class Pair:

@@ -22,7 +22,7 @@ from fs3.client.node_agent import MGMTD
 from fs3.errors import Fs3Error, Unavailable
 from fs3.pb import mgmtd_pb2
 from fs3.routing import NodeKind, Routing, TargetState
-from fs3.transport import rpc
+from fs3.transport.credentials import Credentials
 
 SECRET = "soak"
 PORT = 7300
@@ -179,7 +179,7 @@ class Cluster:
 
 def deciding(addresses: Sequence[str], secret: str) -> int | None:
     """Which of these mgmtds is the primary, None if none says so."""
-    credentials = rpc.Credentials(secret=secret)
+    credentials = Credentials(secret=secret)
     for number, address in enumerate(addresses):
         with contextlib.closing(ControlChannel(address, MGMTD)) as channel, contextlib.suppress(Unavailable):
             channel.call("GetRouting", mgmtd_pb2.GetRoutingRequest(), timeout_s=0.5, credentials=credentials)

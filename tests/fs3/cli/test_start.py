@@ -37,7 +37,7 @@ GENERATE = ("--checkpoint", "x", "--prompt", "y")
     [
         ("fs3", "click", STATUS),
         ("fs3", "fs3.cli.status", STATUS),
-        ("fs3", "grpc", STATUS),
+        ("fs3", "google.protobuf", STATUS),
         ("fs3_dataset", "click", IMPORT),
         ("fs3_dataset", "numpy", IMPORT),
         ("fs3_dataset", "fs3_loader.importer", IMPORT),

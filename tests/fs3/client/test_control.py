@@ -11,7 +11,7 @@ from fs3.client.control import ControlService
 from fs3.errors import Invalid, NotPrimary, Unavailable
 from fs3.pb import mgmtd_pb2
 from fs3.runtime import SystemRuntime
-from fs3.transport.rpc import Credentials
+from fs3.transport.credentials import Credentials
 
 
 class Clock(SystemRuntime):

@@ -12,7 +12,7 @@ from fs3.client.session import ClientSession
 from fs3.errors import Unavailable
 from fs3.pb import mgmtd_pb2
 from fs3.runtime import SystemRuntime, Thread
-from fs3.transport.rpc import Credentials
+from fs3.transport.credentials import Credentials
 
 
 class Clock(SystemRuntime):

@@ -25,6 +25,7 @@ from fs3.layout import Durability
 from fs3.meta.service import MetaService
 from fs3.routing import ChainTable, Disk, Node, NodeKind, Routing
 from fs3.transport import rpc
+from fs3.transport.credentials import Credentials
 from fs3.transport.door import Door
 
 TABLES = {
@@ -54,7 +55,7 @@ class Daemon:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         kv = SqliteKV(self._path)
         self.registry = CollectorRegistry()
-        self.service = MetaService(kv, rpc.Credentials(secret=self._secret), self.registry)
+        self.service = MetaService(kv, Credentials(secret=self._secret), self.registry)
         self.service.adopt(routing)
         door = Door("meta", rpc.aio_server())
         await door.open("127.0.0.1", self._port)
@@ -75,7 +76,7 @@ class Daemon:
         return dataclasses.replace(CLUSTER, nodes={node.node_id: node})
 
     def client(self, **options) -> MetaClient:
-        shown = rpc.Credentials(cluster_id=options.pop("cluster_id", "c1"), secret=options.pop("secret", self._secret))
+        shown = Credentials(cluster_id=options.pop("cluster_id", "c1"), secret=options.pop("secret", self._secret))
         options.setdefault("refresh", lambda: None)
         return MetaClient(lambda: self.routing, shown, options.pop("client_id", 5), **options)
 
@@ -167,7 +168,7 @@ def test_space_is_that_of_the_disks_in_the_routing() -> None:
         Disk(node_id=NodeId(node), disk=0, path="/x", total_bytes=100 * node, free_bytes=30 * node) for node in (1, 2)
     )
     routing = dataclasses.replace(CLUSTER, disks=disks)
-    meta = MetaClient(lambda: routing, rpc.Credentials(), 5, refresh=lambda: None)
+    meta = MetaClient(lambda: routing, Credentials(), 5, refresh=lambda: None)
     assert meta.space() == Space(total=300, used=210, free=90)
     meta.close()
 
@@ -219,7 +220,7 @@ def test_deadlines_and_unready_clusters_end_in_one_error(daemon: Daemon) -> None
         meta.stat_one("/")
     daemon.service.adopt(CLUSTER)
     assert meta.stat_one("/", timeout_s=20.0).is_directory
-    nobody = MetaClient(lambda: CLUSTER, rpc.Credentials(), 5, timeout_s=0.05, refresh=lambda: None)
+    nobody = MetaClient(lambda: CLUSTER, Credentials(), 5, timeout_s=0.05, refresh=lambda: None)
     with pytest.raises(errors.Unavailable, match="no meta daemon"):
         nobody.stat_one("/")
 

@@ -25,6 +25,7 @@ from fs3.kv.sqlite import SqliteKV
 from fs3.meta.service import MetaService
 from fs3.routing import ChainTable, Node, NodeKind, Routing
 from fs3.transport import rpc
+from fs3.transport.credentials import Credentials
 from fs3.transport.door import Door
 
 TABLES = {(ChainTableId(1), 1): ChainTable(table_id=ChainTableId(1), version=1, replicas=1, chains=(ChainId(1),))}
@@ -72,7 +73,7 @@ class Pair:
         servers, stores = [], []
         for _ in range(2):
             kv = SqliteKV(self._path)
-            service = LosesAnswers(kv, rpc.Credentials(), CollectorRegistry())
+            service = LosesAnswers(kv, Credentials(), CollectorRegistry())
             service.adopt(CLUSTER)
             self.doors.append(service)
             server = Door("meta", rpc.aio_server())
@@ -100,7 +101,7 @@ class Pair:
         return dataclasses.replace(CLUSTER, nodes={node.node_id: node for node in nodes})
 
     def client(self, client_id: int) -> MetaClient:
-        return MetaClient(lambda: self.routing, rpc.Credentials(cluster_id="c1"), client_id, refresh=lambda: None)
+        return MetaClient(lambda: self.routing, Credentials(cluster_id="c1"), client_id, refresh=lambda: None)
 
     def first_of(self, client_id: int) -> LosesAnswers:
         """The door at which the client knocks first."""
@@ -202,7 +203,7 @@ def test_a_store_belongs_to_one_cluster(tmp_path: Path) -> None:
     async def run() -> None:
         for cluster, refused in (("", Unavailable), ("c1", None), ("c2", Invalid), ("c1", None)):
             kv = SqliteKV(tmp_path / "meta.sqlite")
-            service = MetaService(kv, rpc.Credentials(), CollectorRegistry())
+            service = MetaService(kv, Credentials(), CollectorRegistry())
             service.adopt(Routing(cluster_id=cluster, version=1, ready=True, tables=TABLES))
             if refused is None:
                 await service.join()

@@ -14,7 +14,7 @@ from fs3.kv.api import KVEngine
 from fs3.kv.memory import MemoryKV
 from fs3.meta.service import MetaService
 from fs3.pb import meta_pb2
-from fs3.transport import rpc
+from fs3.transport.credentials import Credentials
 from tests.fs3.meta.conftest import ROUTING
 
 
@@ -56,7 +56,7 @@ class Door:
     """The service, without a server around it."""
 
     def __init__(self, kv: Any) -> None:
-        self._service = MetaService(kv, rpc.Credentials(), CollectorRegistry())
+        self._service = MetaService(kv, Credentials(), CollectorRegistry())
         self._service.adopt(ROUTING)
         self._last = 0
 

@@ -22,6 +22,7 @@ from fs3.mgmtd.config import MgmtdConfig
 from fs3.pb import meta_pb2, meta_pb2_grpc, mgmtd_pb2
 from fs3.routing import LocalState, Node, NodeKind
 from fs3.transport import rpc
+from fs3.transport.credentials import Credentials
 
 _DAEMON = """
 import logging, sys
@@ -41,7 +42,7 @@ class StorageNode:
         disk = mgmtd_pb2.DiskInfo(node_id=11, disk=0, path="/disk", total_bytes=1 << 40, free_bytes=1 << 40)
         self.agent = NodeAgent(
             [address],
-            rpc.Credentials(),
+            Credentials(),
             node,
             local_targets=lambda: list(self.targets.values()),
             disks=lambda: [disk],

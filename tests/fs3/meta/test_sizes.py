@@ -26,6 +26,7 @@ from fs3.meta.service import MetaService
 from fs3.meta.sizes import page_of
 from fs3.routing import ChainTable, Node, NodeKind, Routing
 from fs3.transport import rpc
+from fs3.transport.credentials import Credentials
 from fs3.transport.door import Door
 
 LIMITS = Limits(max_operations=128, max_transaction_bytes=1_500_000)
@@ -49,13 +50,13 @@ class Running:
         assert self._started.wait(30)
         node = Node(node_id=NodeId(9), kind=NodeKind.META, endpoints=(f"127.0.0.1:{self.port}",))
         routing = dataclasses.replace(self.routing, nodes={node.node_id: node})
-        self.meta = MetaClient(lambda: routing, rpc.Credentials(cluster_id="c1"), 5, refresh=lambda: None)
+        self.meta = MetaClient(lambda: routing, Credentials(cluster_id="c1"), 5, refresh=lambda: None)
 
     async def _serve(self, open_kv: Callable[[], KVEngine]) -> None:
         self.loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         self.kv = open_kv()
         self.registry = CollectorRegistry()
-        service = MetaService(self.kv, rpc.Credentials(), self.registry)
+        service = MetaService(self.kv, Credentials(), self.registry)
         self.routing = Routing(cluster_id="c1", version=1, tables={(TABLE.table_id, 1): TABLE}, ready=True)
         service.adopt(self.routing)
         door = Door("meta", rpc.aio_server())

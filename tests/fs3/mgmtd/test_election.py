@@ -24,7 +24,7 @@ from fs3.mgmtd.service import MgmtdService
 from fs3.pb import common_pb2, mgmtd_pb2
 from fs3.routing import Node, NodeKind, Routing
 from fs3.sessions import SessionTable
-from fs3.transport.rpc import Credentials
+from fs3.transport.credentials import Credentials
 
 T = 10.0
 E = T / 4

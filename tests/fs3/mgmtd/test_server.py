@@ -24,7 +24,7 @@ from fs3.mgmtd.config import MgmtdConfig
 from fs3.mgmtd.server import MgmtdServer, lock_data_dir, serve
 from fs3.pb import mgmtd_pb2
 from fs3.routing import Node, NodeKind, Routing, TargetState
-from fs3.transport.rpc import Credentials
+from fs3.transport.credentials import Credentials
 
 CONFIG = MgmtdConfig(
     node_id=100, data_dir=Path("unused"), listen_port=0, lease_s=30.0, bootstrap_nodes=2, bootstrap_replicas=2

@@ -21,11 +21,12 @@ from fs3.transport import door as door_module
 from fs3.transport import rpc
 from fs3.transport.calls import FrameCalls
 from fs3.transport.connection import Connection
+from fs3.transport.credentials import Credentials
 from fs3.transport.door import Door
 from fs3.transport.frame_core import HEADER_BYTES, Header, Kind, check_head, pack_header, unpack_header
 
 MGMTD = mgmtd_pb2.DESCRIPTOR.services_by_name["Mgmtd"]
-SHOWN = rpc.Credentials(cluster_id="c", secret="s3cret")
+SHOWN = Credentials(cluster_id="c", secret="s3cret")
 LARGE = "x" * 3_000_000
 
 
@@ -128,7 +129,7 @@ def suspect(how: int) -> mgmtd_pb2.SuspectRequest:
     return mgmtd_pb2.SuspectRequest(node_id=how)
 
 
-def call(channel: ControlChannel, how: int, timeout_s: float = 10.0, credentials: rpc.Credentials = SHOWN) -> Any:
+def call(channel: ControlChannel, how: int, timeout_s: float = 10.0, credentials: Credentials = SHOWN) -> Any:
     return channel.call("Suspect", suspect(how), timeout_s=timeout_s, credentials=credentials)
 
 
@@ -167,13 +168,13 @@ def test_an_error_leaves_the_connection_usable(daemon: Daemon) -> None:
 @pytest.mark.parametrize(
     ("credentials", "expected"),
     [
-        (rpc.Credentials(), PermissionDenied),
-        (rpc.Credentials(secret="wrong"), PermissionDenied),
-        (rpc.Credentials(cluster_id="another", secret="s3cret"), PermissionDenied),
-        (rpc.Credentials(secret="s3cret"), None),  # it does not know its cluster yet
+        (Credentials(), PermissionDenied),
+        (Credentials(secret="wrong"), PermissionDenied),
+        (Credentials(cluster_id="another", secret="s3cret"), PermissionDenied),
+        (Credentials(secret="s3cret"), None),  # it does not know its cluster yet
     ],
 )
-def test_strangers_are_refused(daemon: Daemon, credentials: rpc.Credentials, expected: type[Fs3Error] | None) -> None:
+def test_strangers_are_refused(daemon: Daemon, credentials: Credentials, expected: type[Fs3Error] | None) -> None:
     channel = ControlChannel(daemon.address, MGMTD)
     if expected is None:
         call(channel, 0, credentials=credentials)
@@ -185,9 +186,9 @@ def test_strangers_are_refused(daemon: Daemon, credentials: rpc.Credentials, exp
 
 
 def test_who_was_let_in_is_looked_at_again_when_the_daemon_learns_its_cluster(daemon: Daemon) -> None:
-    daemon.servicer.credentials = rpc.Credentials(secret="s3cret")
+    daemon.servicer.credentials = Credentials(secret="s3cret")
     channel = ControlChannel(daemon.address, MGMTD)
-    other = rpc.Credentials(cluster_id="another", secret="s3cret")
+    other = Credentials(cluster_id="another", secret="s3cret")
     call(channel, 0, credentials=other)
     daemon.servicer.credentials = SHOWN
     with pytest.raises(PermissionDenied, match="another"):
@@ -481,7 +482,7 @@ def test_many_calls_share_a_connection(daemon: Daemon) -> None:
 
 def test_other_credentials_take_another_connection(daemon: Daemon) -> None:
     async def body(calls: FrameCalls) -> None:
-        wrong = rpc.Credentials(secret="wrong")
+        wrong = Credentials(secret="wrong")
         for credentials, expected in (
             (SHOWN, None),
             (wrong, PermissionDenied),

@@ -15,10 +15,11 @@ from fs3.errors import Fs3Error, Invalid
 from fs3.pb import common_pb2, mgmtd_pb2, mgmtd_pb2_grpc
 from fs3.routing import NodeKind, local_state_from_pb, node_from_pb
 from fs3.transport import rpc
+from fs3.transport.credentials import Credentials
 
 
 class _Mgmtd(mgmtd_pb2_grpc.MgmtdServicer):  # type: ignore[misc]
-    credentials = rpc.Credentials(secret="s3cret")
+    credentials = Credentials(secret="s3cret")
 
     @rpc.handler
     async def GetClusterInfo(self, request: common_pb2.Empty) -> mgmtd_pb2.ClusterInfo:
@@ -46,7 +47,7 @@ def _serve(use: Callable[[str], Awaitable[None]]) -> None:
 async def _call(channel: grpc.aio.Channel, method: str, raw: bytes, secret: str = "s3cret") -> bytes | Fs3Error:
     call: Any = channel.unary_unary(f"/fs3.pb.Mgmtd/{method}")
     try:
-        answer: bytes = await call(raw, timeout=10, metadata=rpc.Credentials(secret=secret).metadata())
+        answer: bytes = await call(raw, timeout=10, metadata=Credentials(secret=secret).metadata())
     except grpc.RpcError as error:
         return rpc.error_of(error, "mgmtd")
     return answer
