@@ -54,7 +54,7 @@ class ClientSessions:
                 await self._settle(now_s)
             self.table = SessionTable(self.table.version, session_id, self.table.live | {session_id})
             self._leases.opened(session_id, now_s)
-        _log.info("session %d: opened by process %d on %s", session_id, pid, host or "an unnamed host")
+        _log.info("session %d: opened by process %d on %s", session_id, pid, repr(host) if host else "an unnamed host")
         return session_id
 
     def renew(self, session_ids: Iterable[int], now_s: float) -> list[int]:
