@@ -28,6 +28,7 @@ from fs3.pb import storage_pb2
 from fs3.transport.credentials import PROTOCOL, Credentials
 from fs3.transport.frame_core import HEADER_BYTES, Header, Kind, check_head, pack_header, unpack_header
 from fs3.transport.methods import CALL, MAX_REQUEST_BYTES, methods_of
+from fs3.transport.relay import relay
 from fs3.transport.rpc import bounded
 
 _log = logging.getLogger(__name__)
@@ -69,7 +70,7 @@ class Door:
         self.calls = 0  # under way
         self.connections: set[_Caller] = set()
         self.stopping = False
-        self._inside = f"fs3-{secrets.token_hex(16)}"
+        self._inside = secrets.token_hex(16)
         self._grpc = grpc_server
         self._grpc.add_insecure_port(f"unix-abstract:{self._inside}")
         self._server: asyncio.Server | None = None
@@ -117,14 +118,14 @@ class Door:
             await asyncio.wait(tasks, timeout=max(until_s - lease_now_s(), 0.0))
         for caller in list(self.connections):
             caller.abort()
-        for relay in self._relays:
-            relay.cancel()
+        for relaying in self._relays:
+            relaying.cancel()
 
     def relay(self, first: bytes, transport: asyncio.Transport) -> None:
         """Have gRPC answer this connection."""
-        relay = asyncio.get_running_loop().create_task(self._relay(first, transport))
-        self._relays.add(relay)
-        relay.add_done_callback(self._relays.discard)
+        relaying = asyncio.get_running_loop().create_task(relay(first, transport, self._inside))
+        self._relays.add(relaying)
+        relaying.add_done_callback(self._relays.discard)
 
     def make_room(self) -> bool:
         """Whether one more connection can be had; the one that has been idle longest may go for it."""
@@ -135,21 +136,6 @@ class Door:
             return False
         oldest.abort()
         return True
-
-    async def _relay(self, first: bytes, transport: asyncio.Transport) -> None:
-        to_grpc, inside = await asyncio.get_running_loop().create_unix_connection(_Side, "\0" + self._inside)
-        outside = _Side()
-        try:
-            if transport.is_closing():
-                return
-            transport.set_protocol(outside)
-            outside.other, inside.other = to_grpc, transport
-            to_grpc.write(first)
-            transport.resume_reading()
-            await asyncio.wait({outside.ended, inside.ended}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            transport.close()
-            to_grpc.close()
 
     def _sweep(self) -> None:
         now_s = lease_now_s()
@@ -185,30 +171,6 @@ class _Arrival(asyncio.Protocol):
             self._transport.pause_reading()
             self._over.cancel()
             self._door.relay(self._first, self._transport)
-
-
-class _Side(asyncio.Protocol):
-    """One of the two connections of a relay; reads no faster than the other one takes it."""
-
-    def __init__(self) -> None:
-        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.other: asyncio.Transport | None = None
-
-    def data_received(self, data: bytes) -> None:
-        if self.other is not None:
-            self.other.write(data)
-
-    def connection_lost(self, error: Exception | None) -> None:
-        if not self.ended.done():
-            self.ended.set_result(None)
-
-    def pause_writing(self) -> None:
-        if self.other is not None:
-            self.other.pause_reading()
-
-    def resume_writing(self) -> None:
-        if self.other is not None:
-            self.other.resume_reading()
 
 
 class _Caller(asyncio.Protocol):
