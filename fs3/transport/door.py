@@ -122,7 +122,10 @@ class Door:
             relaying.cancel()
 
     def relay(self, first: bytes, transport: asyncio.Transport) -> None:
-        """Have gRPC answer this connection."""
+        """Have gRPC answer this connection, unless there are too many of its kind."""
+        if len(self._relays) >= MAX_CONNECTIONS:
+            transport.abort()
+            return
         relaying = asyncio.get_running_loop().create_task(relay(first, transport, self._inside))
         self._relays.add(relaying)
         relaying.add_done_callback(self._relays.discard)
