@@ -115,13 +115,25 @@ def _end(processes: list[psutil.Process], limit_s: float) -> None:
 
 def _started_by_hand(folder: Folder) -> list[psutil.Process]:
     """Daemons that run on a config of the folder though nobody who stopped it knew of them (`fs3 storage --config`)."""
-    configs = str(folder.config("x").parent) + os.sep
+    configs = os.path.realpath(folder.config("x").parent)
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if any(argument.startswith(configs) and argument.endswith(".toml") for argument in process.cmdline()):
+            config = _config_of(process)
+            if config.endswith(".toml") and os.path.dirname(config) == configs:
                 found.append(process)
     return found
+
+
+def _config_of(process: psutil.Process) -> str:
+    """What a process was given as --config, in full; "" if nothing. Raises: psutil.Error."""
+    arguments = process.cmdline()
+    for place, argument in enumerate(arguments):
+        flag, _, given = argument.partition("=")
+        if flag == "--config":
+            given = given or "".join(arguments[place + 1 : place + 2])
+            return os.path.realpath(os.path.join(process.cwd(), given))
+    return ""
 
 
 def _daemon(folder: Folder, name: str, pid: int) -> psutil.Process | None:

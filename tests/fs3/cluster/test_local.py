@@ -179,12 +179,16 @@ def test_down_also_ends_a_daemon_that_was_started_again_by_hand(tmp_path: Path) 
     first = next(p for p in psutil.process_iter() if str(config) in _command(p))
     first.kill()
     first.wait(10)
-    by_hand = subprocess.Popen([*FS3, "storage", "--config", str(config)], stderr=subprocess.DEVNULL)
+    relative = str(config.relative_to(tmp_path))
+    by_hand = subprocess.Popen([*FS3, "storage", "--config", relative], cwd=tmp_path, stderr=subprocess.DEVNULL)
+    reader = subprocess.Popen([sys.executable, "-c", "input()", str(config)], stdin=subprocess.PIPE)  # no daemon
     try:
         assert run("down", str(directory)).returncode == 0
         by_hand.wait(10)
+        assert reader.poll() is None
     finally:
         by_hand.kill()
+        reader.kill()
 
 
 def _command(process: psutil.Process) -> list[str]:
