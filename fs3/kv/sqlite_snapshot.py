@@ -32,7 +32,7 @@ _APART = 2  # neighbours are read as one range if it has no more than this many 
 
 _GET = "SELECT v FROM kv WHERE k = ?"
 _GET_MANY = f"SELECT k, v FROM kv WHERE k IN ({','.join('?' * _TOGETHER)})"
-_GET_NEIGHBOURS = "SELECT k, v FROM kv WHERE k >= ? AND k <= ?"
+_GET_NEIGHBOURS = "SELECT k, v FROM kv WHERE k >= ? AND k <= ? LIMIT ?"
 _SCAN = "SELECT k, v FROM kv WHERE k >= ? AND k < ? ORDER BY k LIMIT ?"
 _SCAN_BACK = "SELECT k, v FROM kv WHERE k >= ? AND k < ? ORDER BY k DESC LIMIT ?"
 
@@ -91,11 +91,12 @@ class SqliteSnapshot:
             if at:
                 await asyncio.sleep(0)
             block = ordered[at : at + _TOGETHER]
-            if _neighbours(block):
-                found.update(self._rows(_GET_NEIGHBOURS, (block[0], block[-1])))  # type: ignore[arg-type]
-            else:
+            most = _APART * len(block)
+            rows = self._rows(_GET_NEIGHBOURS, (block[0], block[-1], most)) if _neighbours(block) else None
+            if rows is None or len(rows) == most:  # apart, or longer keys between them
                 block += block[-1:] * (_TOGETHER - len(block))
-                found.update(self._rows(_GET_MANY, tuple(block)))  # type: ignore[arg-type]
+                rows = self._rows(_GET_MANY, tuple(block))
+            found.update(rows)  # type: ignore[arg-type]
         return [found.get(key) for key in keys]
 
     async def scan(self, begin: bytes, end: bytes, limit: int, reverse: bool) -> Pairs:

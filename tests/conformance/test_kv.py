@@ -198,7 +198,9 @@ def test_many_keys_at_once_are_what_each_is(open_kv: Open) -> None:
     async def body(kv: KVEngine) -> None:
         numbers = [b"N" + number.to_bytes(8, "big") for number in range(150)]
         names = [b"name-%d" % (number * number) for number in range(70)]
-        stored = [*numbers[:100:3], *names[:60]]
+        letters = [b"L%c" % letter for letter in range(ord("a"), ord("z"))]
+        between = [b"Ld/%03d" % number for number in range(90)]  # longer keys, among neighbours
+        stored = [*numbers[:100:3], *names[:60], *letters[::2], *between]
         for at in range(0, len(stored), 40):
             txn = kv.begin()
             for key in stored[at : at + 40]:
@@ -208,7 +210,7 @@ def test_many_keys_at_once_are_what_each_is(open_kv: Open) -> None:
         txn.put(numbers[1], b"own")
         txn.delete(numbers[3])
         txn.delete_range(names[2], names[2] + b"\0")
-        for keys in ([], names[:1], names[:5], names, numbers, [*names, *numbers, *names[::-1], b"", b"\xff"]):
+        for keys in ([], names[:1], names[:5], names, numbers, letters, [*names, *numbers, *names[::-1], b"", b"\xff"]):
             for one in (txn, kv.begin()):
                 assert await one.get_many(keys) == [await one.get(key) for key in keys]
         assert (await txn.get_many([numbers[1], numbers[3], names[2]])) == [b"own", None, None]
