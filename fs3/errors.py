@@ -168,6 +168,13 @@ class TooLarge(Invalid):
     code = 22
 
 
+class InUse(Fs3Error):
+    """Another writer has the file."""
+
+    code = 25
+    errno = errno.EBUSY
+
+
 OK = 0
 
 BY_CODE: dict[int, type[Fs3Error]] = {
@@ -195,6 +202,7 @@ BY_CODE: dict[int, type[Fs3Error]] = {
         NotPermitted,
         NoAttribute,
         TooLarge,
+        InUse,
     )
 }
 

@@ -24,10 +24,11 @@ _TYPES: dict[int, InodeType] = {int(kind): kind for kind in InodeType}
 class Inode(NamedTuple):
     """An inode. Times are nanoseconds since 1970; `mode` holds permission bits only. A tuple: batches make thousands.
 
-    `layout` says where a file lies, or what new files in a directory get. A file with `nlink` 0 was never published.
-    `parent` is the directory that holds a directory (the root's is itself), 0 for others. `length` of a symlink is that
-    of its target. A directory's `nlink` is 2, however many directories it holds. `xattr_bytes` are those of the names
-    and values of its extended attributes.
+    `layout` says where a file lies, or what new files in a directory get. A file with `nlink` 0 was never published, or
+    lost its last name while it was being written. `parent` is the directory that holds a directory (the root's is
+    itself), 0 for others. `length` of a symlink is that of its target. A directory's `nlink` is 2, however many
+    directories it holds. `xattr_bytes` are those of the names and values of its extended attributes. `rewritten`: it
+    was opened for writing once it had a name, so that its chunks may reach beyond its length.
     """
 
     inode_id: InodeId
@@ -46,6 +47,7 @@ class Inode(NamedTuple):
     symlink: str = ""
     version: int = 0
     xattr_bytes: int = 0
+    rewritten: bool = False
 
     @property
     def is_file(self) -> bool:
@@ -81,6 +83,7 @@ def inode_to_pb(inode: Inode) -> meta_pb2.Inode:
         symlink=inode.symlink,
         version=inode.version,
         xattr_bytes=inode.xattr_bytes,
+        rewritten=inode.rewritten,
     )
 
 
@@ -106,4 +109,5 @@ def inode_from_pb(message: meta_pb2.Inode) -> Inode:
         message.symlink,
         message.version,
         message.xattr_bytes,
+        message.rewritten,
     )

@@ -23,6 +23,7 @@ MIN_CHUNK_BYTES = 64 << 10
 MAX_CHUNK_BYTES = 64 << 20
 DEFAULT_CHUNK_BYTES = 4 << 20
 DEFAULT_STRIPE = 16
+MAX_FILE_BYTES = (1 << 63) - 1  # what an off_t holds
 
 _U64 = (1 << 64) - 1
 

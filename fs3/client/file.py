@@ -20,8 +20,11 @@ from fs3.client.mgmtd import MgmtdClient
 from fs3.client.plan_core import I64, ChunkPlan
 from fs3.client.read_path import RangeCorrupt
 from fs3.client.renewal import Renewal
+from fs3.client.sending import Sending
 from fs3.client.storage import ChunkUpdate, StorageClient
-from fs3.client.writer import FileWriter, Sending, chunk_update
+from fs3.client.updater import FileUpdater
+from fs3.client.writer import FileWriter, chunk_update
+from fs3.clock import lease_now_s
 from fs3.errors import Corrupt, Fs3Error, Invalid, IsADirectory, NotFound
 from fs3.ids import InodeId
 from fs3.inode import Inode, InodeType
@@ -29,7 +32,7 @@ from fs3.layout import Layout, LayoutChoice, stripe_chains
 from fs3.routing import Routing
 from fs3.transport.messages import Records
 
-__all__ = ["FileClient", "FileWriter", "OpenFile"]
+__all__ = ["FileClient", "FileUpdater", "FileWriter", "OpenFile"]
 
 FILES_AT_ONCE = 512
 BATCH_BYTES = 256 << 20  # how many bytes of small files are sent before their results are awaited
@@ -61,6 +64,10 @@ class FileClient:
         """End the threads of writers; unfinished writers fail. The clients below belong to whoever made them."""
         self._renewal.close()
         self._sending.close()
+
+    def renew(self) -> None:
+        """Renew the sessions of all open writers now; a thread does so every few seconds. Raises: Unavailable."""
+        self._renewal.now()
 
     # -- reading
 
@@ -153,6 +160,8 @@ class FileClient:
         (now,) = self.meta.stat([handle.path])
         if isinstance(now, NotFound) or (isinstance(now, Inode) and now.inode_id != handle.inode_id):
             raise NotFound(f"{handle.path}: was removed or replaced while it was read; open it again")
+        if isinstance(now, Inode) and now.length < handle.length:
+            raise NotFound(f"{handle.path}: was made shorter while it was read; open it again")
         chunk, has = int(plan.ranges["lo"][bad]), int(results["chunk_length"][bad])
         raise Corrupt(
             f"{handle.path}: chunk {chunk} on chain {int(plan.ranges['chain'][bad])} has {has} bytes, too few for a"
@@ -180,6 +189,37 @@ class FileClient:
             path=path,
             replace=replace,
         )
+
+    def open_update(self, path: str) -> FileUpdater:
+        """A writer of the file that is at `path`, which changes it in place; nobody else can until it is closed.
+
+        Raises: InUse: somebody is writing it; NotFound, IsADirectory, NotADirectory, Corrupt, Unavailable.
+        """
+        asked_s = lease_now_s()
+        (inode,), lease_s = self.meta.open_for_writing([path])
+        assert inode.layout is not None
+        try:
+            chains = self._chains(inode.layout)
+            self._renewal.add([inode.inode_id], asked_s=asked_s)
+            updater = FileUpdater(
+                self._sending, self.meta, self._renewal, inode=inode, chains=chains, path=path, lease_s=lease_s
+            )
+            self._renewal.add([inode.inode_id], written=updater.written)
+        except BaseException:
+            self._renewal.abandon([inode.inode_id])
+            raise
+        return updater
+
+    def opened(self, updater: FileUpdater) -> OpenFile:
+        """What a file that is being updated has by now, to be read. Raises: Fs3Error: a piece could not be written."""
+        updater.flush()
+        inode, layout = updater.inode, updater.layout
+        return OpenFile(inode.inode_id, updater.length, layout, self._chains(layout), inode.version, updater.path)
+
+    def truncate(self, path: str, length: int) -> None:
+        """Make a file longer, with zeros, or shorter, in place. Raises: as `open_update`; Invalid."""
+        with self.open_update(path) as updater:
+            updater.truncate(length)
 
     def create_batch(
         self,

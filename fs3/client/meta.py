@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias, TypeVar
+from typing import NamedTuple, TypeAlias, TypeVar
 
 from fs3.client.meta_calls import MetaCalls, text
 from fs3.errors import Fs3Error, Invalid, TooLarge, from_code
@@ -12,7 +12,19 @@ from fs3.inode import Entry, Inode, InodeType, inode_from_pb
 from fs3.layout import LayoutChoice, choice_to_pb
 from fs3.pb import meta_pb2
 
-__all__ = ["Entry", "Found", "Health", "Inode", "InodeType", "MetaClient", "Publish", "Space", "Usage"]
+__all__ = [
+    "Entry",
+    "Found",
+    "Health",
+    "Inode",
+    "InodeType",
+    "MetaClient",
+    "Publish",
+    "Space",
+    "Sync",
+    "Usage",
+    "Written",
+]
 
 STATS_AT_ONCE = 1_024
 FILES_AT_ONCE = 512
@@ -23,6 +35,7 @@ T = TypeVar("T")
 Inodes: TypeAlias = list[Inode]
 Entries: TypeAlias = list[Entry]
 Names: TypeAlias = list[str]
+Numbers: TypeAlias = list[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +46,27 @@ class Publish:
     path: str
     length: int
     replace: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Sync:
+    """A file that is being written: its length, None if it is as before; whether bytes changed; whether it is closed.
+
+    `epoch`: how often its session has made it shorter.
+    """
+
+    inode_id: int
+    length: int | None = None
+    written: bool = False
+    close: bool = False
+    epoch: int = 0
+
+
+class Written(NamedTuple):
+    """How far a file is written, 0 if that is not to be told, and how often its session has made it shorter."""
+
+    length: int = 0
+    epoch: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,18 +192,43 @@ class MetaClient(MetaCalls):
         return [inode_from_pb(inode) for inode in reply.inodes]
 
     def abandon(self, inode_ids: Iterable[int], *, timeout_s: float | None = None) -> None:
-        """Give up unpublished files; their chunks are collected."""
+        """End sessions; unpublished files are given up, and their chunks collected."""
         self._change("AbandonFiles", meta_pb2.AbandonFilesRequest, timeout_s, inode_ids=list(inode_ids))
 
-    def renew(self, inode_ids: Iterable[int], *, timeout_s: float | None = None) -> None:
-        """Keep unpublished files alive; due several times per session lease of meta (60 s by default)."""
-        self._call(
+    def renew(self, files: Mapping[int, Written], *, timeout_s: float | None = None) -> Numbers:
+        """Keep the write sessions of these inodes alive; due several times per lease of meta (60 s by default).
+
+        Files that have a name and were shorter grow. Which sessions are lost.
+        """
+        reply = self._call(
             "RenewSessions",
             meta_pb2.RenewSessionsRequest,
             timeout_s,
             client_id=self.client_id,
-            inode_ids=list(inode_ids),
+            inode_ids=[*files],
+            lengths=[written.length for written in files.values()],
+            epochs=[written.epoch for written in files.values()],
         )
+        return Numbers(reply.lost)
+
+    def open_for_writing(self, paths: Sequence[str], *, timeout_s: float | None = None) -> tuple[Inodes, float]:
+        """Begin a write session on each of up to 512 files, all or none; the inodes, and the lease in seconds.
+
+        Raises: InUse: one is being written, by whomever; NotFound, IsADirectory, NotADirectory, Invalid.
+        """
+        reply = self._change("OpenForWriting", meta_pb2.OpenForWritingRequest, timeout_s, paths=paths)
+        return [inode_from_pb(inode) for inode in reply.inodes], reply.lease_ms / 1_000
+
+    def sync_files(self, files: Sequence[Sync], *, timeout_s: float | None = None) -> Inodes:
+        """Tell how long files are, once their bytes are durable; all or none. Raises: NotFound: a session was lost."""
+        syncs = [
+            meta_pb2.FileSync(
+                inode_id=file.inode_id, length=file.length, written=file.written, close=file.close, epoch=file.epoch
+            )
+            for file in files
+        ]
+        reply = self._change("SyncFiles", meta_pb2.SyncFilesRequest, timeout_s, files=syncs)
+        return [inode_from_pb(inode) for inode in reply.inodes]
 
     def symlink(self, path: str, target: str, *, timeout_s: float | None = None) -> Inode:
         """Make `path` a symlink to `target`, relative to its directory or absolute, which may not exist yet."""

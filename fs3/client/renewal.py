@@ -1,7 +1,8 @@
 """Keeping the write sessions of a process alive: one thread for all its open writers.
 
-meta collects a file that was created and not published once its session has gone unrenewed for a lease (60 s by
-default), so that a writer that dies leaves nothing. A writer that lives says so several times per lease.
+meta ends a session that has gone unrenewed for a lease (60 s by default), and collects a file that has no name then, so
+that a writer that dies leaves nothing. A writer that lives says so several times per lease; of a file that has a name
+it also says how far it is written, so that readers see it grow.
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from fs3.client.meta import MetaClient
-from fs3.errors import Fs3Error
+from fs3.client.meta import MetaClient, Written
+from fs3.clock import lease_now_s
+from fs3.errors import Fs3Error, NotFound, Unavailable
 
 EVERY_S = 10.0
 ABANDON_S = 2.0
+FRESH = 0.5  # of the lease: who has not renewed for so long stops writing, well before another can begin
 
 _log = logging.getLogger(__name__)
 
@@ -25,31 +28,55 @@ _log = logging.getLogger(__name__)
 class Renewal:
     """Renews what is registered, from a thread that starts with the first file and ends with `close`."""
 
-    def __init__(self, meta: MetaClient, *, every_s: float = EVERY_S) -> None:
+    def __init__(self, meta: MetaClient, *, every_s: float = EVERY_S, now: Callable[[], float] = lease_now_s) -> None:
         self._meta = meta
         self._every_s = every_s
+        self._now = now
         self.begin_again()
         _living.add(self)
 
     def begin_again(self) -> None:
         """Nothing is registered: the parent of a forked child renews what it has open."""
-        self._open: set[int] = set()
+        self._open: dict[int, Callable[[], Written]] = {}
+        self._renewed_s: dict[int, float] = {}
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def add(self, inode_ids: Iterable[int]) -> None:
-        """Renew these files from now on."""
+    def add(
+        self, inode_ids: Iterable[int], *, asked_s: float | None = None, written: Callable[[], Written] = Written
+    ) -> None:
+        """Renew these files from now on; `written` tells how far one is written.
+
+        `asked_s` is when their sessions were asked for, for whoever means to `check` them.
+        """
         with self._lock:
-            self._open.update(inode_ids)
+            for inode_id in inode_ids:
+                self._open[inode_id] = written
+                if asked_s is not None:
+                    self._renewed_s[inode_id] = asked_s
             if self._thread is None and not self._ended.is_set():
                 self._thread = threading.Thread(target=self._run, name="fs3-renewal", daemon=True)
                 self._thread.start()
 
     def discard(self, inode_ids: Iterable[int]) -> None:
-        """Renew these no longer: they are published or given up."""
+        """Renew these no longer: they are published, closed or given up."""
         with self._lock:
-            self._open.difference_update(inode_ids)
+            for inode_id in inode_ids:
+                self._open.pop(inode_id, None)
+                self._renewed_s.pop(inode_id, None)
+
+    def check(self, inode_id: int, lease_s: float) -> None:
+        """That nobody else can have begun to write this file.
+
+        Raises: NotFound: its session is lost; Unavailable: it may be soon.
+        """
+        renewed_s = self._renewed_s.get(inode_id)
+        if renewed_s is None:
+            raise NotFound("the write session is over: it was not renewed in time, or belongs to another process")
+        silent_s = self._now() - renewed_s
+        if silent_s > lease_s * FRESH:
+            raise Unavailable(f"the write session was not renewed for {silent_s:.0f} s: no meta daemon was reached")
 
     @contextlib.contextmanager
     def during(self, inode_ids: Sequence[int]) -> Iterator[None]:
@@ -61,7 +88,7 @@ class Renewal:
             self.discard(inode_ids)
 
     def abandon(self, inode_ids: Sequence[int]) -> None:
-        """Give up unpublished files, now if meta answers, else when their sessions run out."""
+        """End sessions, now if meta answers, else when they run out; files without names go with them."""
         self.discard(inode_ids)
         try:
             self._meta.abandon(inode_ids, timeout_s=ABANDON_S)
@@ -75,13 +102,24 @@ class Renewal:
     def _run(self) -> None:
         ended = self._ended
         while not ended.wait(self._every_s):
-            with self._lock:
-                due = list(self._open)
-            if due:
-                try:
-                    self._meta.renew(due, timeout_s=self._every_s)
-                except Fs3Error as error:
-                    _log.warning("write sessions of %d files were not renewed: %s", len(due), error)
+            try:
+                self.now()
+            except Fs3Error as error:
+                _log.warning("write sessions were not renewed: %s", error)
+
+    def now(self) -> None:
+        """Renew all. Raises: Fs3Error."""
+        with self._lock:
+            due = dict(self._open)
+        if not due:
+            return
+        asked_s = self._now()
+        lost = self._meta.renew({one: written() for one, written in due.items()}, timeout_s=self._every_s)
+        with self._lock:
+            for inode_id in self._renewed_s.keys() & due.keys():
+                self._renewed_s[inode_id] = asked_s
+            for inode_id in lost:
+                self._renewed_s.pop(inode_id, None)
 
 
 _living: weakref.WeakSet[Renewal] = weakref.WeakSet()

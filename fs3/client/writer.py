@@ -7,74 +7,22 @@ chunks is sent from where it lies, and then `write` returns when it has been ack
 
 from __future__ import annotations
 
-import contextlib
-import os
-import threading
-import weakref
-from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from types import TracebackType
 
 from fs3.checksum import Bytes
 from fs3.client.meta import MetaClient, Publish
 from fs3.client.plan_core import I64
 from fs3.client.renewal import Renewal
-from fs3.client.storage import ChunkUpdate, StorageClient
-from fs3.errors import Fs3Error, Invalid
+from fs3.client.sending import Sending, Window
+from fs3.client.storage import ChunkUpdate
+from fs3.errors import Invalid
 from fs3.ids import InodeId, file_chunk
 from fs3.inode import Inode
 from fs3.layout import Durability, Layout
-from fs3.transport.buffers import BufferPool
 from fs3.transport.messages import Op
 
-WINDOW = 8
-THREADS = 16
 DIRECT_CHUNKS = 4  # a piece of at least so many chunks is sent without being copied
-KEEP_BYTES = 64 << 20
 ABANDON_S = 5.0
-
-
-class Sending:
-    """The threads and buffers that all writers of a process share."""
-
-    def __init__(self, storage: StorageClient) -> None:
-        self.storage = storage
-        self.begin_again()
-        _living.add(self)
-
-    def begin_again(self) -> None:
-        """No threads, no buffers out: a forked child has none."""
-        self._lock = threading.Lock()
-        self._threads: ThreadPoolExecutor | None = None
-        self._pools: dict[int, BufferPool] = {}
-        self._closed = False
-
-    def submit(self, update: ChunkUpdate) -> Future[None]:
-        """Write one chunk in a thread of its own. Raises: Invalid: the client is closed."""
-        with self._lock:
-            if self._closed:
-                raise Invalid("the client is closed")
-            if self._threads is None:
-                self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="fs3-write")
-            return self._threads.submit(self._write, update)
-
-    def _write(self, update: ChunkUpdate) -> None:
-        self.storage.write([update])
-
-    def pool(self, chunk_bytes: int) -> BufferPool:
-        """The buffers for chunks of this size."""
-        with self._lock:
-            if chunk_bytes not in self._pools:
-                self._pools[chunk_bytes] = BufferPool(chunk_bytes, keep=max(1, KEEP_BYTES // chunk_bytes))
-            return self._pools[chunk_bytes]
-
-    def close(self) -> None:
-        """End the threads once what they are sending has ended."""
-        with self._lock:
-            self._closed = True
-            threads, self._threads = self._threads, None
-        if threads is not None:
-            threads.shutdown(wait=False, cancel_futures=True)
 
 
 class FileWriter:
@@ -98,7 +46,6 @@ class FileWriter:
         self.path = path
         self.inode_id = inode_id
         self.layout = layout
-        self._sending = sending
         self._meta = meta
         self._renewal = renewal
         self._chains = chains
@@ -107,8 +54,7 @@ class FileWriter:
         self._filling: memoryview | None = None
         self._filled = 0
         self._next_chunk = 0
-        self._under_way: dict[Future[None], memoryview | None] = {}
-        self._failure: Fs3Error | None = None
+        self._window = Window(sending, self._pool, path)
         self._ended = False
         self._published: Inode | None = None
         renewal.add([inode_id])
@@ -131,7 +77,7 @@ class FileWriter:
                 whole = (len(view) - taken) // size * size
                 for at in range(taken, taken + whole, size):
                     self._send(view[at : at + size], None)
-                self._settle(all_of_them=True)
+                self._window.settle()
                 taken += whole
                 continue
             if self._filling is None:
@@ -154,7 +100,7 @@ class FileWriter:
         """
         if self._published is None:
             publish = self.finish()
-            with self._remember():
+            with self._window.remember():
                 (inode,) = self._meta.publish_files([publish])
             self.published(inode)
         assert self._published is not None
@@ -169,7 +115,7 @@ class FileWriter:
         length = self.length
         if self._filled:
             self._flush()
-        self._settle(all_of_them=True)
+        self._window.settle()
         return Publish(self.inode_id, self.path, length, self._replace)
 
     def published(self, inode: Inode) -> None:
@@ -182,14 +128,7 @@ class FileWriter:
         if self._ended:
             return
         self._end()
-        for future in self._under_way:
-            future.cancel()
-        ended, _ = wait(self._under_way, ABANDON_S)  # a chunk that arrives after meta has collected the file would stay
-        for future in ended:
-            buffer = self._under_way[future]
-            if buffer is not None:
-                self._pool.give_back(buffer)
-        self._under_way.clear()
+        self._window.cancel(ABANDON_S)  # a chunk that arrives after meta has collected the file would stay
         self._renewal.abandon([self.inode_id])
 
     def __enter__(self) -> FileWriter:
@@ -208,8 +147,7 @@ class FileWriter:
             raise
 
     def _check_open(self) -> None:
-        if self._failure is not None:
-            raise self._failure
+        self._window.check()
         if self._ended:
             raise Invalid(f"{self.path}: the writer is closed")
 
@@ -228,58 +166,23 @@ class FileWriter:
 
     def _send(self, data: memoryview, buffer: memoryview | None) -> None:
         """Start writing the next chunk; `buffer` goes back to the pool when that is done."""
-        while len(self._under_way) >= WINDOW:
-            self._settle(all_of_them=False)
         update = chunk_update(self.inode_id, self.layout, self._chains, self._next_chunk, data)
-        self._under_way[self._sending.submit(update)] = buffer
+        self._window.send(update, buffer)
         self._next_chunk += 1
 
-    def _settle(self, *, all_of_them: bool) -> None:
-        """Wait for one chunk under way, or for all. Raises: the first failure, once none of them runs any more."""
-        while self._under_way:
-            done, _ = wait(self._under_way, return_when=FIRST_COMPLETED)
-            for future in done:
-                buffer = self._under_way.pop(future)
-                if buffer is not None:
-                    self._pool.give_back(buffer)
-                if self._failure is None:
-                    with contextlib.suppress(Fs3Error), self._remember():
-                        future.result()
-            if not all_of_them and self._failure is None:
-                return
-        if self._failure is not None:
-            raise self._failure
 
-    @contextlib.contextmanager
-    def _remember(self) -> Iterator[None]:
-        """Note the first error, so that every later call raises it."""
-        try:
-            yield
-        except Fs3Error as error:
-            self._failure = type(error)(f"{self.path}: {error}")
-            raise self._failure from error
-
-
-def chunk_update(inode_id: int, layout: Layout, chains: I64, index: int, data: memoryview) -> ChunkUpdate:
-    """The update that makes chunk `index` of a file exactly `data`."""
+def chunk_update(
+    inode_id: int, layout: Layout, chains: I64, index: int, data: Bytes, *, op: Op = Op.REPLACE, offset: int = 0
+) -> ChunkUpdate:
+    """The update of chunk `index` of a file; that makes it exactly `data`, if no other `op` is named."""
     hi, lo = file_chunk(inode_id, index)
     return ChunkUpdate(
         hi=hi,
         lo=lo,
         chain=int(chains[index % len(chains)]),
-        op=Op.REPLACE,
+        op=op,
+        offset=offset,
         data=data,
         chunk_bytes=layout.chunk_bytes,
         durable=layout.durability == Durability.SYNC,
     )
-
-
-_living: weakref.WeakSet[Sending] = weakref.WeakSet()
-
-
-def _after_fork_in_child() -> None:
-    for sending in list(_living):
-        sending.begin_again()
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,4 +1,4 @@
-"""What files of a POSIX system have and most of fsspec's filesystems have not: links, permission bits, owners."""
+"""What files of a POSIX system have and most of fsspec's have not: links, permission bits, owners, lengths."""
 
 from __future__ import annotations
 
@@ -57,3 +57,9 @@ class PosixFace:
         path = self._strip_protocol(path)
         with os_errors(path):
             self.client.meta.set_attributes(path, uid=uid, gid=gid, follow=follow)
+
+    def truncate(self, path: str, length: int) -> None:
+        """Make a file longer, with zeros, or shorter, in place."""
+        path = self._strip_protocol(path)
+        with os_errors(path):
+            self.client.files.truncate(path, length)

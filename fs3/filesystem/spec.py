@@ -25,6 +25,7 @@ from fs3.filesystem.files import ReadFile, WriteFile
 from fs3.filesystem.os_errors import os_errors
 from fs3.filesystem.posix import PosixFace
 from fs3.filesystem.transaction import Fs3Transaction
+from fs3.filesystem.update_file import UpdateFile
 from fs3.filesystem.urls import cluster_of, path_of
 from fs3.inode import Inode, InodeType
 from fs3.layout import LayoutChoice
@@ -165,15 +166,20 @@ class Fs3FileSystem(PosixFace, AsyncFace):
                 raise Exists(f"{path}: it exists already")
             if mode in ("wb", "xb"):
                 return WriteFile(self, self._create(path, replace=mode == "wb"), path, autocommit=autocommit)
+            if mode in ("ab", "r+b") and autocommit and not self._intrans:
+                with contextlib.suppress(*([NotFound] if mode == "ab" else [])):
+                    return UpdateFile(self, self.file_client.open_update(path), path, mode)
             if mode == "ab":
                 return self._open_append(path, autocommit=autocommit)
+        within = " in a transaction" if mode == "r+b" else ""
         raise io.UnsupportedOperation(
-            f"{path}: mode {mode!r} is not supported; fs3 files are written from beginning to end, open them 'rb',"
-            " 'wb', 'xb' or 'ab'"
+            f"{path}: mode {mode!r} is not supported{within}; open fs3 files 'rb', 'wb', 'xb', 'ab' or, outside of"
+            " transactions, 'r+b'"
         )
 
     def _open_append(self, path: str, *, autocommit: bool) -> WriteFile:
-        """A new file that begins with what the old one has, which is copied; of two that append at once one is lost."""
+        """A new file, which in a transaction begins with what the old one has: of two that append at once one is
+        lost."""
         with contextlib.ExitStack() as stack:
             before = None
             with contextlib.suppress(NotFound):

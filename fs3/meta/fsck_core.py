@@ -1,7 +1,7 @@
 """Whether a metadata store hangs together: every record of one snapshot is taken in, then what is wrong is told.
 
     entries     lead from a directory, alive or waiting to be taken apart, to an inode of the type that they say
-    inodes      have as many names as they count, or a write session instead; a directory has one, in its `parent`
+    inodes      have as many names as they count, or a write session; a directory has one, in its `parent`
     dead ones   have no inode record any more
     the rest    sessions, times of directories and attributes belong to an inode; attributes are as long as it counts
     the tree    every directory is below the root, or below a dead one
@@ -45,6 +45,7 @@ class _Known:
     nlink: int
     parent: int
     xattr_bytes: int
+    rewritten: bool
 
 
 class Fsck:
@@ -106,7 +107,7 @@ class Fsck:
     def _take_inode(self, where: dict[int, _Known], number: int, found: Inode) -> None:
         if found.inode_id != number:
             raise Invalid(f"holds inode {found.inode_id}")
-        where[number] = _Known(found.type, found.nlink, found.parent, found.xattr_bytes)
+        where[number] = _Known(found.type, found.nlink, found.parent, found.xattr_bytes, found.rewritten)
 
     def findings(self) -> list[Finding]:
         """All that is wrong, by inode."""
@@ -161,8 +162,8 @@ class Fsck:
     def _of_the_rest(self) -> Iterator[Finding]:
         for number in self._sessions:
             one = self._inodes.get(number)
-            if one is None or one.nlink or one.type is not InodeType.FILE:
-                yield Finding(number, "has a write session, and is no unpublished file")
+            if one is None or one.type is not InodeType.FILE or (one.nlink and not one.rewritten):
+                yield Finding(number, "has a write session, and is no file that is being written")
         for number in self._stamps:
             holder = self._inodes.get(number) or self._dead.get(number)
             if holder is None or holder.type is not InodeType.DIRECTORY:

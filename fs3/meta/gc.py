@@ -28,7 +28,7 @@ from fs3.ids import InodeId
 from fs3.inode import Inode, InodeType
 from fs3.kv import keys
 from fs3.kv.api import KVEngine, Transaction, transact
-from fs3.meta import dentry, idempotency, inode, session
+from fs3.meta import dentry, idempotency, inode
 from fs3.meta.gc_turn import CollectorTurn
 from fs3.meta.sizes import page_of
 from fs3.meta.unchanged_core import Unchanged
@@ -169,8 +169,9 @@ class Collector:
             if self._sessions.seen.age_s(now_s, key, value) < self._session_lease_s:
                 continue
             inode_id = InodeId(keys.inode_of(key))
-            _log.info("inode %d: its writer stopped renewing; the unpublished file is collected", inode_id)
-            expired += await transact(self._kv, partial(expire_session, inode_id=inode_id, seen=value))
+            if await transact(self._kv, partial(expire_session, inode_id=inode_id, seen=value)):
+                _log.info("inode %d: its writer stopped renewing, and its session ended", inode_id)
+                expired += 1
         return expired
 
     async def _remove_files(self, ready: list[Inode]) -> int:
@@ -205,11 +206,10 @@ class Collector:
 
 
 async def expire_session(txn: Transaction, inode_id: InodeId, seen: bytes) -> bool:
-    """Queue an unpublished inode if its session is still as `seen`; whether it was."""
+    """End a session that is still as `seen`, and with it a file that has no name; whether it was."""
     if await txn.get(keys.session(inode_id)) != seen:
         return False
-    session.end(txn, inode_id)
-    inode.queue(txn, await inode.load(txn, inode_id))
+    inode.end_session(txn, await inode.load(txn, inode_id))
     return True
 
 
@@ -224,7 +224,7 @@ async def detach_page(txn: Transaction, directory: InodeId, limit: int) -> int:
         if child.is_directory:
             inode.queue(txn, child)
         else:
-            inode.drop_name(txn, child, child.ctime_ns)
+            await inode.drop_name(txn, child, child.ctime_ns)
     if len(page) < limit:
         txn.delete(keys.stamp(directory))
         txn.delete(keys.gc_queue(directory))

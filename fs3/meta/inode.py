@@ -15,6 +15,7 @@ from fs3.ids import InodeId
 from fs3.inode import Inode, InodeType, inode_from_pb, inode_to_pb
 from fs3.kv import keys
 from fs3.kv.api import Transaction
+from fs3.meta import session
 from fs3.meta.dentry import Dentry
 from fs3.pb import meta_pb2
 
@@ -98,13 +99,23 @@ def changed(inode: Inode, now_ns: int) -> Inode:
     return inode._replace(ctime_ns=max(now_ns, inode.ctime_ns + 1), version=inode.version + 1)
 
 
-def drop_name(txn: Transaction, inode: Inode, now_ns: int) -> None:
-    """One name of a file or symlink is gone; with the last one it dies, and a file's chunks wait for collection."""
-    if inode.nlink > 1:
+async def drop_name(txn: Transaction, inode: Inode, now_ns: int) -> None:
+    """One name of a file or symlink is gone; with the last one it dies, and a file's chunks wait for collection.
+
+    A file that is being written lives on without a name until its session ends.
+    """
+    if inode.nlink > 1 or (inode.rewritten and await session.load(txn, inode.inode_id) is not None):
         store(txn, changed(inode, now_ns)._replace(nlink=inode.nlink - 1))
         return
     _forget(txn, inode)
     if inode.is_file:
+        queue(txn, inode)
+
+
+def end_session(txn: Transaction, inode: Inode) -> None:
+    """Nobody writes the file any more; if it has no name, it dies."""
+    session.end(txn, inode.inode_id)
+    if not inode.nlink:
         queue(txn, inode)
 
 
@@ -129,8 +140,8 @@ def _forget(txn: Transaction, inode: Inode) -> None:
 
 
 def known_length(inode: Inode) -> int | None:
-    """The length of a dead file, or None if it was never published and so never told."""
-    return inode.length if inode.nlink else None
+    """How far the chunks of a dead file can reach, or None if nobody was told."""
+    return inode.length if inode.nlink and not inode.rewritten else None
 
 
 def _there(inode_id: int, value: bytes | None) -> bytes:

@@ -77,7 +77,9 @@ class MetaServer:
             self._registry = registry = metrics.new_registry("meta")
             exporter = metrics.serve(registry, config.listen_host, config.metrics_port)
             stack.callback(exporter.close)
-            self.service = MetaService(self.kv, Credentials(secret=config.secret), registry)
+            self.service = MetaService(
+                self.kv, Credentials(secret=config.secret), registry, session_lease_s=config.session_lease_s
+            )
             self._remover = StorageRemover(config.mgmtd, config.secret)
             stack.callback(self._remover.close)
             server = rpc.aio_server()

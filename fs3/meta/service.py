@@ -21,7 +21,7 @@ from fs3.meta.backup import Backups
 from fs3.meta.call import Call
 from fs3.meta.fsck import fsck
 from fs3.meta.id_blocks import InodeIds
-from fs3.meta.ops import attributes, directory, file, link, remove, rename, stat, xattr
+from fs3.meta.ops import attributes, directory, file, link, remove, rename, stat, update, xattr
 from fs3.meta.sizes import check_files, page_of
 from fs3.pb import common_pb2, meta_pb2, meta_pb2_grpc
 from fs3.routing import Routing
@@ -32,6 +32,9 @@ _USAGE_PAGE = 512
 _MOST_FINDINGS = 1_000
 _CREATED_KEYS = 2  # of each file: inode, session
 _PUBLISHED_KEYS = 3  # the same, and the name
+_OPENED_KEYS = 2  # inode, session
+_SYNCED_KEYS = 2  # the same, or the place in the queue
+_OF_EACH = ("inode_ids", "lengths", "epochs")  # fields that have one value for each inode
 _BUCKETS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0, 5.0)
 
 Q = TypeVar("Q")
@@ -85,9 +88,11 @@ class MetaService(meta_pb2_grpc.MetaServicer):
         credentials: Credentials,
         registry: CollectorRegistry,
         *,
+        session_lease_s: float = 60.0,
         wall_ns: Callable[[], int] = wall_now_ns,
     ) -> None:
         self._wall_ns = wall_ns
+        self._session_lease_s = session_lease_s
         self.credentials = credentials
         self._kv = kv
         self._ids = InodeIds(kv)
@@ -200,10 +205,25 @@ class MetaService(meta_pb2_grpc.MetaServicer):
         return common_pb2.Empty()
 
     @rpc.handler
-    async def RenewSessions(self, request: meta_pb2.RenewSessionsRequest) -> common_pb2.Empty:  # noqa: N802
+    async def RenewSessions(self, request: meta_pb2.RenewSessionsRequest) -> meta_pb2.RenewSessionsReply:  # noqa: N802
+        reply = meta_pb2.RenewSessionsReply()
         for part in self._parts(request):
-            await self._change("renew_sessions", file.renew_sessions, part)
-        return common_pb2.Empty()
+            reply.lost.extend((await self._change("renew_sessions", update.renew_sessions, part)).lost)
+        return reply
+
+    @rpc.handler
+    async def OpenForWriting(  # noqa: N802
+        self, request: meta_pb2.OpenForWritingRequest
+    ) -> meta_pb2.OpenForWritingReply:
+        check_files(self._kv.limits, len(request.paths), _OPENED_KEYS)
+        reply = await self._change("open_for_writing", update.open_for_writing, request)
+        reply.lease_ms = int(self._session_lease_s * 1_000)
+        return reply
+
+    @rpc.handler
+    async def SyncFiles(self, request: meta_pb2.SyncFilesRequest) -> meta_pb2.SyncFilesReply:  # noqa: N802
+        check_files(self._kv.limits, len(request.files), _SYNCED_KEYS)
+        return await self._change("sync_files", update.sync_files, request)
 
     @rpc.handler
     async def Symlink(self, request: meta_pb2.SymlinkRequest) -> meta_pb2.InodeReply:  # noqa: N802
@@ -243,12 +263,15 @@ class MetaService(meta_pb2_grpc.MetaServicer):
 
     def _parts(self, request: Inodes) -> Iterator[Inodes]:
         """A request that need not be carried out at once, in as many as a transaction of the store takes."""
-        numbers, page = list(request.inode_ids), page_of(self._kv.limits)
-        for at in range(0, len(numbers), page):
+        page = page_of(self._kv.limits)
+        for at in range(0, len(request.inode_ids), page):
             part = type(request)()
             part.CopyFrom(request)
-            del part.inode_ids[:]
-            part.inode_ids.extend(numbers[at : at + page])
+            for name in _OF_EACH:
+                if name in part.DESCRIPTOR.fields_by_name:
+                    some = getattr(request, name)[at : at + page]
+                    del getattr(part, name)[:]
+                    getattr(part, name).extend(some)
             yield part
 
     async def _ready(self) -> None:

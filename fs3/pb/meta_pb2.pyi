@@ -20,7 +20,7 @@ DIRECTORY: InodeType
 SYMLINK: InodeType
 
 class Inode(_message.Message):
-    __slots__ = ("inode_id", "type", "mode", "uid", "gid", "nlink", "length", "atime_ns", "mtime_ns", "ctime_ns", "layout", "parent", "symlink", "version", "btime_ns", "xattr_bytes")
+    __slots__ = ("inode_id", "type", "mode", "uid", "gid", "nlink", "length", "atime_ns", "mtime_ns", "ctime_ns", "layout", "parent", "symlink", "version", "btime_ns", "xattr_bytes", "rewritten")
     INODE_ID_FIELD_NUMBER: _ClassVar[int]
     TYPE_FIELD_NUMBER: _ClassVar[int]
     MODE_FIELD_NUMBER: _ClassVar[int]
@@ -37,6 +37,7 @@ class Inode(_message.Message):
     VERSION_FIELD_NUMBER: _ClassVar[int]
     BTIME_NS_FIELD_NUMBER: _ClassVar[int]
     XATTR_BYTES_FIELD_NUMBER: _ClassVar[int]
+    REWRITTEN_FIELD_NUMBER: _ClassVar[int]
     inode_id: int
     type: InodeType
     mode: int
@@ -53,7 +54,8 @@ class Inode(_message.Message):
     version: int
     btime_ns: int
     xattr_bytes: int
-    def __init__(self, inode_id: _Optional[int] = ..., type: _Optional[_Union[InodeType, str]] = ..., mode: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., nlink: _Optional[int] = ..., length: _Optional[int] = ..., atime_ns: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., ctime_ns: _Optional[int] = ..., layout: _Optional[_Union[_common_pb2.Layout, _Mapping]] = ..., parent: _Optional[int] = ..., symlink: _Optional[str] = ..., version: _Optional[int] = ..., btime_ns: _Optional[int] = ..., xattr_bytes: _Optional[int] = ...) -> None: ...
+    rewritten: bool
+    def __init__(self, inode_id: _Optional[int] = ..., type: _Optional[_Union[InodeType, str]] = ..., mode: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., nlink: _Optional[int] = ..., length: _Optional[int] = ..., atime_ns: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., ctime_ns: _Optional[int] = ..., layout: _Optional[_Union[_common_pb2.Layout, _Mapping]] = ..., parent: _Optional[int] = ..., symlink: _Optional[str] = ..., version: _Optional[int] = ..., btime_ns: _Optional[int] = ..., xattr_bytes: _Optional[int] = ..., rewritten: _Optional[bool] = ...) -> None: ...
 
 class Entry(_message.Message):
     __slots__ = ("name", "inode")
@@ -208,12 +210,66 @@ class AbandonFilesRequest(_message.Message):
     def __init__(self, id: _Optional[_Union[RequestId, _Mapping]] = ..., inode_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class RenewSessionsRequest(_message.Message):
-    __slots__ = ("client_id", "inode_ids")
+    __slots__ = ("client_id", "inode_ids", "lengths", "epochs")
     CLIENT_ID_FIELD_NUMBER: _ClassVar[int]
     INODE_IDS_FIELD_NUMBER: _ClassVar[int]
+    LENGTHS_FIELD_NUMBER: _ClassVar[int]
+    EPOCHS_FIELD_NUMBER: _ClassVar[int]
     client_id: int
     inode_ids: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, client_id: _Optional[int] = ..., inode_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+    lengths: _containers.RepeatedScalarFieldContainer[int]
+    epochs: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, client_id: _Optional[int] = ..., inode_ids: _Optional[_Iterable[int]] = ..., lengths: _Optional[_Iterable[int]] = ..., epochs: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class RenewSessionsReply(_message.Message):
+    __slots__ = ("lost",)
+    LOST_FIELD_NUMBER: _ClassVar[int]
+    lost: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, lost: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class OpenForWritingRequest(_message.Message):
+    __slots__ = ("id", "paths")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    PATHS_FIELD_NUMBER: _ClassVar[int]
+    id: RequestId
+    paths: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, id: _Optional[_Union[RequestId, _Mapping]] = ..., paths: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class OpenForWritingReply(_message.Message):
+    __slots__ = ("inodes", "lease_ms")
+    INODES_FIELD_NUMBER: _ClassVar[int]
+    LEASE_MS_FIELD_NUMBER: _ClassVar[int]
+    inodes: _containers.RepeatedCompositeFieldContainer[Inode]
+    lease_ms: int
+    def __init__(self, inodes: _Optional[_Iterable[_Union[Inode, _Mapping]]] = ..., lease_ms: _Optional[int] = ...) -> None: ...
+
+class FileSync(_message.Message):
+    __slots__ = ("inode_id", "length", "written", "close", "epoch")
+    INODE_ID_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    WRITTEN_FIELD_NUMBER: _ClassVar[int]
+    CLOSE_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    inode_id: int
+    length: int
+    written: bool
+    close: bool
+    epoch: int
+    def __init__(self, inode_id: _Optional[int] = ..., length: _Optional[int] = ..., written: _Optional[bool] = ..., close: _Optional[bool] = ..., epoch: _Optional[int] = ...) -> None: ...
+
+class SyncFilesRequest(_message.Message):
+    __slots__ = ("id", "files")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    id: RequestId
+    files: _containers.RepeatedCompositeFieldContainer[FileSync]
+    def __init__(self, id: _Optional[_Union[RequestId, _Mapping]] = ..., files: _Optional[_Iterable[_Union[FileSync, _Mapping]]] = ...) -> None: ...
+
+class SyncFilesReply(_message.Message):
+    __slots__ = ("inodes",)
+    INODES_FIELD_NUMBER: _ClassVar[int]
+    inodes: _containers.RepeatedCompositeFieldContainer[Inode]
+    def __init__(self, inodes: _Optional[_Iterable[_Union[Inode, _Mapping]]] = ...) -> None: ...
 
 class SymlinkRequest(_message.Message):
     __slots__ = ("id", "path", "target")

@@ -68,7 +68,17 @@ class MetaStub:
         self.RenewSessions = channel.unary_unary(
                 '/fs3.pb.Meta/RenewSessions',
                 request_serializer=fs3_dot_pb_dot_meta__pb2.RenewSessionsRequest.SerializeToString,
-                response_deserializer=fs3_dot_pb_dot_common__pb2.Empty.FromString,
+                response_deserializer=fs3_dot_pb_dot_meta__pb2.RenewSessionsReply.FromString,
+                _registered_method=True)
+        self.OpenForWriting = channel.unary_unary(
+                '/fs3.pb.Meta/OpenForWriting',
+                request_serializer=fs3_dot_pb_dot_meta__pb2.OpenForWritingRequest.SerializeToString,
+                response_deserializer=fs3_dot_pb_dot_meta__pb2.OpenForWritingReply.FromString,
+                _registered_method=True)
+        self.SyncFiles = channel.unary_unary(
+                '/fs3.pb.Meta/SyncFiles',
+                request_serializer=fs3_dot_pb_dot_meta__pb2.SyncFilesRequest.SerializeToString,
+                response_deserializer=fs3_dot_pb_dot_meta__pb2.SyncFilesReply.FromString,
                 _registered_method=True)
         self.Symlink = channel.unary_unary(
                 '/fs3.pb.Meta/Symlink',
@@ -182,6 +192,18 @@ class MetaServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RenewSessions(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def OpenForWriting(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SyncFiles(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -307,7 +329,17 @@ def add_MetaServicer_to_server(servicer, server):
             'RenewSessions': grpc.unary_unary_rpc_method_handler(
                     servicer.RenewSessions,
                     request_deserializer=fs3_dot_pb_dot_meta__pb2.RenewSessionsRequest.FromString,
-                    response_serializer=fs3_dot_pb_dot_common__pb2.Empty.SerializeToString,
+                    response_serializer=fs3_dot_pb_dot_meta__pb2.RenewSessionsReply.SerializeToString,
+            ),
+            'OpenForWriting': grpc.unary_unary_rpc_method_handler(
+                    servicer.OpenForWriting,
+                    request_deserializer=fs3_dot_pb_dot_meta__pb2.OpenForWritingRequest.FromString,
+                    response_serializer=fs3_dot_pb_dot_meta__pb2.OpenForWritingReply.SerializeToString,
+            ),
+            'SyncFiles': grpc.unary_unary_rpc_method_handler(
+                    servicer.SyncFiles,
+                    request_deserializer=fs3_dot_pb_dot_meta__pb2.SyncFilesRequest.FromString,
+                    response_serializer=fs3_dot_pb_dot_meta__pb2.SyncFilesReply.SerializeToString,
             ),
             'Symlink': grpc.unary_unary_rpc_method_handler(
                     servicer.Symlink,
@@ -568,7 +600,61 @@ class Meta:
             target,
             '/fs3.pb.Meta/RenewSessions',
             fs3_dot_pb_dot_meta__pb2.RenewSessionsRequest.SerializeToString,
-            fs3_dot_pb_dot_common__pb2.Empty.FromString,
+            fs3_dot_pb_dot_meta__pb2.RenewSessionsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def OpenForWriting(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fs3.pb.Meta/OpenForWriting',
+            fs3_dot_pb_dot_meta__pb2.OpenForWritingRequest.SerializeToString,
+            fs3_dot_pb_dot_meta__pb2.OpenForWritingReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SyncFiles(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fs3.pb.Meta/SyncFiles',
+            fs3_dot_pb_dot_meta__pb2.SyncFilesRequest.SerializeToString,
+            fs3_dot_pb_dot_meta__pb2.SyncFilesReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,4 +1,4 @@
-"""Files are born without a name, written, and then published under one, in one transaction for a whole batch.
+"""New files are born without a name, written, and then published under one, in one transaction for a whole batch.
 
 Readers see the old file or the whole new one. A writer that dies leaves an inode whose session runs out.
 """
@@ -91,18 +91,14 @@ async def publish_files(
 
 
 async def abandon_files(txn: Transaction, request: meta_pb2.AbandonFilesRequest, call: Call) -> common_pb2.Empty:
-    """Give up unpublished files; those whose session is over already are left alone. Raises: PermissionDenied."""
+    """End sessions, and with them files that have no name; those that are over already are left alone.
+
+    Raises: PermissionDenied.
+    """
     for number in request.inode_ids:
         inode_id = InodeId(number)
         if await session.owned(txn, inode_id, request.id.client_id) is not None:
-            session.end(txn, inode_id)
-            inode.queue(txn, await inode.load(txn, inode_id))
-    return common_pb2.Empty()
-
-
-async def renew_sessions(txn: Transaction, request: meta_pb2.RenewSessionsRequest, call: Call) -> common_pb2.Empty:
-    """Keep the client's write sessions alive; a writer learns of a lost one when it publishes."""
-    await session.renew(txn, request.client_id, [InodeId(number) for number in request.inode_ids])
+            inode.end_session(txn, await inode.load(txn, inode_id))
     return common_pb2.Empty()
 
 
@@ -110,9 +106,11 @@ async def _publish(
     txn: Transaction, wanted: meta_pb2.PublishFile, place: Place, value: bytes, file: meta_pb2.Inode, call: Call
 ) -> None:
     """Make the inode stored as `value` visible, and fill `file` with what it is then."""
-    if place.dentry is not None:
-        inode.drop_name(txn, await inode.load(txn, place.dentry.inode_id), call.now_ns)
     inode.decode_into(file, value)
+    if file.rewritten or file.nlink:
+        raise Invalid(f"{wanted.path}: inode {file.inode_id} was published before")
+    if place.dentry is not None:
+        await inode.drop_name(txn, await inode.load(txn, place.dentry.inode_id), call.now_ns)
     file.nlink, file.length, file.version = 1, wanted.length, file.version + 1
     file.mtime_ns = file.ctime_ns = call.now_ns
     inode.store_message(txn, file)

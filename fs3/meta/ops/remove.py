@@ -33,7 +33,7 @@ async def remove(txn: Transaction, request: meta_pb2.RemoveRequest, call: Call) 
         raise Invalid(f"{request.path}: the root directory cannot be removed")
     _check_type(request, entry)
     if entry.type is not InodeType.DIRECTORY:
-        inode.drop_name(txn, await inode.load(txn, entry.inode_id), call.now_ns)
+        await inode.drop_name(txn, await inode.load(txn, entry.inode_id), call.now_ns)
     elif request.recursive:
         inode.queue(txn, await inode.load(txn, entry.inode_id))
     elif await dentry.is_empty(txn, entry.inode_id):

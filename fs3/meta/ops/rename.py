@@ -68,7 +68,7 @@ async def _replace(txn: Transaction, path: str, moving: Dentry, there: Dentry, n
     if there.type is not InodeType.DIRECTORY:
         if moving.type is InodeType.DIRECTORY:
             raise NotADirectory(f"{path}: is a file, and a directory cannot replace it")
-        inode.drop_name(txn, await inode.load(txn, there.inode_id), now_ns)
+        await inode.drop_name(txn, await inode.load(txn, there.inode_id), now_ns)
         return
     if moving.type is not InodeType.DIRECTORY:
         raise IsADirectory(f"{path}: is a directory, and a file cannot replace it")

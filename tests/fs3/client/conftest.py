@@ -10,14 +10,14 @@ import os
 import socket
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
 
 from fs3 import checksum
-from fs3.client.meta import Publish
+from fs3.client.meta import Publish, Written
 from fs3.errors import Exists, Fs3Error, NotFound, SessionEnded, StaleRouting
 from fs3.ids import ChainId, ChainTableId, InodeId, NodeId, TargetId
 from fs3.inode import Inode, InodeType
@@ -416,9 +416,10 @@ class Meta:
         for inode_id in inode_ids:
             del self.unpublished[inode_id]
 
-    def renew(self, inode_ids: Sequence[int], *, timeout_s: float) -> None:
-        self.renewed += inode_ids
+    def renew(self, files: Mapping[int, Written], *, timeout_s: float) -> list[int]:
+        self.renewed += files
         self.on_renew()
+        return []
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from fs3.kv.api import KVEngine, transact
 from fs3.kv.memory import MemoryKV
 from fs3.kv.sqlite import SqliteKV
 from fs3.meta.call import Call
-from fs3.meta.ops import attributes, directory, file, link, remove, rename, stat, xattr
+from fs3.meta.ops import attributes, directory, file, link, remove, rename, stat, update, xattr
 from fs3.pb import common_pb2, meta_pb2
 from fs3.routing import ChainTable, Routing
 
@@ -88,7 +88,7 @@ class Namespace:
         await self.change(file.abandon_files, request)
 
     async def renew(self, *inode_ids: int, client: int = 7) -> None:
-        await self.change(file.renew_sessions, meta_pb2.RenewSessionsRequest(client_id=client, inode_ids=inode_ids))
+        await self.change(update.renew_sessions, meta_pb2.RenewSessionsRequest(client_id=client, inode_ids=inode_ids))
 
     async def rename(self, source: str, target: str, no_replace: bool = False) -> Inode:
         request = meta_pb2.RenameRequest(id=self.request_id(), source=source, target=target, no_replace=no_replace)

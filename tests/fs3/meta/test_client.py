@@ -14,7 +14,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from fs3 import errors
-from fs3.client.meta import Health, LayoutChoice, MetaClient, Publish, Space, Usage
+from fs3.client.meta import Health, LayoutChoice, MetaClient, Publish, Space, Usage, Written
 from fs3.client.meta_calls import META
 from fs3.ids import ChainId, ChainTableId, NodeId
 from fs3.inode import InodeType
@@ -106,7 +106,7 @@ def test_every_call_once(meta: MetaClient) -> None:
     assert (made.mode, made.layout.chain_table, made.layout.durability) == (0o700, 1, Durability.OS)
     write(meta, *(f"/d/f{number:04}" for number in range(512)))
     (late,) = meta.create_files(["/d/late"], layout=LayoutChoice(stripe=4))
-    meta.renew([late.inode_id])
+    assert meta.renew({late.inode_id: Written(), 999: Written()}) == [999]
     meta.abandon([late.inode_id])
     with pytest.raises(errors.NotFound, match="/d/late: the write session"):
         meta.publish_files([Publish(late.inode_id, "/d/late", 1)])

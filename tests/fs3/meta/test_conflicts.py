@@ -16,7 +16,7 @@ from fs3 import errors
 from fs3.ids import ROOT_INODE
 from fs3.kv import keys
 from fs3.meta.gc import Collector
-from fs3.meta.ops import attributes, directory, file, link, remove, rename, stat, xattr
+from fs3.meta.ops import attributes, directory, file, link, remove, rename, stat, update, xattr
 from fs3.pb import meta_pb2
 
 
@@ -63,6 +63,20 @@ def set_xattr(path: str, name: str = "user.a", value: bytes = b"v"):
 
 def create(path: str):
     return lambda ns: (file.create_files, meta_pb2.CreateFilesRequest(id=ns.request_id(), paths=[path]))
+
+
+def open_for_writing(*paths: str):
+    return lambda ns: (update.open_for_writing, meta_pb2.OpenForWritingRequest(id=ns.request_id(), paths=paths))
+
+
+def sync(close: bool = False):
+    """Of the file at /open, which is being written."""
+    return lambda ns: (
+        update.sync_files,
+        meta_pb2.SyncFilesRequest(
+            id=ns.request_id(), files=[meta_pb2.FileSync(inode_id=ns.open, length=5, written=not close, close=close)]
+        ),
+    )
 
 
 PAIRS = [
@@ -146,6 +160,26 @@ PAIRS = [
     # creating without a name depends on nothing
     (rmdir("/a"), create("/a/f"), False),
     (publish(0, "/a/f"), create("/a/f"), False),
+    # written in place: one writer, and neither a name that goes nor the end of a session may miss the other
+    (open_for_writing("/d/old"), open_for_writing("/d/old"), True),
+    (open_for_writing("/again"), open_for_writing("/again"), True),
+    (open_for_writing("/d/old"), rmdir("/d/old"), True),
+    (rmdir("/d/old"), open_for_writing("/d/old"), True),
+    (open_for_writing("/again"), rmdir("/again"), True),
+    (rmdir("/again"), open_for_writing("/again"), True),
+    (open_for_writing("/again"), publish(0, "/again"), True),
+    (open_for_writing("/again"), move("/d/old", "/again"), True),
+    (move("/again", "/d/again"), open_for_writing("/again"), True),
+    (sync(), rmdir("/open"), True),
+    (rmdir("/open"), sync(), True),
+    (sync(close=True), rmdir("/open"), True),
+    (rmdir("/open"), sync(close=True), True),
+    (sync(), sync(close=True), True),
+    (sync(), chmod("/open"), True),
+    (open_for_writing("/again"), open_for_writing("/d/old"), False),
+    (open_for_writing("/again"), publish(0, "/a/f"), False),
+    (sync(), publish(0, "/a/f"), False),
+    (sync(), move("/a", "/x"), False),
 ]
 
 
@@ -158,6 +192,12 @@ def test_pairs(drive, first, second, loses: bool) -> None:
         await ns.write("/d/old")
         await ns.link("/d/old", "/d/other")
         await ns.symlink("/d/link", "../b")
+        _, opened = await ns.write("/again", "/open")
+        ns.open = opened.inode_id
+        for path in ("/again", "/open"):
+            op, request = open_for_writing(path)(ns)
+            await ns.change(op, request)
+        await ns.abandon((await ns.stat("/again"))[0].inode_id)
         ns.made = [one.inode_id for one in await ns.create("/1", "/2")]
         winner, loser = ns.kv.begin(), ns.kv.begin()
         for txn, wanted in ((winner, first), (loser, second)):

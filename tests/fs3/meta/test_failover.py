@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from fs3.client.meta import MetaClient, Publish
+from fs3.client.meta import MetaClient, Publish, Written
 from fs3.client.meta_calls import META
 from fs3.client.turns_core import SHUN_S, Turns
 from fs3.errors import Invalid, NotFound, Unavailable
@@ -147,7 +147,7 @@ def test_a_change_whose_answer_is_lost_is_answered_by_the_other_and_applied_once
     lost(lambda meta: meta.mkdir("/d/e/f", parents=True))
     assert names(watcher, "/d/e") == ["f"]
     files = lost(lambda meta: meta.create_files(["/d/a", "/d/b"]))
-    lost(lambda meta: meta.renew([file.inode_id for file in files]))
+    lost(lambda meta: meta.renew({file.inode_id: Written() for file in files}))
     published = lost(lambda meta: meta.publish_files([Publish(files[0].inode_id, "/d/a", 7, replace=False)]))
     assert published == [watcher.stat_one("/d/a")] and published[0].version == files[0].version + 1
     lost(lambda meta: meta.abandon([files[1].inode_id]))

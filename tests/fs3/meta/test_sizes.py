@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from prometheus_client import CollectorRegistry
 
-from fs3.client.meta import MetaClient, Publish
+from fs3.client.meta import MetaClient, Publish, Written
 from fs3.client.meta_calls import META
 from fs3.cluster.etcd import LocalEtcd
 from fs3.errors import NotFound, TooLarge
@@ -130,7 +130,7 @@ def test_files_are_made_published_replaced_and_removed_in_parts(running: Running
 
 def test_sessions_are_renewed_and_abandoned_in_parts(running: Running) -> None:
     made = [one.inode_id for one in running.meta.create_files([f"/{number}" for number in range(200)])]
-    running.meta.renew(made)
+    assert running.meta.renew(dict.fromkeys(made, Written())) == []
     running.meta.abandon(made)
     assert running.count(keys.SESSION) == 0 and running.count(keys.GC_QUEUE) == 200
     running.meta.abandon([])
