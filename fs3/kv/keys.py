@@ -9,6 +9,7 @@ Four ASCII letters name the kind, as in 3FS; numbers follow as 8 bytes big-endia
     IDEM <period> <client> <request>  the answer a changing request got
     GCQU <inode>                      an inode that is dead: its chunks, or its entries, wait for collection
     XATR <inode> <name>               an extended attribute; its value is the user's bytes as they are
+    TRSH <expires> <number>           what stands behind an entry of the trash; sorted by when it is due, in seconds
     COUN <name>                       a counter
     META cluster                      the id of the cluster whose names these are
     META collector                    which meta daemon collects, and its beat
@@ -20,6 +21,7 @@ from __future__ import annotations
 import struct
 
 _ONE = struct.Struct(">4sQ")
+_TWO = struct.Struct(">4sQQ")
 _THREE = struct.Struct(">4sQQQ")
 _U64_MAX = (1 << 64) - 1
 
@@ -30,6 +32,7 @@ SESSION = b"SESS"
 IDEMPOTENCY = b"IDEM"
 GC_QUEUE = b"GCQU"
 XATTR = b"XATR"
+TRASH = b"TRSH"
 COUNTER = b"COUN"
 
 NEXT_INODE = COUNTER + b"next-inode"
@@ -84,6 +87,21 @@ def xattr_name(key: bytes) -> bytes:
 def inode_of(key: bytes) -> int:
     """The inode in a key of INOD, SESS or GCQU."""
     return int(_ONE.unpack(key)[1])
+
+
+def trash(expires_s: int, number: int) -> bytes:
+    return _TWO.pack(TRASH, expires_s, number)
+
+
+def trash_of(key: bytes) -> tuple[int, int]:
+    """When an entry of the trash is due, and its number."""
+    _, expires_s, number = _TWO.unpack(key)
+    return expires_s, number
+
+
+def trash_due(now_s: int) -> tuple[bytes, bytes]:
+    """The half-open range of all that is due at `now_s`."""
+    return TRASH, _ONE.pack(TRASH, max(now_s + 1, 0))
 
 
 def idempotency(period: int, client_id: int, request_id: int) -> bytes:

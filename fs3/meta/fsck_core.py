@@ -4,6 +4,7 @@
     inodes      have as many names as they count, or a write session; a directory has one, in its `parent`
     dead ones   have no inode record any more
     the rest    sessions, times of directories and attributes belong to an inode; attributes are as long as it counts
+    the trash   has the entry of each of its records
     the tree    every directory is below the root, or below a dead one
     counters    no inode has an id that is still to be given out
 
@@ -21,7 +22,7 @@ from fs3.ids import ROOT_INODE
 from fs3.inode import Inode, InodeType
 from fs3.kv import keys
 from fs3.kv.occ_core import decode_counter
-from fs3.meta import dentry, inode
+from fs3.meta import dentry, inode, trashed
 
 _NUMBERED_BYTES = 12  # a kind and a number
 
@@ -59,6 +60,7 @@ class Fsck:
         self._sessions: set[int] = set()
         self._stamps: set[int] = set()
         self._xattr_bytes: Counter[int] = Counter()
+        self._trash: list[bytes] = []
         self._next_inode = 0
         self._unreadable: list[Finding] = []
 
@@ -86,6 +88,9 @@ class Fsck:
                 self._next_inode = decode_counter(value)
             return
         if kind == keys.IDEMPOTENCY or key in (keys.CLUSTER, keys.COLLECTOR):
+            return
+        if kind == keys.TRASH:
+            self._trash.append(trashed.entry_name(key, trashed.decode(value)))
             return
         if len(key) < _NUMBERED_BYTES:
             raise Invalid("no key of a metadata store")
@@ -116,6 +121,7 @@ class Fsck:
             *self._of_entries(),
             *self._of_inodes(),
             *self._of_the_rest(),
+            *self._of_the_trash(),
             *self._of_the_tree(),
         ]
         return sorted(found, key=lambda one: (one.inode_id, one.text))
@@ -170,6 +176,13 @@ class Fsck:
                 yield Finding(number, "has the time of a directory's last change, and is no directory")
         for number in self._xattr_bytes.keys() - self._inodes.keys():
             yield Finding(number, "has attributes, and does not exist")
+
+    def _of_the_trash(self) -> Iterator[Finding]:
+        at = {number for parent, name, number, _ in self._entries if (parent, name) == (ROOT_INODE, trashed.NAME)}
+        there = {name for parent, name, _, _ in self._entries if parent in at}
+        for name in self._trash:
+            if name not in there:
+                yield Finding(0, f"the trash remembers {name.decode(errors='replace')!r}, and does not have it")
 
     def _of_the_tree(self) -> Iterator[Finding]:
         """Directories whose parents never end at the root or at one that is being taken apart."""

@@ -132,6 +132,14 @@ def queue(txn: Transaction, inode: Inode) -> None:
     txn.put(keys.gc_queue(inode.inode_id), encode(inode))
 
 
+async def drop_tree(txn: Transaction, inode: Inode, now_ns: int) -> None:
+    """One name of anything is gone; the collector takes apart what is in a directory."""
+    if inode.is_directory:
+        queue(txn, inode)
+    else:
+        await drop_name(txn, inode, now_ns)
+
+
 def _forget(txn: Transaction, inode: Inode) -> None:
     """The inode's record goes, and with it its extended attributes: each is written together with the inode."""
     txn.delete(keys.inode(inode.inode_id))

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -21,7 +22,7 @@ from fs3.meta.backup import Backups
 from fs3.meta.call import Call
 from fs3.meta.fsck import fsck
 from fs3.meta.id_blocks import InodeIds
-from fs3.meta.ops import attributes, directory, file, link, remove, rename, stat, update, xattr
+from fs3.meta.ops import attributes, directory, file, link, remove, rename, stat, trash, update, xattr
 from fs3.meta.sizes import check_files, page_of
 from fs3.pb import common_pb2, meta_pb2, meta_pb2_grpc
 from fs3.routing import Routing
@@ -260,6 +261,23 @@ class MetaService(meta_pb2_grpc.MetaServicer):
     @rpc.handler
     async def Remove(self, request: meta_pb2.RemoveRequest) -> common_pb2.Empty:  # noqa: N802
         return await self._change("remove", remove.remove, request)
+
+    @rpc.handler
+    async def Trash(self, request: meta_pb2.TrashRequest) -> meta_pb2.TrashReply:  # noqa: N802
+        return await self._change("trash", trash.trash, request, trash.IDS_NEEDED)
+
+    @rpc.handler
+    async def ListTrash(self, request: meta_pb2.ListTrashRequest) -> meta_pb2.ListTrashReply:  # noqa: N802
+        return await self._read("list_trash", trash.list_page, request)
+
+    @rpc.handler
+    async def RestoreTrash(self, request: meta_pb2.RestoreTrashRequest) -> meta_pb2.RestoreTrashReply:  # noqa: N802
+        return await self._change("restore_trash", trash.restore, request)
+
+    @rpc.handler
+    async def EmptyTrash(self, request: meta_pb2.EmptyTrashRequest) -> meta_pb2.EmptyTrashReply:  # noqa: N802
+        page = partial(trash.empty_page, limit=page_of(self._kv.limits, trash.KEYS_OF_AN_ENTRY))
+        return await self._change("empty_trash", page, request)
 
     def _parts(self, request: Inodes) -> Iterator[Inodes]:
         """A request that need not be carried out at once, in as many as a transaction of the store takes."""

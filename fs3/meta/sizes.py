@@ -14,9 +14,9 @@ _KEYS_OF_AN_INODE = 5  # at most: an inode that goes, its name, its session or p
 _RESERVE = 16  # for the rest of the operation, and what an engine adds
 
 
-def page_of(limits: Limits) -> int:
+def page_of(limits: Limits, keys_of_one: int = _KEYS_OF_AN_INODE) -> int:
     """How many inodes one transaction may queue, renew or forget."""
-    return min(max((limits.max_operations - _RESERVE) // _KEYS_OF_AN_INODE, 1), _MOST)
+    return min(max((limits.max_operations - _RESERVE) // keys_of_one, 1), _MOST)
 
 
 def check_files(limits: Limits, count: int, keys_of_a_file: int) -> None:

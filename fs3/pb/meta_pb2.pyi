@@ -480,3 +480,99 @@ class BackupReply(_message.Message):
     total_bytes: int
     data: bytes
     def __init__(self, token: _Optional[int] = ..., total_bytes: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class TrashRecord(_message.Message):
+    __slots__ = ("path", "removed_ns", "client_id")
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    REMOVED_NS_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_ID_FIELD_NUMBER: _ClassVar[int]
+    path: str
+    removed_ns: int
+    client_id: int
+    def __init__(self, path: _Optional[str] = ..., removed_ns: _Optional[int] = ..., client_id: _Optional[int] = ...) -> None: ...
+
+class TrashRequest(_message.Message):
+    __slots__ = ("id", "path", "keep_s")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    KEEP_S_FIELD_NUMBER: _ClassVar[int]
+    id: RequestId
+    path: str
+    keep_s: int
+    def __init__(self, id: _Optional[_Union[RequestId, _Mapping]] = ..., path: _Optional[str] = ..., keep_s: _Optional[int] = ...) -> None: ...
+
+class Trashed(_message.Message):
+    __slots__ = ("name", "record", "expires_ns", "inode")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    RECORD_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_NS_FIELD_NUMBER: _ClassVar[int]
+    INODE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    record: TrashRecord
+    expires_ns: int
+    inode: Inode
+    def __init__(self, name: _Optional[str] = ..., record: _Optional[_Union[TrashRecord, _Mapping]] = ..., expires_ns: _Optional[int] = ..., inode: _Optional[_Union[Inode, _Mapping]] = ...) -> None: ...
+
+class TrashReply(_message.Message):
+    __slots__ = ("trashed",)
+    TRASHED_FIELD_NUMBER: _ClassVar[int]
+    trashed: Trashed
+    def __init__(self, trashed: _Optional[_Union[Trashed, _Mapping]] = ...) -> None: ...
+
+class ListTrashRequest(_message.Message):
+    __slots__ = ("after", "limit")
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    after: str
+    limit: int
+    def __init__(self, after: _Optional[str] = ..., limit: _Optional[int] = ...) -> None: ...
+
+class ListTrashReply(_message.Message):
+    __slots__ = ("trashed", "after", "more")
+    TRASHED_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
+    trashed: _containers.RepeatedCompositeFieldContainer[Trashed]
+    after: str
+    more: bool
+    def __init__(self, trashed: _Optional[_Iterable[_Union[Trashed, _Mapping]]] = ..., after: _Optional[str] = ..., more: _Optional[bool] = ...) -> None: ...
+
+class RestoreTrashRequest(_message.Message):
+    __slots__ = ("id", "name", "target")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    id: RequestId
+    name: str
+    target: str
+    def __init__(self, id: _Optional[_Union[RequestId, _Mapping]] = ..., name: _Optional[str] = ..., target: _Optional[str] = ...) -> None: ...
+
+class RestoreTrashReply(_message.Message):
+    __slots__ = ("inode", "path")
+    INODE_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    inode: Inode
+    path: str
+    def __init__(self, inode: _Optional[_Union[Inode, _Mapping]] = ..., path: _Optional[str] = ...) -> None: ...
+
+class EmptyTrashRequest(_message.Message):
+    __slots__ = ("id", "name", "removed_before_ns", "after")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    REMOVED_BEFORE_NS_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    id: RequestId
+    name: str
+    removed_before_ns: int
+    after: str
+    def __init__(self, id: _Optional[_Union[RequestId, _Mapping]] = ..., name: _Optional[str] = ..., removed_before_ns: _Optional[int] = ..., after: _Optional[str] = ...) -> None: ...
+
+class EmptyTrashReply(_message.Message):
+    __slots__ = ("removed", "after", "more")
+    REMOVED_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
+    removed: int
+    after: str
+    more: bool
+    def __init__(self, removed: _Optional[int] = ..., after: _Optional[str] = ..., more: _Optional[bool] = ...) -> None: ...

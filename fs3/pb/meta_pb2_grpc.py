@@ -150,6 +150,26 @@ class MetaStub:
                 request_serializer=fs3_dot_pb_dot_meta__pb2.BackupRequest.SerializeToString,
                 response_deserializer=fs3_dot_pb_dot_meta__pb2.BackupReply.FromString,
                 _registered_method=True)
+        self.Trash = channel.unary_unary(
+                '/fs3.pb.Meta/Trash',
+                request_serializer=fs3_dot_pb_dot_meta__pb2.TrashRequest.SerializeToString,
+                response_deserializer=fs3_dot_pb_dot_meta__pb2.TrashReply.FromString,
+                _registered_method=True)
+        self.ListTrash = channel.unary_unary(
+                '/fs3.pb.Meta/ListTrash',
+                request_serializer=fs3_dot_pb_dot_meta__pb2.ListTrashRequest.SerializeToString,
+                response_deserializer=fs3_dot_pb_dot_meta__pb2.ListTrashReply.FromString,
+                _registered_method=True)
+        self.RestoreTrash = channel.unary_unary(
+                '/fs3.pb.Meta/RestoreTrash',
+                request_serializer=fs3_dot_pb_dot_meta__pb2.RestoreTrashRequest.SerializeToString,
+                response_deserializer=fs3_dot_pb_dot_meta__pb2.RestoreTrashReply.FromString,
+                _registered_method=True)
+        self.EmptyTrash = channel.unary_unary(
+                '/fs3.pb.Meta/EmptyTrash',
+                request_serializer=fs3_dot_pb_dot_meta__pb2.EmptyTrashRequest.SerializeToString,
+                response_deserializer=fs3_dot_pb_dot_meta__pb2.EmptyTrashReply.FromString,
+                _registered_method=True)
 
 
 class MetaServicer:
@@ -293,6 +313,30 @@ class MetaServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Trash(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListTrash(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RestoreTrash(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EmptyTrash(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_MetaServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -410,6 +454,26 @@ def add_MetaServicer_to_server(servicer, server):
                     servicer.Backup,
                     request_deserializer=fs3_dot_pb_dot_meta__pb2.BackupRequest.FromString,
                     response_serializer=fs3_dot_pb_dot_meta__pb2.BackupReply.SerializeToString,
+            ),
+            'Trash': grpc.unary_unary_rpc_method_handler(
+                    servicer.Trash,
+                    request_deserializer=fs3_dot_pb_dot_meta__pb2.TrashRequest.FromString,
+                    response_serializer=fs3_dot_pb_dot_meta__pb2.TrashReply.SerializeToString,
+            ),
+            'ListTrash': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListTrash,
+                    request_deserializer=fs3_dot_pb_dot_meta__pb2.ListTrashRequest.FromString,
+                    response_serializer=fs3_dot_pb_dot_meta__pb2.ListTrashReply.SerializeToString,
+            ),
+            'RestoreTrash': grpc.unary_unary_rpc_method_handler(
+                    servicer.RestoreTrash,
+                    request_deserializer=fs3_dot_pb_dot_meta__pb2.RestoreTrashRequest.FromString,
+                    response_serializer=fs3_dot_pb_dot_meta__pb2.RestoreTrashReply.SerializeToString,
+            ),
+            'EmptyTrash': grpc.unary_unary_rpc_method_handler(
+                    servicer.EmptyTrash,
+                    request_deserializer=fs3_dot_pb_dot_meta__pb2.EmptyTrashRequest.FromString,
+                    response_serializer=fs3_dot_pb_dot_meta__pb2.EmptyTrashReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1033,6 +1097,114 @@ class Meta:
             '/fs3.pb.Meta/Backup',
             fs3_dot_pb_dot_meta__pb2.BackupRequest.SerializeToString,
             fs3_dot_pb_dot_meta__pb2.BackupReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Trash(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fs3.pb.Meta/Trash',
+            fs3_dot_pb_dot_meta__pb2.TrashRequest.SerializeToString,
+            fs3_dot_pb_dot_meta__pb2.TrashReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListTrash(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fs3.pb.Meta/ListTrash',
+            fs3_dot_pb_dot_meta__pb2.ListTrashRequest.SerializeToString,
+            fs3_dot_pb_dot_meta__pb2.ListTrashReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RestoreTrash(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fs3.pb.Meta/RestoreTrash',
+            fs3_dot_pb_dot_meta__pb2.RestoreTrashRequest.SerializeToString,
+            fs3_dot_pb_dot_meta__pb2.RestoreTrashReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EmptyTrash(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fs3.pb.Meta/EmptyTrash',
+            fs3_dot_pb_dot_meta__pb2.EmptyTrashRequest.SerializeToString,
+            fs3_dot_pb_dot_meta__pb2.EmptyTrashReply.FromString,
             options,
             channel_credentials,
             insecure,

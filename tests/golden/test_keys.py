@@ -6,8 +6,9 @@ from fs3.ids import InodeId
 from fs3.inode import Inode, InodeType
 from fs3.kv import keys
 from fs3.layout import Durability, Layout
-from fs3.meta import dentry, inode, session
+from fs3.meta import dentry, inode, session, trashed
 from fs3.meta.session import Session
+from fs3.pb import meta_pb2
 
 KEYS = {
     keys.inode(1): "494e4f44 0000000000000001",
@@ -18,6 +19,7 @@ KEYS = {
     keys.idempotency(3, 4, 1 << 63): "4944454d 0000000000000003 0000000000000004 8000000000000000",
     keys.gc_queue(258): "47435155 0000000000000102",
     keys.xattr(258, "user.ü".encode()): "58415452 0000000000000102 757365722ec3bc",
+    keys.trash(1_800_000_000, 258): "54525348 000000006b49d200 0000000000000102",
     keys.NEXT_INODE: "434f554e 6e6578742d696e6f6465",
     keys.IDEMPOTENCY_PERIOD: "434f554e 6964656d706f74656e63792d706572696f64",
     keys.CLUSTER: "4d455441 636c7573746572",
@@ -67,6 +69,17 @@ def test_attributes_of_an_inode_are_a_range_and_a_group() -> None:
     assert begin < keys.xattr(258, b"\x01") < keys.xattr(258, b"\xff" * 255) < end <= keys.xattr(259, b"\x01")
     assert keys.xattr_name(keys.xattr(7, b"user.x")) == b"user.x"
     assert keys.group(keys.xattr(7, b"a")) == keys.group(keys.xattr(7, b"b")) != keys.group(keys.xattr(8, b"a"))
+
+
+def test_the_trash_sorts_by_what_is_due() -> None:
+    begin, end = keys.trash_due(10)
+    assert begin < keys.trash(0, 5) < keys.trash(10, (1 << 64) - 1) < end <= keys.trash(11, 0) < keys.whole(b"TRSH")[1]
+    assert keys.trash_of(keys.trash(10, 5)) == (10, 5)
+    record = meta_pb2.TrashRecord(path="/d/ü", removed_ns=1_700_000_000_000_000_000, client_id=300)
+    stored = bytes.fromhex("01 0a05 2f642fc3bc 108080a8b1e39fe7cb17 18ac02")
+    assert trashed.encode(record) == stored and trashed.decode(stored) == record
+    assert trashed.entry_name(keys.trash(10, 5), record) == "10-5-ü".encode()
+    assert trashed.key_of(b"10-5-whatever") == keys.trash(10, 5)
 
 
 def test_values() -> None:

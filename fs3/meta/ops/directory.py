@@ -51,6 +51,17 @@ async def mkdir(txn: Transaction, request: meta_pb2.MkdirRequest, call: Call) ->
     return await record(txn, request.id, meta_pb2.InodeReply(inode=inode_to_pb(made)))
 
 
+async def make_in_root(txn: Transaction, name: bytes, mode: int, call: Call) -> Inode:
+    """A directory of this name, which is free, with the root's layout."""
+    root = await inode.load(txn, ROOT_INODE)
+    layout = choose_layout(root, meta_pb2.LayoutChoice(), call.routing)
+    made = _directory(call.new_id(), ROOT_INODE, mode, layout, call.now_ns)
+    inode.store(txn, made)
+    dentry.store(txn, ROOT_INODE, name, made)
+    inode.stamp_directory(txn, ROOT_INODE, call.now_ns)
+    return made
+
+
 async def _existing(txn: Transaction, request: meta_pb2.MkdirRequest, inode_id: InodeId, call: Call) -> Inode:
     found = await inode.load_stat(txn, inode_id)
     if not found.is_directory or not request.parents:

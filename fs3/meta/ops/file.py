@@ -10,7 +10,7 @@ from fs3.ids import InodeId
 from fs3.inode import Inode, InodeType, inode_to_pb
 from fs3.kv.api import Transaction
 from fs3.layout import Layout
-from fs3.meta import dentry, inode, session
+from fs3.meta import dentry, inode, session, trashed
 from fs3.meta.call import Call, choose_layout
 from fs3.meta.dentry import Dentry
 from fs3.meta.idempotency import record, recorded
@@ -111,6 +111,7 @@ async def _publish(
         raise Invalid(f"{wanted.path}: inode {file.inode_id} was published before")
     if place.dentry is not None:
         await inode.drop_name(txn, await inode.load(txn, place.dentry.inode_id), call.now_ns)
+        await trashed.forget(txn, place)
     file.nlink, file.length, file.version = 1, wanted.length, file.version + 1
     file.mtime_ns = file.ctime_ns = call.now_ns
     inode.store_message(txn, file)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from fs3.errors import Invalid, IsADirectory, NotADirectory, NotEmpty
 from fs3.inode import InodeType
 from fs3.kv.api import Transaction
-from fs3.meta import dentry, inode
+from fs3.meta import dentry, inode, trashed
 from fs3.meta.call import Call
 from fs3.meta.dentry import Dentry
 from fs3.meta.idempotency import record, recorded
+from fs3.meta.moving import take
 from fs3.meta.path import Walker
 from fs3.pb import common_pb2, meta_pb2
 
@@ -24,6 +25,7 @@ async def remove(txn: Transaction, request: meta_pb2.RemoveRequest, call: Call) 
         NotEmpty: a directory with entries, and `recursive` was not asked for.
         IsADirectory, NotADirectory: it is not what it `must_be`.
         Invalid: the root.
+        NotPermitted: the trash itself.
     """
     answer = await recorded(txn, request.id, common_pb2.Empty)
     if answer is not None:
@@ -31,6 +33,7 @@ async def remove(txn: Transaction, request: meta_pb2.RemoveRequest, call: Call) 
     place, entry = await Walker(txn).existing(request.path, follow=False)
     if not place.name:
         raise Invalid(f"{request.path}: the root directory cannot be removed")
+    trashed.check_stays(place, request.path)
     _check_type(request, entry)
     if entry.type is not InodeType.DIRECTORY:
         await inode.drop_name(txn, await inode.load(txn, entry.inode_id), call.now_ns)
@@ -40,8 +43,7 @@ async def remove(txn: Transaction, request: meta_pb2.RemoveRequest, call: Call) 
         await inode.drop_empty_directory(txn, entry.inode_id)
     else:
         raise NotEmpty(f"{request.path}: the directory is not empty; remove it recursively")
-    dentry.remove(txn, place.parent, place.name)
-    inode.stamp_directory(txn, place.parent, call.now_ns)
+    await take(txn, place, call.now_ns)
     return await record(txn, request.id, common_pb2.Empty())
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from fs3.errors import Exists, Invalid, IsADirectory, NotADirectory, NotEmpty, NotFound
 from fs3.inode import InodeType, inode_to_pb
 from fs3.kv.api import Transaction
-from fs3.meta import dentry, inode
+from fs3.meta import dentry, inode, trashed
 from fs3.meta.call import Call
 from fs3.meta.dentry import Dentry
 from fs3.meta.idempotency import record, recorded
+from fs3.meta.moving import move
 from fs3.meta.path import Place, Walker
 from fs3.pb import meta_pb2
 
@@ -25,6 +26,7 @@ async def rename(txn: Transaction, request: meta_pb2.RenameRequest, call: Call) 
         Exists: the target does, and `no_replace` was asked for.
         NotEmpty, IsADirectory, NotADirectory: the target cannot be replaced by this source.
         Invalid: the root, or a directory into its own subtree.
+        NotPermitted: the trash.
     """
     answer = await recorded(txn, request.id, meta_pb2.InodeReply)
     if answer is not None:
@@ -41,13 +43,8 @@ async def rename(txn: Transaction, request: meta_pb2.RenameRequest, call: Call) 
         return await record(txn, request.id, meta_pb2.InodeReply(inode=inode_to_pb(moved)))
     if target.dentry is not None:
         await _replace(txn, request.target, moving, target.dentry, call.now_ns)
-    parent = target.parent if moved.is_directory else 0
-    moved = inode.changed(moved, call.now_ns)._replace(parent=parent)
-    inode.store(txn, moved)
-    dentry.remove(txn, source.parent, source.name)
-    dentry.store(txn, target.parent, target.name, moved)
-    inode.stamp_directory(txn, source.parent, call.now_ns)
-    inode.stamp_directory(txn, target.parent, call.now_ns)
+        await trashed.forget(txn, target)
+    moved = await move(txn, moved, source, target.parent, target.name, call.now_ns)
     return await record(txn, request.id, meta_pb2.InodeReply(inode=inode_to_pb(moved)))
 
 
@@ -55,6 +52,7 @@ def _check(request: meta_pb2.RenameRequest, source: Place, moving: Dentry, targe
     for place, path in ((source, request.source), (target, request.target)):
         if not place.name:
             raise Invalid(f"{path}: the root directory cannot be moved or replaced")
+        trashed.check_stays(place, path)
     if target.dentry is not None and request.no_replace:
         raise Exists(f"{request.target}: exists already")
     if moving.type is InodeType.DIRECTORY and moving.inode_id in target.parents:

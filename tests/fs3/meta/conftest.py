@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from fs3.kv.api import KVEngine, transact
 from fs3.kv.memory import MemoryKV
 from fs3.kv.sqlite import SqliteKV
 from fs3.meta.call import Call
-from fs3.meta.ops import attributes, directory, file, link, remove, rename, stat, update, xattr
+from fs3.meta.ops import attributes, directory, file, link, remove, rename, stat, trash, update, xattr
 from fs3.pb import common_pb2, meta_pb2
 from fs3.routing import ChainTable, Routing
 
@@ -97,6 +98,34 @@ class Namespace:
     async def remove(self, path: str, recursive: bool = False, must_be: int = 0) -> None:
         request = meta_pb2.RemoveRequest(id=self.request_id(), path=path, recursive=recursive, must_be=must_be)
         assert await self.change(remove.remove, request) == common_pb2.Empty()
+
+    async def trash(self, path: str, keep_s: int = 0) -> meta_pb2.Trashed:
+        request = meta_pb2.TrashRequest(id=self.request_id(), path=path, keep_s=keep_s)
+        return (await self.change(trash.trash, request)).trashed
+
+    async def restore(self, name: str, target: str = "") -> str:
+        """Where it went."""
+        request = meta_pb2.RestoreTrashRequest(id=self.request_id(), name=name, target=target)
+        return (await self.change(trash.restore, request)).path
+
+    async def trashed(self, page: int = 0) -> list[meta_pb2.Trashed]:
+        found, after = [], ""
+        while True:
+            reply = await self.read(trash.list_page, meta_pb2.ListTrashRequest(after=after, limit=page))
+            found += reply.trashed
+            if not reply.more:
+                return found
+            after = reply.after
+
+    async def empty_trash(self, limit: int = 100, **fields: Any) -> int:
+        removed, after = 0, ""
+        while True:
+            request = meta_pb2.EmptyTrashRequest(id=self.request_id(), after=after, **fields)
+            reply = await self.change(partial(trash.empty_page, limit=limit), request)
+            removed += reply.removed
+            if not reply.more:
+                return removed
+            after = reply.after
 
     async def stat(self, *paths: str, nofollow: bool = False) -> list[Inode | int]:
         """The inode of each path, or its error's code."""
@@ -179,3 +208,9 @@ def drive(request: pytest.FixtureRequest, tmp_path: Path) -> Drive:
 def namespace_in_memory() -> Callable[[], Namespace]:
     """For tests that drive many namespaces in one run; each still lacks its root."""
     return lambda: Namespace(MemoryKV())
+
+
+@pytest.fixture(scope="session")
+def namespace_on() -> Callable[[KVEngine], Namespace]:
+    """The same on a store of the test's choice."""
+    return Namespace

@@ -9,14 +9,16 @@ import asyncio
 import contextlib
 import random
 from collections import Counter
+from functools import partial
 
 import pytest
 
 from fs3 import errors
 from fs3.ids import ROOT_INODE
 from fs3.kv import keys
+from fs3.meta import trashed
 from fs3.meta.gc import Collector
-from fs3.meta.ops import attributes, directory, file, link, remove, rename, stat, update, xattr
+from fs3.meta.ops import attributes, directory, file, link, remove, rename, stat, trash, update, xattr
 from fs3.pb import meta_pb2
 
 
@@ -59,6 +61,29 @@ def set_xattr(path: str, name: str = "user.a", value: bytes = b"v"):
         xattr.set_attribute,
         meta_pb2.SetXattrRequest(id=ns.request_id(), path=path, name=name, value=value),
     )
+
+
+def throw(path: str):
+    return lambda ns: (trash.trash, meta_pb2.TrashRequest(id=ns.request_id(), path=path))
+
+
+def restore(target: str = ""):
+    return lambda ns: (
+        trash.restore,
+        meta_pb2.RestoreTrashRequest(id=ns.request_id(), name=ns.thrown, target=target),
+    )
+
+
+def empty(named: bool = False):
+    return lambda ns: (
+        partial(trash.empty_page, limit=10),
+        meta_pb2.EmptyTrashRequest(id=ns.request_id(), name=ns.thrown if named else ""),
+    )
+
+
+def by_hand(op):
+    """An operation on the entry of the trash, as on any other name."""
+    return lambda ns: op(f"/.trash/{ns.thrown}")(ns)
 
 
 def create(path: str):
@@ -157,6 +182,38 @@ PAIRS = [
     (set_xattr("/d/old"), move("/d/old", "/d/new"), True),
     (set_xattr("/a"), publish(0, "/a/f"), False),
     (set_xattr("/a"), set_xattr("/b"), False),
+    # the trash: a name goes there once, and comes back once
+    (throw("/d/old"), throw("/d/old"), True),
+    (throw("/d/old"), rmdir("/d/old"), True),
+    (rmdir("/d/old"), throw("/d/old"), True),
+    (throw("/d/old"), move("/d/old", "/d/new"), True),
+    (throw("/d/old"), publish(0, "/d/old"), True),
+    (throw("/d/old"), throw("/d/other"), True),  # two names of one inode
+    (throw("/d/old"), throw("/a"), False),
+    (throw("/d"), publish(0, "/d/e/f"), True),
+    (publish(0, "/d/e/f"), throw("/d"), False),  # what was published first goes with it
+    (throw("/a"), mkdir("/a/x"), True),
+    (throw("/d"), throw("/d/old"), True),
+    (throw("/d"), move("/a", "/d/a"), True),
+    (chmod("/d/old"), throw("/d/old"), True),
+    (restore(), restore(), True),
+    (restore(), restore("/a/x"), True),
+    (restore(), empty(), True),
+    (empty(), restore(), True),
+    (empty(), empty(), True),
+    (empty(named=True), restore(), True),
+    (restore(), mkdir("/thrown"), True),
+    (publish(0, "/thrown"), restore(), True),
+    (restore("/a/x"), rmdir("/a"), True),
+    (rmdir("/a"), restore("/a/x"), True),
+    (restore(), throw("/d/old"), False),
+    (empty(), throw("/d/old"), False),
+    (throw("/d/old"), empty(), False),
+    (restore(), by_hand(rmdir), True),
+    (by_hand(rmdir), restore(), True),
+    (by_hand(rmdir), empty(), True),
+    (empty(), by_hand(lambda path: move(path, "/back")), True),
+    (by_hand(lambda path: publish(0, path)), restore(), True),
     # creating without a name depends on nothing
     (rmdir("/a"), create("/a/f"), False),
     (publish(0, "/a/f"), create("/a/f"), False),
@@ -198,6 +255,8 @@ def test_pairs(drive, first, second, loses: bool) -> None:
             op, request = open_for_writing(path)(ns)
             await ns.change(op, request)
         await ns.abandon((await ns.stat("/again"))[0].inode_id)
+        await ns.write("/thrown")
+        ns.thrown = (await ns.trash("/thrown")).name
         ns.made = [one.inode_id for one in await ns.create("/1", "/2")]
         winner, loser = ns.kv.begin(), ns.kv.begin()
         for txn, wanted in ((winner, first), (loser, second)):
@@ -285,6 +344,45 @@ def test_exact_conflict_sets_of_publish_links_and_create(drive) -> None:
         txn = ns.kv.begin()
         await stat.stat(txn, meta_pb2.StatRequest(paths=["/a", "/nothing"]))
         assert txn.conflicts() == (set(), ())
+
+    drive(body)
+
+
+def test_exact_conflict_sets_of_the_trash(drive) -> None:
+    """It writes its record and reads none: those who throw away different things never wait for each other."""
+
+    async def body(ns) -> None:
+        made = await ns.mkdir("/a")
+        (old,) = await ns.write("/a/old")
+        ns.thrown = (await ns.trash("/a/old")).name
+        (new,) = await ns.write("/a/new")
+        (bin_,) = await ns.stat("/.trash")
+        way = {keys.dentry(ROOT_INODE, b"a"), keys.dentry(ROOT_INODE, b".trash")}
+        op, request = throw("/a/new")(ns)
+        txn = ns.kv.begin()
+        await op(txn, request, ns.call())
+        answer, name = keys.idempotency(0, 7, request.id.request_id), keys.dentry(made.inode_id, b"new")
+        assert txn.conflicts() == ({answer, *way, name, keys.inode(new.inode_id)}, ())
+        written = {answer, name, keys.inode(new.inode_id), keys.stamp(made.inode_id), keys.stamp(bin_.inode_id)}
+        assert written < txn.written()
+        entry, record = sorted(txn.written() - written)
+        assert entry.startswith(keys.dentries(bin_.inode_id)[0]) and record.startswith(keys.TRASH)
+        op, request = restore()(ns)
+        txn = ns.kv.begin()
+        await op(txn, request, ns.call())
+        answer, name = keys.idempotency(0, 7, request.id.request_id), keys.dentry(made.inode_id, b"old")
+        entry, record = keys.dentry(bin_.inode_id, ns.thrown.encode()), trashed.key_of(ns.thrown.encode())
+        assert txn.conflicts() == ({answer, *way, name, keys.inode(old.inode_id), entry, record}, ())
+        assert txn.written() == {
+            *{answer, name, keys.inode(old.inode_id), entry, record},
+            *{keys.stamp(made.inode_id), keys.stamp(bin_.inode_id)},
+        }
+        op, request = empty()(ns)
+        txn = ns.kv.begin()
+        await op(txn, request, ns.call())
+        answer = keys.idempotency(0, 7, request.id.request_id)
+        bin_name = keys.dentry(ROOT_INODE, b".trash")
+        assert txn.conflicts() == ({answer, bin_name, keys.inode(old.inode_id), entry}, ())
 
     drive(body)
 

@@ -11,12 +11,14 @@ from fs3.inode import InodeType
 from fs3.kv import keys
 from fs3.kv.api import transact
 from fs3.kv.occ_core import encode_counter
-from fs3.meta import dentry, inode
+from fs3.meta import dentry, inode, trashed
 from fs3.meta.fsck import fsck
 from fs3.meta.fsck_core import Fsck
 from fs3.meta.gc import detach_page
+from fs3.pb import meta_pb2
 
 Pairs = dict[bytes, bytes]
+TRASHED = meta_pb2.TrashRecord(path="/a/x")
 
 
 async def some_of_everything(ns: Any) -> Pairs:
@@ -31,7 +33,8 @@ async def some_of_everything(ns: Any) -> Pairs:
     await ns.create("/a/unfinished")
     await ns.mkdir("/gone")
     await ns.mkdir("/gone/d")
-    await ns.write("/gone/f", "/gone/d/f", "/removed")
+    await ns.write("/gone/f", "/gone/d/f", "/removed", "/thrown")
+    await ns.trash("/thrown")
     await ns.remove("/removed")
     await ns.remove("/gone", recursive=True)
     await transact(ns.kv, lambda txn: _count(txn, ns))
@@ -61,7 +64,7 @@ def test_a_whole_store_has_nothing_wrong(drive: Any) -> None:
         pairs = await some_of_everything(ns)
         assert told(pairs) == []
         found = await fsck(ns.kv)
-        assert found.findings() == [] and (found.inodes, found.dead) == (10, 2)
+        assert found.findings() == [] and (found.inodes, found.dead) == (12, 2)
         (dead,) = [number for number in await ns.queued() if inode.decode(pairs[keys.gc_queue(number)]).is_directory]
         while await transact(ns.kv, lambda txn: detach_page(txn, dead, 1)):
             assert (await fsck(ns.kv)).findings() == []
@@ -72,7 +75,7 @@ def test_a_whole_store_has_nothing_wrong(drive: Any) -> None:
 def test_a_store_that_lacks_any_one_record_is_found(drive: Any) -> None:
     def body(pairs: Pairs) -> None:
         missed = {key for key in pairs if not told({other: pairs[other] for other in pairs.keys() - {key}})}
-        needless = {key for key in pairs if key.startswith((keys.STAMP, keys.IDEMPOTENCY))}
+        needless = {key for key in pairs if key.startswith((keys.STAMP, keys.IDEMPOTENCY, keys.TRASH))}
         dead_files = {key for key in pairs if key.startswith(keys.GC_QUEUE) and inode.decode(pairs[key]).is_file}
         assert missed == needless | dead_files  # those leave chunks, which `fs3 admin orphans` finds
 
@@ -110,6 +113,11 @@ def numbered(pairs: Pairs, path: str) -> int:
         (lambda p: {**p, keys.inode(1): p[keys.inode(1)][:9]}, "an inode record cannot be read"),
         (lambda p: {**p, keys.inode(77): p[keys.inode(1)]}, "holds inode 1"),
         (lambda p: {**p, keys.dentry(1, b"x"): b"12"}, "a directory entry cannot be read"),
+        (
+            lambda p: {**p, keys.trash(9, 9): trashed.encode(TRASHED)},
+            "the trash remembers '9-9-x', and does not have it",
+        ),
+        (lambda p: {**p, keys.trash(9, 9): b"?"}, "a record of the trash has format 3f"),
         (lambda p: {**p, b"WHAT": b""}, "no key of a metadata store"),
     ],
 )
