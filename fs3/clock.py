@@ -20,5 +20,5 @@ def deadline_after(seconds: float) -> float:
 
 
 def wall_now_ns() -> int:
-    """Nanoseconds since 1970, for times that people see (mtime); never used to decide anything."""
+    """Nanoseconds since 1970, for times that people see (mtime); decides only what is due in the trash."""
     return time.time_ns()

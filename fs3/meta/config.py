@@ -28,6 +28,7 @@ class MetaConfig:
     session_lease_s: float = 60.0  # an unpublished file whose writer has not renewed for so long is collected
     gc_delay_s: float = 10.0  # how long a removed file's chunks stay for those who are reading them
     gc_interval_s: float = 1.0  # between two looks for something to collect
+    trash_grace_s: float = 600.0  # what is due in the trash stays for so long, should this machine's clock have jumped
 
     def __post_init__(self) -> None:
         if not 0 < self.node_id < 1 << 32:
@@ -38,8 +39,8 @@ class MetaConfig:
             raise Invalid("data_dir: name the folder of the metadata store, or another store in kv")
         if not 0 <= self.listen_port < 65_536:
             raise Invalid(f"listen_port {self.listen_port}: must be between 0 and 65535")
-        if self.session_lease_s <= 0 or self.gc_interval_s <= 0 or self.gc_delay_s < 0:
-            raise Invalid("session_lease_s and gc_interval_s must be above 0, gc_delay_s at least 0")
+        if self.session_lease_s <= 0 or self.gc_interval_s <= 0 or self.gc_delay_s < 0 or self.trash_grace_s < 0:
+            raise Invalid("session_lease_s and gc_interval_s must be above 0, gc_delay_s and trash_grace_s at least 0")
 
     @property
     def store(self) -> str:

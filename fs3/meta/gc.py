@@ -3,6 +3,7 @@
     session not renewed for the lease --> its unpublished inode is queued
     queued directory                  --> its entries are queued, page by page, then it is gone
     queued file                       --> after a delay (for its last readers), its chunks are removed, then it is gone
+    entry of the trash that is due    --> is removed as by hand: what nobody names any more is queued
 
 All state lies in the store, so a restart, or a second collector, only repeats what is safe to repeat. A round does a
 bounded amount of work, so that ordinary operations get their turn. A file whose chunks cannot be removed now stays
@@ -22,25 +23,27 @@ from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter
 
-from fs3.clock import lease_now_s
+from fs3.clock import lease_now_s, wall_now_ns
 from fs3.errors import Fs3Error
 from fs3.ids import InodeId
 from fs3.inode import Inode, InodeType
 from fs3.kv import keys
 from fs3.kv.api import KVEngine, Transaction, transact
 from fs3.meta import dentry, idempotency, inode
+from fs3.meta.gc_pass import PAGE, Pass
+from fs3.meta.gc_trash import TRASH_GRACE_S, TrashExpiry
 from fs3.meta.gc_turn import CollectorTurn
 from fs3.meta.sizes import page_of
 from fs3.meta.unchanged_core import Unchanged
 
 _log = logging.getLogger(__name__)
 
-_PAGE = 512
 _REMOVALS_AT_ONCE = 8
 _COUNTED = {
     "sessions_expired": "Write sessions whose client stopped renewing",
     "entries_detached": "Entries of removed directories that were taken apart",
     "files_removed": "Dead files whose chunks were removed",
+    "trash_expired": "Entries of the trash whose time was over",
     "removals_failed": "Attempts to remove a dead file's chunks that failed",
 }
 
@@ -64,30 +67,19 @@ class Round:
     entries_detached: int = 0
     files_removed: int = 0
     removals_failed: int = 0
+    trash_expired: int = 0
     answers_forgotten: bool = False
 
     @property
     def productive(self) -> bool:
         """Whether there may be more to do at once."""
-        return bool(self.sessions_expired or self.entries_detached or self.files_removed or self.answers_forgotten)
-
-
-class _Pass:
-    """A walk over all keys of a kind, a page a round, again and again; `seen` remembers what stayed the same."""
-
-    def __init__(self, kind: bytes) -> None:
-        self._begin, self._end = keys.whole(kind)
-        self._cursor = self._begin
-        self._started_s = float("-inf")
-        self.seen = Unchanged()
-
-    async def page(self, kv: KVEngine, now_s: float) -> list[tuple[bytes, bytes]]:
-        if self._cursor == self._begin:
-            self.seen.forget_unseen(self._started_s)
-            self._started_s = now_s
-        found = await kv.begin().range(self._cursor, self._end, limit=_PAGE, snapshot=True)
-        self._cursor = found[-1][0] + b"\0" if len(found) == _PAGE else self._begin
-        return found
+        return bool(
+            self.sessions_expired
+            or self.entries_detached
+            or self.files_removed
+            or self.trash_expired
+            or self.answers_forgotten
+        )
 
 
 class Collector:
@@ -101,12 +93,15 @@ class Collector:
         session_lease_s: float,
         delay_s: float,
         interval_s: float,
+        trash_grace_s: float = TRASH_GRACE_S,
         registry: CollectorRegistry | None = None,
         now: Callable[[], float] = lease_now_s,
+        wall_ns: Callable[[], int] = wall_now_ns,
         owner: int | None = None,
     ) -> None:
         """`delay_s`: how long chunks outlive their file; `interval_s`: the pause when there is nothing to do.
 
+        `trash_grace_s`: for how long the collector must have seen an entry of the trash to be due by `wall_ns`.
         `registry` gets counters of what was done; `owner` is a number that no other collector has, random by default.
         """
         self._now = now
@@ -116,8 +111,9 @@ class Collector:
         self._session_lease_s = session_lease_s
         self._delay_s = delay_s
         self._interval_s = interval_s
-        self._sessions = _Pass(keys.SESSION)
-        self._queue = _Pass(keys.GC_QUEUE)
+        self._sessions = Pass(keys.SESSION)
+        self._queue = Pass(keys.GC_QUEUE)
+        self._trash = TrashExpiry(kv, trash_grace_s, wall_ns)
         self._period = Unchanged()
         self._turn = CollectorTurn(kv, secrets.randbits(63) if owner is None else owner)
         self._failing: set[InodeId] = set()
@@ -144,6 +140,7 @@ class Collector:
     async def round(self, now_s: float) -> Round:
         """One bounded round at `now_s`. Raises: Fs3Error of the store."""
         expired = await self._expire_sessions(now_s)
+        trash_expired = await self._trash.round(now_s)
         detached, ready = 0, []
         for key, value in await self._queue.page(self._kv, now_s):
             dead = inode.decode(value)
@@ -157,6 +154,7 @@ class Collector:
             entries_detached=detached,
             files_removed=removed,
             removals_failed=len(ready) - removed,
+            trash_expired=trash_expired,
             answers_forgotten=await self._forget_answers(now_s),
         )
         for name, counter in self._counted.items():
@@ -202,7 +200,7 @@ class Collector:
         period = await idempotency.current_period(self._kv.begin())
         if self._period.age_s(now_s, b"period", b"%d" % period) >= idempotency.KEEP_S:
             await transact(self._kv, lambda txn: idempotency.start_period(txn, period))
-        return await transact(self._kv, lambda txn: idempotency.forget(txn, _PAGE))
+        return await transact(self._kv, lambda txn: idempotency.forget(txn, PAGE))
 
 
 async def expire_session(txn: Transaction, inode_id: InodeId, seen: bytes) -> bool:
@@ -221,10 +219,7 @@ async def detach_page(txn: Transaction, directory: InodeId, limit: int) -> int:
     for name, entry in page:
         child = await inode.load(txn, entry.inode_id)
         dentry.remove(txn, directory, name)
-        if child.is_directory:
-            inode.queue(txn, child)
-        else:
-            await inode.drop_name(txn, child, child.ctime_ns)
+        await inode.drop_tree(txn, child, child.ctime_ns)
     if len(page) < limit:
         txn.delete(keys.stamp(directory))
         txn.delete(keys.gc_queue(directory))

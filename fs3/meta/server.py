@@ -118,6 +118,7 @@ class MetaServer:
             session_lease_s=config.session_lease_s,
             delay_s=config.gc_delay_s,
             interval_s=config.gc_interval_s,
+            trash_grace_s=config.trash_grace_s,
             registry=self._registry,
         )
         registered = asyncio.ensure_future(self.agent.run())

@@ -87,6 +87,7 @@ class SimMeta(SimMachine):
             interval_s=cluster.shape.lease_s / 2,
             registry=registry,
             now=runtime.now_s,
+            wall_ns=runtime.wall_ns,
             owner=process.number,
         )
         collecting = asyncio.ensure_future(self._collect(agent, collector))
