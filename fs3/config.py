@@ -31,6 +31,22 @@ def parse_bytes(text: str) -> int:
         ) from None
 
 
+_SPANS_S = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3_600, "d": 86_400, "w": 7 * 86_400}
+
+
+def parse_seconds(text: str) -> float:
+    """A span of time as people write it ("90", "45m", "12h", "3d", "2w") in seconds. Raises: Invalid."""
+    number = text.strip().rstrip("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ ")
+    unit = text.strip()[len(number) :].strip().lower()
+    try:
+        span_s = float(number) * _SPANS_S[unit]
+    except (ValueError, KeyError):
+        span_s = -1.0
+    if not 0 <= span_s < float("inf"):
+        raise Invalid(f"time {text!r}: write a number with an optional unit, such as 90s, 45m, 12h, 3d or 2w")
+    return span_s
+
+
 def load_toml(path: Path | str, cls: type[C]) -> C:
     """The `cls` that the TOML file describes.
 

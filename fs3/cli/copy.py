@@ -17,11 +17,13 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from fs3.cli.places import Failures, Place
+from fs3.client.trash import TRASH
 
 SMALL_BYTES = 256 << 10
 BATCH_FILES = 256
 BATCH_BYTES = 16 << 20
 PIECE_BYTES = 16 << 20
+_TRASH = posixpath.basename(TRASH)
 
 
 @dataclass(slots=True)
@@ -33,7 +35,10 @@ class Plan:
 
 
 def plan_tree(source: Place, target: Place, *, recursive: bool, failures: Failures, plan: Plan) -> None:
-    """Add `source` to the plan, as exactly `target`. An operand that cannot be read is a failure, and left out."""
+    """Add `source` to the plan, as exactly `target`. An operand that cannot be read is a failure, and left out.
+
+    The trash of a cluster does not go along when all of the cluster is copied; /.trash itself can be named.
+    """
     with failures.of("cannot stat", source.text):
         info = source.info()
         if info["type"] != "directory":
@@ -47,9 +52,10 @@ def plan_tree(source: Place, target: Place, *, recursive: bool, failures: Failur
             return
         plan.directories.append(target)
         base = source.path.rstrip("/")
+        whole = not base and not source.is_local
         for path, entry in sorted(source.fs.find(base, withdirs=True, detail=True).items()):
-            inside = posixpath.relpath(path, base)
-            if inside == ".":
+            inside = posixpath.relpath(path, base or "/")
+            if inside == "." or (whole and inside.partition("/")[0] == _TRASH):
                 continue
             if entry["type"] == "directory":
                 plan.directories.append(target.child(inside))

@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.table import Table
 
 from fs3.cli import copy
-from fs3.cli.places import Failures, Place, place
-from fs3.config import parse_bytes
+from fs3.cli.places import Failures, Place, check_trash, place
+from fs3.config import parse_bytes, parse_seconds
 from fs3.errors import Invalid
 from fs3.layout import Durability, LayoutChoice
 
@@ -164,17 +164,24 @@ def cat(places: tuple[str, ...]) -> int:
 @click.command()
 @click.option("-r", "-R", "--recursive", is_flag=True, help="Remove directories with all that is in them.")
 @click.option("-f", "--force", is_flag=True, help="Do not complain about names that do not exist.")
+@click.option("--trash", "to_trash", is_flag=True, help="Put them into the trash; `fs3 trash` restores them.")
+@click.option("--keep", metavar="TIME", help="How long they stay there, such as 12h or 2w.  [default: 3d]")
 @click.argument("places", nargs=-1, required=True)
-def rm(places: tuple[str, ...], recursive: bool, force: bool) -> int:
+def rm(places: tuple[str, ...], recursive: bool, force: bool, to_trash: bool, keep: str | None) -> int:
     """Remove files, and directories with -r."""
+    if keep is not None and not to_trash:
+        raise click.UsageError("--keep is for what goes into the trash; say --trash")
+    keep_s = None if keep is None else parse_seconds(keep)
     failures = Failures("rm")
     for text in places:
         with failures.of("cannot remove", text):
             at = place(text)
             if at.path == "/":
                 raise Invalid("the root directory stays; name what is in it")
+            if to_trash:
+                check_trash(at)
             if hasattr(at.fs, "islink") and at.fs.islink(at.path):
-                at.fs.rm_file(at.path)
+                at.fs.trash(at.path, keep_s) if to_trash else at.fs.rm_file(at.path)
                 continue
             kind = at.kind()
             if kind is None:
@@ -182,6 +189,8 @@ def rm(places: tuple[str, ...], recursive: bool, force: bool) -> int:
                     raise FileNotFoundError(2, "No such file or directory", text)
             elif kind == "directory" and not recursive:
                 raise IsADirectoryError(21, "Is a directory; say -r to remove it with all that is in it", text)
+            elif to_trash:
+                at.fs.trash(at.path, keep_s)
             else:
                 at.fs.rm(at.path, recursive=kind == "directory")
     return failures.exit_code()

@@ -26,6 +26,7 @@ COMMANDS = {
     "ls": ("fs3.cli.files", "ls", "List files and directories."),
     "cat": ("fs3.cli.files", "cat", "Print files."),
     "rm": ("fs3.cli.files", "rm", "Remove files and directories."),
+    "trash": ("fs3.cli.trash", "trash", "Restore what `fs3 rm --trash` has put away."),
     "mv": ("fs3.cli.files", "mv", "Move or rename files and directories."),
     "mkdir": ("fs3.cli.files", "mkdir", "Make directories, and choose the layout of what goes in."),
     "ln": ("fs3.cli.inodes", "ln", "Make symlinks and hard links."),
@@ -40,7 +41,7 @@ COMMANDS = {
 }
 SECTIONS = {
     "Clusters": ("up", "down", "status", "admin"),
-    "Files": ("cp", "ls", "cat", "rm", "mv", "mkdir", "ln", "chmod", "chown", "stat", "du"),
+    "Files": ("cp", "ls", "cat", "rm", "trash", "mv", "mkdir", "ln", "chmod", "chown", "stat", "du"),
     "KV cache": ("kv",),
     "Daemons, one by one": ("mgmtd", "meta", "storage"),
 }

@@ -15,7 +15,7 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from fs3.errors import Fs3Error
+from fs3.errors import Fs3Error, Invalid
 from fs3.filesystem.secret import use_secret
 from fs3.url import check_local
 
@@ -70,6 +70,12 @@ def place(text: str) -> Place:
         return Place(fs, path, text)
     check_local(text)
     return Place(fsspec.filesystem("file"), os.path.abspath(text), text)
+
+
+def check_trash(at: Place) -> None:
+    """Raises: Invalid if there is no trash where `at` is."""
+    if not hasattr(at.fs, "trash"):
+        raise Invalid(f"{at.text}: only clusters have a trash; name something as fs3://HOST:PORT/path")
 
 
 class Failures:

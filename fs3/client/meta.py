@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias, TypeVar
 
-from fs3.client.meta_calls import MetaCalls, text
+from fs3.client.meta_calls import text
+from fs3.client.trash import TrashCalls
 from fs3.errors import Fs3Error, Invalid, TooLarge, from_code
 from fs3.inode import Entry, Inode, InodeType, inode_from_pb
 from fs3.layout import LayoutChoice, choice_to_pb
@@ -105,7 +106,7 @@ class Found:
     dead: bool
 
 
-class MetaClient(MetaCalls):
+class MetaClient(TrashCalls):
     """Metadata calls of one process; beside what a method names, each raises Unavailable at its deadline."""
 
     _files_at_once = FILES_AT_ONCE  # fewer once meta's store has turned out to take fewer

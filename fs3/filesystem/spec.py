@@ -2,7 +2,8 @@
 
 The hosts are the cluster's mgmtds; one instance is one cluster, and its paths are absolute within that ("/a/b").
 Batches stay batches: `cat_ranges` and `cat` of many files are one request per storage node, `pipe` of many files one
-create, one write per node and one publish. `mv` is one rename, `rm` of a tree one operation of the metadata service.
+create, one write per node and one publish. `mv` is one rename, `rm` of a tree one operation of the metadata service;
+so is `trash`, which can be undone.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from fs3.filesystem.files import ReadFile, WriteFile
 from fs3.filesystem.os_errors import os_errors
 from fs3.filesystem.posix import PosixFace
 from fs3.filesystem.transaction import Fs3Transaction
+from fs3.filesystem.trash import TrashFace
 from fs3.filesystem.update_file import UpdateFile
 from fs3.filesystem.urls import cluster_of, path_of
 from fs3.inode import Inode, InodeType
@@ -34,7 +36,7 @@ T = TypeVar("T")
 COPY_BYTES = 16 << 20  # pieces in which files are streamed from and to other places
 
 
-class Fs3FileSystem(PosixFace, AsyncFace):
+class Fs3FileSystem(TrashFace, PosixFace, AsyncFace):
     """fs3 through fsspec.
 
     `mgmtd` is "host:port" or several, separated by commas; `secret` the cluster's, if it has one; `layout` what new

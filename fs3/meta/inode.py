@@ -106,10 +106,10 @@ async def drop_name(txn: Transaction, inode: Inode, now_ns: int) -> None:
     """
     if inode.nlink > 1 or (inode.rewritten and await session.load(txn, inode.inode_id) is not None):
         store(txn, changed(inode, now_ns)._replace(nlink=inode.nlink - 1))
-        return
-    _forget(txn, inode)
-    if inode.is_file:
+    elif inode.is_file:
         queue(txn, inode)
+    else:
+        _forget(txn, inode)
 
 
 def end_session(txn: Transaction, inode: Inode) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fs3.config import load_toml, parse_bytes
+from fs3.config import load_toml, parse_bytes, parse_seconds
 from fs3.errors import Invalid
 
 
@@ -66,3 +66,16 @@ def test_sizes(text: str, value: int) -> None:
 def test_bad_sizes(text: str) -> None:
     with pytest.raises(Invalid, match="write a number"):
         parse_bytes(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90", 90), ("1.5h", 5_400), ("45 min", 2_700), ("3d", 259_200), ("2W", 1_209_600), ("0", 0)]
+)
+def test_times_as_people_write_them(text: str, seconds: float) -> None:
+    assert parse_seconds(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "d", "3 moons", "-1h", "1h30m", "inf", "nan", "1e999"])
+def test_times_that_are_none(text: str) -> None:
+    with pytest.raises(Invalid, match="such as 90s"):
+        parse_seconds(text)

@@ -121,6 +121,8 @@ def test_files_are_made_published_replaced_and_removed_in_parts(running: Running
     assert meta.usage("/d").files == 300
     asked = running.failed("create_files") + running.failed("publish_files")
     assert asked < 8, "once it is known what fits, nothing is tried in vain"
+    for path in paths[:30]:
+        meta.set_xattr(path, "user.x", b"1")
     meta.remove("/d", recursive=True)
     running.collect()
     for kind in (keys.GC_QUEUE, keys.SESSION, keys.STAMP):
@@ -134,6 +136,25 @@ def test_sessions_are_renewed_and_abandoned_in_parts(running: Running) -> None:
     running.meta.abandon(made)
     assert running.count(keys.SESSION) == 0 and running.count(keys.GC_QUEUE) == 200
     running.meta.abandon([])
+
+
+def test_the_trash_is_emptied_in_parts(running: Running) -> None:
+    meta = running.meta
+    paths = [f"/f{number:02}" for number in range(50)]
+    made = meta.create_files(paths)
+    meta.publish_files([Publish(one.inode_id, path, 3) for one, path in zip(made, paths, strict=True)], together=False)
+    for path in paths:
+        meta.set_xattr(path, "user.x", b"1")
+    thrown = [meta.trash(path, keep_s=60) for path in paths]
+    assert all(one.expires_ns - one.removed_ns > 59 * 10**9 for one in thrown)
+    assert [one for page in meta.list_trash(page=9) for one in page] == thrown
+    assert meta.restore_trash(thrown[0].name) == paths[0] and meta.restore_trash(thrown[1].name, "/new") == "/new"
+    assert meta.empty_trash(removed_before_ns=thrown[30].removed_ns) == 28
+    assert meta.empty_trash(thrown[30].name) == 1 and meta.empty_trash() == 19
+    assert running.failed("empty_trash") == 0
+    running.collect()
+    assert running.count(keys.INODE) == 4 and running.count(keys.TRASH) == 0
+    assert meta.fsck().wrong == 0
 
 
 @pytest.mark.parametrize("count", [100, 42])  # one says so from the request alone, the other at the commit
