@@ -95,7 +95,8 @@ def restore(source: str, config_file: Path) -> int:
     names. All metas of the cluster must be stopped; start them afterwards.
 
     What was named after the backup was made is lost; `fs3 admin orphans` finds its chunks. Files that were removed
-    since have their names back, and may lack their chunks. If it is interrupted, run it again.
+    since have their names back, and may lack their chunks: `fs3 admin lost` lists them. If it is interrupted, run it
+    again.
     """
     from fs3.meta.config import MetaConfig
 
@@ -111,7 +112,7 @@ def restore(source: str, config_file: Path) -> int:
 
         reader = asyncio.run(restore_into(config, pieces()))
     click.echo(
-        f"{reader.count:,} records restored; start the meta daemons, then `fs3 admin fsck` and `fs3 admin orphans`"
+        f"{reader.count:,} records restored; start the meta daemons, then `fs3 admin fsck`, `orphans` and `lost`"
     )
     return 0
 

@@ -39,6 +39,7 @@ def test_a_lost_metadata_store_comes_back(
     client = connect(cluster.url)
     client.meta.mkdir("/data")
     client.files.create_batch(list(FILES), list(FILES.values()))
+    (gone,) = client.files.create_batch(["/data/gone"], [b"removed after the backup"])
     saved = tmp_path / "names.fs3meta"
     status, said = admin(capsys, "backup", cluster.url, str(saved))
     assert status == 0 and "saved to" in said and saved.stat().st_size > 300
@@ -48,6 +49,8 @@ def test_a_lost_metadata_store_comes_back(
     assert status != 0 and "/backups" in said  # no such directory; a URL that fsspec knows is as good as a path
     client.meta.mkdir("/backups")
     assert admin(capsys, "backup", cluster.url, f"{cluster.url}/backups/names")[0] == 0
+    client.meta.remove("/data/gone")
+    client.storage.remove_file_chunks(gone.inode_id, gone.layout, gone.length)  # as meta will, some time later
     (late,) = client.files.create_batch(["/data/late"], [b"named after the backup"])
 
     config = cluster.folder.config("meta")
@@ -78,6 +81,9 @@ def test_a_lost_metadata_store_comes_back(
         client.meta.stat_one("/data/late")
     status, said = admin(capsys, "fsck", cluster.url)
     assert "all hangs together" in said
+    # What was removed since is back, without its chunks.
+    status, said = admin(capsys, "lost", cluster.url)
+    assert status == 1 and "/data/gone" in said and "/data/3" not in said
     # The chunks of what was named later are orphans, and nobody gets their inode's number.
     (made,) = client.files.create_batch(["/data/new"], [b"new"])
     assert made.inode_id > late.inode_id + (1 << 39)
