@@ -40,7 +40,7 @@ class MetaConfig:
         if not 0 <= self.listen_port < 65_536:
             raise Invalid(f"listen_port {self.listen_port}: must be between 0 and 65535")
         if self.session_lease_s <= 0 or self.gc_interval_s <= 0 or self.gc_delay_s < 0 or self.trash_grace_s < 0:
-            raise Invalid("session_lease_s and gc_interval_s must be above 0, gc_delay_s and trash_grace_s at least 0")
+            raise Invalid("session_lease_s and gc_interval_s must be above 0, trash_grace_s and gc_delay_s at least 0")
 
     @property
     def store(self) -> str:

@@ -20,7 +20,7 @@ from fs3.pb import meta_pb2
 KEEP_S = 3 * 86_400
 MOST_KEEP_S = 366 * 86_400
 IDS_NEEDED = 2  # the entry's number, and once /.trash
-KEYS_OF_AN_ENTRY = 7  # that goes, read and written: its name, record, inode, attributes, place in the queue
+KEYS_OF_AN_ENTRY = 8  # that goes, read and written: its name, record, inode, session, attributes, place in the queue
 MAX_PAGE = 4_096
 _DEFAULT_PAGE = 1_000
 _LOOKED_AT = 1_024  # records, for what is to be removed of them in one transaction

@@ -102,7 +102,7 @@ def numbered(pairs: Pairs, path: str) -> int:
         (lambda p: changed(p, numbered(p, "/a/b"), parent=1), "has directory 1 for its parent"),
         (lambda p: changed(p, numbered(p, "/a/b"), xattr_bytes=9), "counts 9 bytes of attributes, and has 6"),
         (lambda p: changed(p, numbered(p, "/a"), parent=numbered(p, "/a/b")), "nothing leads to from the root"),
-        (lambda p: {**p, keys.session(numbered(p, "/a/f")): bytes(16)}, "and is no unpublished file"),
+        (lambda p: {**p, keys.session(numbered(p, "/a/f")): bytes(16)}, "and is no file that is being written"),
         (lambda p: {**p, keys.session(77): bytes(16)}, "inode 77: has a write session"),
         (lambda p: {**p, keys.stamp(77): bytes(8)}, "inode 77: has the time of a directory's last change"),
         (lambda p: {**p, keys.xattr(77, b"user.x"): b""}, "inode 77: has attributes, and does not exist"),

@@ -24,7 +24,7 @@ from fs3.kv.occ_core import encode_counter
 from fs3.meta import trashed
 from fs3.meta.fsck import fsck
 from fs3.meta.gc import Collector
-from fs3.meta.ops import trash
+from fs3.meta.ops import trash, update
 from fs3.meta.sizes import page_of
 from fs3.pb import meta_pb2
 
@@ -387,6 +387,25 @@ def test_a_directory_goes_while_somebody_makes_files_in_it(drive) -> None:
         for number in refused[:]:
             await publish(number)
         assert len(await ns.names("/d")) == 20
+        await healthy(ns)
+
+    drive(body)
+
+
+def test_a_file_that_is_being_written_goes_and_comes_with_its_session(drive) -> None:
+    async def body(ns) -> None:
+        await ns.write("/f", "/g")
+        for path in ("/f", "/g"):
+            await ns.change(update.open_for_writing, meta_pb2.OpenForWritingRequest(id=ns.request_id(), paths=[path]))
+        kept, lost = [(await ns.trash(path)).inode.inode_id for path in ("/f", "/g")]
+        await healthy(ns)
+        sync = meta_pb2.FileSync(inode_id=kept, length=99, written=True, close=True)
+        await ns.change(update.sync_files, meta_pb2.SyncFilesRequest(id=ns.request_id(), files=[sync]))
+        assert await ns.restore((await ns.trashed())[0].name) == "/f" and (await ns.stat("/f"))[0].length == 99
+        assert await ns.empty_trash() == 1 and await ns.queued() == set(), "it lives while it is written"
+        await healthy(ns)
+        await ns.abandon(lost)
+        assert await ns.queued() == {lost}
         await healthy(ns)
 
     drive(body)
