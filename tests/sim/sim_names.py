@@ -8,26 +8,45 @@ refusals: a change that is repeated under its request id must never find itself 
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from sim_cluster import Cluster, SimClient
 from sim_kernel import Simulation, Violation
 
-from fs3.client.meta import InodeType, Publish
+from fs3.client.meta import InodeType, MetaClient, Publish, Sync, Written
 from fs3.errors import Busy, Conflict, Exists, Fs3Error, MaybeApplied, NotFound, Unavailable
+from fs3.inode import Inode
 from fs3.meta.fsck import fsck
 
 _UNKNOWN = (MaybeApplied, Unavailable, Busy, Conflict)
-_DIRECTORY = -1
+
+
+@dataclass(slots=True, eq=False)
+class Thing:
+    """What one or more names of a directory stand for; `length` of a file, `target` of a symlink."""
+
+    kind: InodeType
+    length: int = 0
+    target: str = ""
+    mode: int = 0o644
 
 
 @dataclass(slots=True)
 class Directory:
-    """A directory and what must be in it: name -> length, or -1 for a directory. `sure`: nothing is on its way."""
+    """A directory and what must be in it. `sure`: nothing is on its way."""
 
     path: str
-    names: dict[str, int] = field(default_factory=dict)
+    names: dict[str, Thing] = field(default_factory=dict)
     sure: bool = True
+
+    def expected(self) -> dict[str, tuple[object, ...]]:
+        """What a listing must say."""
+        things = list(self.names.values())
+        return {
+            name: (thing.kind, thing.length, thing.target, thing.mode, things.count(thing))
+            for name, thing in self.names.items()
+        }
 
 
 @dataclass(slots=True)
@@ -67,7 +86,7 @@ class Names:
             client.runtime.sleep(0.05)
         for directory in self.directories:
             if directory.sure:
-                self._compare(client, directory)
+                self._compare(client.meta, directory)
 
     def at_rest(self) -> None:
         """That every record of the metas' store hangs together. Raises: Violation."""
@@ -109,16 +128,31 @@ class Names:
 
     def _act(self, client: SimClient, directory: Directory, draw: random.Random) -> None:
         act = draw.choice(
-            [self._create, self._create, self._mkdir, self._rename, self._rename, self._remove, self._look]
+            [
+                self._create,
+                self._create,
+                self._mkdir,
+                self._rename,
+                self._rename,
+                self._remove,
+                self._link,
+                self._symlink,
+                self._chmod,
+                self._update,
+                self._look,
+            ]
         )
-        act(client, directory, draw)
+        assert client.meta is not None
+        act(client.meta, directory, draw)
 
-    def _create(self, client: SimClient, directory: Directory, draw: random.Random) -> None:
-        meta, name, length = client.meta, _name(draw), draw.randrange(10_000)
-        assert meta is not None
+    def _create(self, meta: MetaClient, directory: Directory, draw: random.Random) -> None:
+        name, length = _name(draw), draw.randrange(10_000)
         path, replace = f"{directory.path}/{name}", draw.random() < 0.5
         there = directory.names.get(name)
-        free = there is None or (there != _DIRECTORY and replace)
+        leads = None if there is None or there.kind is not InodeType.SYMLINK else there.target
+        free = there is None or (there.kind is InodeType.FILE and replace)
+        if leads is not None:  # it is followed: `path` is another name for what is, or is not yet, at its end
+            return
         begun_s = self.sim.now
         try:
             (made,) = meta.create_files([path])
@@ -126,49 +160,65 @@ class Names:
         except _UNKNOWN:
             raise
         except Fs3Error as error:
-            # Nobody renews the session here, and it may be over when an answer comes at last.
-            late = isinstance(error, NotFound) and self.sim.now - begun_s > 0.99 * self.cluster.shape.write_session_s
-            if free and not late:
+            if free and not self._late(error, begun_s):
                 raise Violation(f"publishing {path} over {there}, replace {replace}: {error!r}") from error
             return  # what was made and not published is the collector's
         if not free:
             raise Violation(f"{path} was published over {there}, replace {replace}")
-        directory.names[name] = length
+        directory.names[name] = Thing(InodeType.FILE, length)
 
-    def _mkdir(self, client: SimClient, directory: Directory, draw: random.Random) -> None:
+    def _mkdir(self, meta: MetaClient, directory: Directory, draw: random.Random) -> None:
         name = _name(draw)
-        assert client.meta is not None
+        if self._made(directory, name, lambda path: meta.mkdir(path)):
+            directory.names[name] = Thing(InodeType.DIRECTORY, mode=0o755)
+
+    def _symlink(self, meta: MetaClient, directory: Directory, draw: random.Random) -> None:
+        name, target = _name(draw), f"../nowhere/{_name(draw)}"
+        if self._made(directory, name, lambda path: meta.symlink(path, target)):
+            directory.names[name] = Thing(InodeType.SYMLINK, len(target), target, 0o777)
+
+    def _link(self, meta: MetaClient, directory: Directory, draw: random.Random) -> None:
+        source, name = _name(draw), _name(draw)
+        thing = directory.names.get(source)
+        if thing is None or thing.kind is InodeType.DIRECTORY:
+            return
+        if self._made(directory, name, lambda path: meta.link(f"{directory.path}/{source}", path)):
+            directory.names[name] = thing
+
+    def _made(self, directory: Directory, name: str, make: Callable[[str], object]) -> bool:
+        """Make something at a name that must be free; whether it was."""
+        path = f"{directory.path}/{name}"
         try:
-            client.meta.mkdir(f"{directory.path}/{name}")
+            make(path)
         except Exists as error:
             if name not in directory.names:
-                raise Violation(f"{directory.path}/{name} exists, and was never made") from error
-            return
+                raise Violation(f"{path} exists, and was never made") from error
+            return False
         if name in directory.names:
-            raise Violation(f"{directory.path}/{name} was made twice")
-        directory.names[name] = _DIRECTORY
+            raise Violation(f"{path} was made twice")
+        return True
 
-    def _rename(self, client: SimClient, directory: Directory, draw: random.Random) -> None:
+    def _rename(self, meta: MetaClient, directory: Directory, draw: random.Random) -> None:
         source, target = _name(draw), _name(draw)
         names = directory.names
-        assert client.meta is not None
-        if source == target or _DIRECTORY in (names.get(source), names.get(target)):
+        both = [names[name] for name in (source, target) if name in names]
+        if source == target or any(thing.kind is InodeType.DIRECTORY for thing in both):
             return
         try:
-            client.meta.rename(f"{directory.path}/{source}", f"{directory.path}/{target}")
+            meta.rename(f"{directory.path}/{source}", f"{directory.path}/{target}")
         except NotFound as error:
             if source in names:
                 raise Violation(f"{directory.path}/{source} is gone, and nobody has taken it") from error
             return
         if source not in names:
             raise Violation(f"{directory.path}/{source} was renamed, and did not exist")
-        names[target] = names.pop(source)
+        if names[source] is not names.get(target):  # two names of one file both stay
+            names[target] = names.pop(source)
 
-    def _remove(self, client: SimClient, directory: Directory, draw: random.Random) -> None:
+    def _remove(self, meta: MetaClient, directory: Directory, draw: random.Random) -> None:
         name = _name(draw)
-        assert client.meta is not None
         try:
-            client.meta.remove(f"{directory.path}/{name}", recursive=True)
+            meta.remove(f"{directory.path}/{name}", recursive=True)
         except NotFound as error:
             if name in directory.names:
                 raise Violation(f"{directory.path}/{name} is gone, and nobody has removed it") from error
@@ -177,18 +227,69 @@ class Names:
             raise Violation(f"{directory.path}/{name} was removed, and did not exist")
         del directory.names[name]
 
-    def _look(self, client: SimClient, directory: Directory, draw: random.Random) -> None:
-        self._compare(client, directory)
+    def _chmod(self, meta: MetaClient, directory: Directory, draw: random.Random) -> None:
+        name, mode = _name(draw), draw.randrange(0o1000)
+        thing = directory.names.get(name)
+        if thing is None or thing.kind is InodeType.SYMLINK:
+            return
+        meta.set_attributes(f"{directory.path}/{name}", mode=mode)
+        thing.mode = mode
 
-    def _compare(self, client: SimClient, directory: Directory) -> None:
-        assert client.meta is not None
-        found = {
-            entry.name: _DIRECTORY if entry.inode.type is InodeType.DIRECTORY else entry.inode.length
-            for page in client.meta.list(directory.path)
-            for entry in page
-        }
-        if found != directory.names:
-            raise Violation(f"{directory.path} has {found}, not {directory.names}")
+    def _update(self, meta: MetaClient, directory: Directory, draw: random.Random) -> None:
+        """A file written in place, without its bytes: what meta is told of its length, and its name that may go."""
+        name = _name(draw)
+        path, thing = f"{directory.path}/{name}", directory.names.get(name)
+        if thing is None or thing.kind is not InodeType.FILE:
+            return
+        begun_s, epoch, length = self.sim.now, 0, thing.length
+        ((opened,), _) = meta.open_for_writing([path])
+        if opened.length != thing.length:
+            raise Violation(f"{path} has {opened.length} bytes when it is opened, not {thing.length}")
+        for _ in range(draw.randrange(4)):
+            what, wanted = draw.choice(["sync", "hint", "remove"]), draw.randrange(1, 10_000)
+            if what == "hint":
+                length = max(length, wanted)
+                lost = meta.renew({opened.inode_id: Written(length, epoch)})
+            elif what == "sync":
+                epoch += wanted < length
+                length = wanted
+                lost = self._synced(meta, Sync(opened.inode_id, length, True, epoch=epoch))
+            elif name in directory.names:
+                meta.remove(path)
+                del directory.names[name]
+                lost = []
+            if lost:
+                if self.sim.now - begun_s > 0.99 * self.cluster.shape.write_session_s:
+                    raise MaybeApplied(f"{path}: its session ran out, and its length is as it was told last")
+                raise Violation(f"the session of {path} was lost after {self.sim.now - begun_s} s")
+        thing.length = length
+        if self._synced(meta, Sync(opened.inode_id, length, True, close=True, epoch=epoch)):
+            raise MaybeApplied(f"{path}: its session ran out before it was closed")
+
+    def _synced(self, meta: MetaClient, sync: Sync) -> list[int]:
+        """The file, if its session is over."""
+        try:
+            meta.sync_files([sync])
+        except NotFound:
+            return [sync.inode_id]
+        return []
+
+    def _late(self, error: Fs3Error, begun_s: float) -> bool:
+        """Nobody renews the session here, and it may be over when an answer comes at last."""
+        return isinstance(error, NotFound) and self.sim.now - begun_s > 0.99 * self.cluster.shape.write_session_s
+
+    def _look(self, meta: MetaClient, directory: Directory, draw: random.Random) -> None:
+        self._compare(meta, directory)
+
+    def _compare(self, meta: MetaClient, directory: Directory) -> None:
+        found = {entry.name: _told(entry.inode) for page in meta.list(directory.path) for entry in page}
+        if found != directory.expected():
+            raise Violation(f"{directory.path} has {found}, not {directory.expected()}")
+
+
+def _told(inode: Inode) -> tuple[object, ...]:
+    names = 1 if inode.is_directory else inode.nlink
+    return inode.type, 0 if inode.is_directory else inode.length, inode.symlink, inode.mode, names
 
 
 def _name(draw: random.Random) -> str:
