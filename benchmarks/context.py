@@ -46,6 +46,8 @@ class Sizes:
     """measured in each round, after a few that are not"""
     entries: int
     """of the large directory"""
+    directories: tuple[int, int] | None
+    """entries of those in which memory is compared"""
 
 
 FULL = Sizes(
@@ -58,6 +60,7 @@ FULL = Sizes(
     preset="small",
     train_steps=5,
     entries=100_000,
+    directories=(100_000, 1_000_000),
 )
 QUICK = Sizes(
     rounds=2,
@@ -69,6 +72,7 @@ QUICK = Sizes(
     preset="tiny",
     train_steps=2,
     entries=2_000,
+    directories=None,
 )
 
 

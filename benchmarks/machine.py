@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 
+from benchmarks import moosefs
 from benchmarks.rounds import cpu_s
 from fs3.transport.connection import prefer_loopback_congestion
 
@@ -31,7 +32,7 @@ def facts(folder: Path) -> dict[str, Any]:
         "kernel": platform.release(),
         "filesystem": _filesystem(folder),
         "python": platform.python_version(),
-        "packages": _versions(),
+        "packages": _versions() | ({"MooseFS": peer} if (peer := moosefs.version()) else {}),
         "congestion_control": {"default": _read(_CONGESTION), "on loopback, fs3 and the bare pair": _loopback()},
         "huge_pages": _read(_HUGE_PAGES),
     }

@@ -1,169 +1,253 @@
-"""Metadata: calls of one client on one meta with SQLite, single and in batches, beside a local folder through fsspec.
+"""Metadata: calls of one client on one meta with SQLite, single and in batches, beside other file systems' folders.
 
-The local folder's calls promise less: what fs3 answers is on stable storage, what the local file system answers is in
-the page cache.
+MooseFS (moosefs.py) is run twice: as it comes, when its master answers before its changelog is on disk, and with the
+changelog synced, which is what fs3 promises. A local folder is the machine's limit: through plain calls, synced as well
+wherever something was changed, and through fsspec, which syncs nothing.
 """
 
 from __future__ import annotations
 
-import itertools
+import contextlib
+import functools
+import os
 import shutil
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-from fsspec.implementations.local import LocalFileSystem
 from fsspec.spec import AbstractFileSystem
 
 from benchmarks.context import Context
-from benchmarks.rounds import Case, Step, Timed, for_seconds
-from benchmarks.rows import Row, make_row
-from fs3.client.meta import MetaClient, Publish
+from benchmarks.folders import MOVED, THERE, Folder, FsspecFolder, MountedFolder, fresh_names, there_name
+from benchmarks.moosefs import Missing, MooseFS
+from benchmarks.rounds import Case, Step, Timed, for_seconds, prepared_for_seconds
+from benchmarks.rows import Absent, Row, make_row
+from fs3.client.connect import Client
+from fs3.client.meta import Publish
 from fs3.filesystem.spec import Fs3FileSystem
 
 BATCH = 256
-STATS = 1_000
+UNLINKS = 64  # at once, of files made beforehand
 RANGES, RANGE_BYTES = 1_024, 16 << 10
 DATA_BYTES = 4 << 10
-MOOSEFS = {"create": 385.0, "stat": 7_200.0}  # a second, by another run on a machine like this; not installed here
-LOCAL = "local folder, fsspec"
 OURS = "fs3"
+MOOSEFS, MOOSEFS_SYNCED = "MooseFS", "MooseFS, changelog synced"
+OS_SYNCED, OS, FSSPEC = "local folder, synced each", "local folder", "local folder, fsspec"
+AT_LEAST_TIMES = 3.0
+READS, CHANGES = (OS, MOOSEFS, FSSPEC), (OS_SYNCED, MOOSEFS_SYNCED, MOOSEFS, FSSPEC)
 
 
 def measure(context: Context) -> list[Row]:
     """All rows of metadata."""
-    names = _Names(context)
-    rows = [
-        names.row(
-            "create and publish, one at a time", "files/s", names.create, _local_touch, at_least=3 * MOOSEFS["create"]
-        ),
-        names.row("stat, one at a time", "calls/s", names.stat, _local_stat, at_least=3 * MOOSEFS["stat"]),
-        names.row("open, one at a time", "calls/s", names.open, _local_open),
-        names.row("rename, one at a time", "calls/s", names.rename, _local_rename),
-        names.row("unlink, one at a time", "calls/s", names.unlink, _local_unlink),
-        names.row(
-            f"create and publish, batches of {BATCH}", "files/s", names.create_batch, _local_touch, at_least=5_000
-        ),
-        names.row(
-            f"create with 4 KiB each, batches of {BATCH}", "files/s", names.create_data, _local_write, at_least=1_500
-        ),
-        names.row(f"stat of {STATS} names", "names/s", names.stat_batch, _local_stat, at_least=50_000),
-    ]
-    rows += names.large_directory()
-    rows.append(names.ranges())
+    with contextlib.ExitStack() as stack:
+        names = _Names(context, stack)
+        seconds = context.sizes.seconds
+        create = {MOOSEFS_SYNCED: AT_LEAST_TIMES}
+        stat = {MOOSEFS: AT_LEAST_TIMES}
+        rows = [
+            names.row("create and publish, one at a time", "files/s", lambda folder: folder.create, CHANGES, create),
+            names.row("stat, one at a time", "calls/s", lambda folder: folder.stat, READS, stat),
+            names.row("open, one at a time", "calls/s", lambda folder: folder.open, READS),
+            names.row("rename, one at a time", "calls/s", lambda folder: folder.rename, CHANGES),
+            names.row_of("unlink, one at a time", "calls/s", lambda folder: _unlinks(folder, seconds), CHANGES),
+            *names.batches(),
+        ]
+        rows += names.large_directory()
+        rows.append(names.ranges())
     return rows
 
 
-class _Names:
-    def __init__(self, context: Context) -> None:
-        self.context = context
-        self.meta: MetaClient = context.client.files.meta
-        self.folder = "/names"
-        self.local = LocalFileSystem()
-        self.local_folder = context.folder / "names"
-        self.number: Iterator[int] = itertools.count()
+def _unlinks(folder: Folder, seconds: float) -> Case:
+    def unlink() -> float:
+        return sum(folder.unlink(number) for number in range(UNLINKS))
+
+    return lambda: prepared_for_seconds(lambda: folder.doom(UNLINKS), unlink, seconds)
+
+
+class _Fs3Folder:
+    """A folder of fs3, by the calls of one client."""
+
+    def __init__(self, client: Client, path: str) -> None:
+        self.client, self.meta, self.path = client, client.files.meta, path
+        self.there = [f"{path}/{there_name(number)}" for number in range(THERE)]
+        self.fresh = (f"{path}/{name}" for name in fresh_names())
         self._doomed: list[str] = []
-        self.meta.mkdir(self.folder)
-        self.local_folder.mkdir()
-        self.there = [f"{self.folder}/there-{number:04}" for number in range(STATS)]
-        for begin in range(0, STATS, BATCH):
-            self._publish(self.there[begin : begin + BATCH])
-        for number in range(STATS):
-            (self.local_folder / f"there-{number:04}").touch()
-
-    def row(
-        self,
-        name: str,
-        unit: str,
-        ours: Callable[[int], float],
-        theirs: Callable[[_Names], Step],
-        *,
-        at_least: float | None = None,
-    ) -> Row:
-        seconds = self.context.sizes.seconds
-        cases: dict[str, Case] = {
-            OURS: lambda: for_seconds(ours, seconds),
-            LOCAL: lambda: for_seconds(theirs(self), seconds),
-        }
-        runs = self.context.measure(name, cases)
-        return make_row(name, unit, runs, ours=OURS, others=[LOCAL], at_least=at_least)
-
-    # What fs3 does
+        self.meta.mkdir(path)
+        for begin in range(0, THERE, BATCH):
+            self.publish(self.there[begin : begin + BATCH])
 
     def create(self, _: int) -> float:
-        self._publish([self._fresh()])
+        self.publish([next(self.fresh)])
         return 1
 
     def create_batch(self, _: int) -> float:
-        self._publish([self._fresh() for _ in range(BATCH)])
+        self.publish([next(self.fresh) for _ in range(BATCH)])
         return BATCH
 
     def create_data(self, _: int) -> float:
-        self.context.client.files.create_batch([self._fresh() for _ in range(BATCH)], [bytes(DATA_BYTES)] * BATCH)
+        paths = [next(self.fresh) for _ in range(BATCH)]
+        self.client.files.create_batch(paths, [bytes(DATA_BYTES)] * BATCH)
         return BATCH
 
     def stat(self, number: int) -> float:
-        self.meta.stat_one(self.there[number % STATS])
+        self.meta.stat_one(self.there[number % THERE])
         return 1
 
-    def stat_batch(self, _: int) -> float:
+    def stat_all(self, _: int) -> float:
         self.meta.stat(self.there)
-        return STATS
+        return THERE
 
     def open(self, number: int) -> float:
-        self.context.client.files.open_read(self.there[number % STATS])
+        self.client.files.open_read(self.there[number % THERE])
         return 1
 
     def rename(self, number: int) -> float:
-        """There and back again."""
-        path, other = self.there[number % STATS], f"{self.folder}/moved"
+        path, other = self.there[number % THERE], f"{self.path}/{MOVED}"
         self.meta.rename(path, other)
         self.meta.rename(other, path)
         return 2
 
     def unlink(self, _: int) -> float:
-        """Those are made in batches, which is not what is measured, and takes little of the time."""
-        if not self._doomed:
-            self._doomed = [self._fresh() for _ in range(BATCH)]
-            self._publish(self._doomed)
         self.meta.remove(self._doomed.pop())
         return 1
+
+    def doom(self, count: int) -> None:
+        self._doomed += [next(self.fresh) for _ in range(count)]
+        self.publish(self._doomed[-count:])
+
+    def publish(self, paths: list[str]) -> None:
+        """New empty files."""
+        made = self.meta.create_files(paths)
+        self.meta.publish_files([Publish(one.inode_id, path, 0) for one, path in zip(made, paths, strict=True)])
+
+
+class _Names:
+    """The folders that are compared, and the rows made from them."""
+
+    def __init__(self, context: Context, stack: contextlib.ExitStack) -> None:
+        self.context = context
+        self.ours = _Fs3Folder(context.client, "/names")
+        self.local = FsspecFolder(context.folder / "names")
+        local = os.open(context.folder, os.O_RDONLY | os.O_DIRECTORY)
+        stack.callback(os.close, local)
+        self.parents = {OS: local}  # descriptors of directories that are mounted
+        self.absent: dict[str, str] = {}
+        for name, folder, synced in ((MOOSEFS, "moosefs", False), (MOOSEFS_SYNCED, "moosefs-synced", True)):
+            try:
+                self.parents[name] = stack.enter_context(MooseFS(context.folder / folder, synced=synced)).root
+            except Missing as missing:
+                self.absent[name] = str(missing)
+        self.folders: dict[str, Folder] = {OURS: self.ours, FSSPEC: self.local}
+        for name, parent in self.parents.items():
+            self.folders[name] = stack.enter_context(MountedFolder(parent, "plain"))
+        self.folders[OS_SYNCED] = stack.enter_context(MountedFolder(local, "synced", synced=True))
+
+    def row(
+        self,
+        name: str,
+        unit: str,
+        call: Callable[[Folder], Step],
+        others: Sequence[str],
+        at_least_times: Mapping[str, float] | None = None,
+    ) -> Row:
+        """One call again and again, in each folder."""
+        seconds = self.context.sizes.seconds
+        return self.row_of(
+            name, unit, lambda folder: lambda: for_seconds(call(folder), seconds), others, at_least_times
+        )
+
+    def row_of(
+        self,
+        name: str,
+        unit: str,
+        case: Callable[[Folder], Case],
+        others: Sequence[str],
+        at_least_times: Mapping[str, float] | None = None,
+    ) -> Row:
+        cases = {other: case(self.folders[other]) for other in (OURS, *others) if other in self.folders}
+        runs = self.context.measure(name, cases)
+        return self.made(name, unit, runs, others, at_least_times)
+
+    def made(
+        self,
+        name: str,
+        unit: str,
+        runs: Mapping[str, Sequence[Timed]],
+        others: Sequence[str],
+        at_least_times: Mapping[str, float] | None = None,
+        at_least: float | None = None,
+    ) -> Row:
+        """The row; what could not be run stands in it by name."""
+        wanted = at_least_times or {}
+        return make_row(
+            name,
+            unit,
+            runs,
+            ours=OURS,
+            limits=[other for other in others if other in (OS, OS_SYNCED)],
+            others=[other for other in others if other in runs and other not in (OS, OS_SYNCED)],
+            at_least=at_least,
+            at_least_times={other: times for other, times in wanted.items() if other in runs},
+            absent=[Absent(other, self.absent[other], wanted.get(other)) for other in others if other in self.absent],
+        )
+
+    def batches(self) -> list[Row]:
+        """What fs3 does at once, beside single calls of the local folder."""
+        ours, local, seconds = self.ours, self.local, self.context.sizes.seconds
+        data = bytes(DATA_BYTES)
+        rows = []
+        for name, unit, batched, single, at_least in (
+            (f"create and publish, batches of {BATCH}", "files/s", ours.create_batch, local.create, 5_000),
+            (
+                f"create with 4 KiB each, batches of {BATCH}",
+                "files/s",
+                ours.create_data,
+                lambda number: local.write(data),
+                1_500,
+            ),
+            (f"stat of {THERE} names", "names/s", ours.stat_all, local.stat, 50_000),
+        ):
+            cases: dict[str, Case] = {
+                OURS: functools.partial(for_seconds, batched, seconds),
+                FSSPEC: functools.partial(for_seconds, single, seconds),
+            }
+            rows.append(self.made(name, unit, self.context.measure(name, cases), [FSSPEC], at_least=at_least))
+        return rows
 
     def large_directory(self) -> list[Row]:
         """Listing of many entries with attributes, and how soon their removal is answered."""
         entries = self.context.sizes.entries
-        path, local = f"{self.folder}/large", self.local_folder / "large"
+        path, local = f"{self.ours.path}/large", self.local.path / "large"
         self.context.say(f"making {entries:,} files")
-        self.meta.mkdir(path)
+        self.ours.meta.mkdir(path)
         local.mkdir()
         for begin in range(0, entries, BATCH):
-            numbers = range(begin, min(begin + BATCH, entries))
-            self._publish([f"{path}/{number:06}" for number in numbers])
-            for number in numbers:
-                (local / f"{number:06}").touch()
+            names = [there_name(number) for number in range(begin, min(begin + BATCH, entries))]
+            self.ours.publish([f"{path}/{name}" for name in names])
+            for name in names:
+                (local / name).touch()
 
         def listed(_: int) -> float:
-            return sum(len(page) for page in self.meta.list(path))
+            return sum(len(page) for page in self.ours.meta.list(path))
 
-        def listed_locally(_: int) -> float:
-            return len(self.local.ls(str(local), detail=True))
+        def listed_by_fsspec(_: int) -> float:
+            return len(self.local.local.ls(str(local), detail=True))
 
         cases: dict[str, Case] = {
             OURS: lambda: for_seconds(listed, 0.0),
-            LOCAL: lambda: for_seconds(listed_locally, 0.0),
+            FSSPEC: lambda: for_seconds(listed_by_fsspec, 0.0),
         }
-        runs = self.context.measure("listing", cases)
-        listing = make_row(
-            f"listing of {entries:,} entries with attributes",
-            "entries/s",
-            runs,
-            ours=OURS,
-            others=[LOCAL],
-            at_least=50_000,
-        )
+        with contextlib.ExitStack() as stack:
+            for other in (OS, MOOSEFS):
+                if other in self.parents:
+                    self.context.say(f"making {entries:,} files, {other}")
+                    folder = stack.enter_context(MountedFolder(self.parents[other], "large", files=entries))
+                    cases[other] = functools.partial(for_seconds, folder.list, 0.0)
+            runs = self.context.measure("listing", cases)
+        name = f"listing of {entries:,} entries with attributes"
+        listing = self.made(name, "entries/s", runs, READS, at_least=50_000)
 
         def removed(_: int) -> float:
-            self.meta.remove(path, recursive=True)
+            self.ours.meta.remove(path, recursive=True)
             return 1
 
         def removed_locally(_: int) -> float:
@@ -172,11 +256,9 @@ class _Names:
 
         once: dict[str, list[Timed]] = {
             OURS: [for_seconds(removed, 0.0)],
-            LOCAL: [for_seconds(removed_locally, 0.0)],
+            FSSPEC: [for_seconds(removed_locally, 0.0)],
         }
-        removal = make_row(
-            f"recursive removal of {entries:,} entries, once", "calls/s", once, ours=OURS, others=[LOCAL], at_least=10
-        )
+        removal = self.made(f"recursive removal of {entries:,} entries, once", "calls/s", once, [FSSPEC], at_least=10)
         return [listing, removal]
 
     def ranges(self) -> Row:
@@ -209,79 +291,3 @@ class _Names:
         runs = self.context.measure("cat_ranges", cases)
         name = f"cat_ranges of {RANGES:,} x 16 KiB"
         return make_row(name, "ranges/s", runs, ours=OURS, others=[default], at_least_times={default: 5.0})
-
-    def _publish(self, paths: list[str]) -> None:
-        made = self.meta.create_files(paths)
-        self.meta.publish_files([Publish(one.inode_id, path, 0) for one, path in zip(made, paths, strict=True)])
-
-    def _fresh(self) -> str:
-        return f"{self.folder}/new-{next(self.number)}"
-
-    def fresh_local(self) -> Path:
-        return self.local_folder / f"new-{next(self.number)}"
-
-
-# What the local file system does
-
-
-def _local_touch(names: _Names) -> Step:
-    def step(_: int) -> float:
-        names.local.touch(str(names.fresh_local()))
-        return 1
-
-    return step
-
-
-def _local_write(names: _Names) -> Step:
-    data = bytes(DATA_BYTES)
-
-    def step(_: int) -> float:
-        names.local.pipe_file(str(names.fresh_local()), data)
-        return 1
-
-    return step
-
-
-def _local_stat(names: _Names) -> Step:
-    paths = [str(names.local_folder / f"there-{number:04}") for number in range(STATS)]
-
-    def step(number: int) -> float:
-        names.local.info(paths[number % STATS])
-        return 1
-
-    return step
-
-
-def _local_open(names: _Names) -> Step:
-    paths = [str(names.local_folder / f"there-{number:04}") for number in range(STATS)]
-
-    def step(number: int) -> float:
-        names.local.open(paths[number % STATS], "rb").close()
-        return 1
-
-    return step
-
-
-def _local_rename(names: _Names) -> Step:
-    path, other = str(names.local_folder / "there-0000"), str(names.local_folder / "moved")
-
-    def there_and_back(_: int) -> float:
-        names.local.mv(path, other)
-        names.local.mv(other, path)
-        return 2
-
-    return there_and_back
-
-
-def _local_unlink(names: _Names) -> Step:
-    doomed: list[Path] = []
-
-    def step(_: int) -> float:
-        if not doomed:
-            doomed.extend(names.fresh_local() for _ in range(BATCH))
-            for path in doomed:
-                path.touch()
-        names.local.rm_file(str(doomed.pop()))
-        return 1
-
-    return step

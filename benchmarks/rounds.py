@@ -100,6 +100,17 @@ def for_seconds(step: Step, seconds: float) -> Timed:
             return Timed(amount=done, seconds=now_s - begin_s)
 
 
+def prepared_for_seconds(prepare: Callable[[], object], work: Callable[[], float], seconds: float) -> Timed:
+    """`prepare()`, then `work()`, again and again until the work alone has taken `seconds`; only it is timed."""
+    done, elapsed_s = 0.0, 0.0
+    while not elapsed_s or elapsed_s < seconds:
+        prepare()
+        begin_s = time.perf_counter()
+        done += work()
+        elapsed_s += time.perf_counter() - begin_s
+    return Timed(amount=done, seconds=elapsed_s)
+
+
 def threads_for_seconds(steps: Sequence[Step], seconds: float) -> Timed:
     """As `for_seconds`, each of `steps` in a thread of its own, all starting together; until the last has ended.
 

@@ -22,16 +22,28 @@ class Beside:
 
 
 @dataclass(frozen=True, slots=True)
+class Absent:
+    """Something that could not be measured here, and why; `wanted` is the target that therefore has no verdict."""
+
+    name: str
+    why: str
+    wanted: float | None = None
+    """fs3's ratio to it"""
+
+
+@dataclass(frozen=True, slots=True)
 class Target:
-    """`got` should be at least `wanted`: a rate, or where `over` names something beside the row, a ratio to it."""
+    """`got` should be at least `wanted` (or at most): a rate, or where `over` names something beside the row, a ratio
+    to it."""
 
     wanted: float
     got: float
     over: str = ""
+    at_most: bool = False
 
     @property
     def met(self) -> bool:
-        return self.got >= self.wanted
+        return self.got <= self.wanted if self.at_most else self.got >= self.wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +66,7 @@ class Row:
     beside: tuple[Beside, ...]
     targets: tuple[Target, ...] = ()
     costs: tuple[Cost, ...] = ()
+    absent: tuple[Absent, ...] = ()
 
 
 def make_row(
@@ -66,11 +79,14 @@ def make_row(
     others: Sequence[str] = (),
     at_least: float | None = None,
     at_least_times: Mapping[str, float] | None = None,
+    at_most_times: Mapping[str, float] | None = None,
     cost_per: tuple[str, float] | None = None,
+    absent: Sequence[Absent] = (),
 ) -> Row:
     """The row of `runs[ours]`, with the runs named by `limits` and `others` beside it.
 
-    `at_least`: a target for the median rate; `at_least_times`: targets for the median ratio to something beside.
+    `at_least`: a target for the median rate; `at_least_times`, `at_most_times`: targets for the median ratio to
+    something beside. `absent`: what should stand beside it and could not be run.
     `cost_per`: a name and an amount, ("GB", 1e9), per which the CPU seconds of ours and of the limits are given.
     """
     rate = rates(runs[ours])
@@ -80,9 +96,10 @@ def make_row(
             theirs = rates(runs[other])
             beside.append(Beside(other, kind, theirs, ratios(rate, theirs)))
     targets = [] if at_least is None else [Target(at_least, rate.median)]
-    for other, times in (at_least_times or {}).items():
-        ratio = next(one.ratio for one in beside if one.name == other)
-        targets.append(Target(times, ratio.median, over=other))
+    for at_most, wanted in ((False, at_least_times), (True, at_most_times)):
+        for other, times in (wanted or {}).items():
+            ratio = next(one.ratio for one in beside if one.name == other)
+            targets.append(Target(times, ratio.median, over=other, at_most=at_most))
     costs = []
     if cost_per is not None:
         per, amount = cost_per
@@ -92,7 +109,15 @@ def make_row(
                 sum(getattr(run, field) for run in runs[case]) / total for field in ("client_cpu_s", "servers_cpu_s")
             )
             costs.append(Cost("fs3" if case == ours else case, per, client, servers))
-    return Row(name=name, unit=unit, rate=rate, beside=tuple(beside), targets=tuple(targets), costs=tuple(costs))
+    return Row(
+        name=name,
+        unit=unit,
+        rate=rate,
+        beside=tuple(beside),
+        targets=tuple(targets),
+        costs=tuple(costs),
+        absent=tuple(absent),
+    )
 
 
 def row_to_json(row: Row) -> dict[str, Any]:
@@ -104,8 +129,9 @@ def row_to_json(row: Row) -> dict[str, Any]:
         "beside": [
             {"name": one.name, "kind": one.kind, **_spread(one.rate), "ratio": _spread(one.ratio)} for one in row.beside
         ],
-        "targets": [{"wanted": one.wanted, "got": one.got, "over": one.over, "met": one.met} for one in row.targets],
+        "targets": [{**dataclasses.asdict(one), "met": one.met} for one in row.targets],
         "costs": [dataclasses.asdict(one) for one in row.costs],
+        "absent": [dataclasses.asdict(one) for one in row.absent],
     }
 
 
@@ -119,8 +145,11 @@ def row_from_json(table: Mapping[str, Any]) -> Row:
             Beside(one["name"], one["kind"], Spread(tuple(one["rounds"])), Spread(tuple(one["ratio"]["rounds"])))
             for one in table["beside"]
         ),
-        targets=tuple(Target(one["wanted"], one["got"], one["over"]) for one in table["targets"]),
+        targets=tuple(
+            Target(one["wanted"], one["got"], one["over"], one.get("at_most", False)) for one in table["targets"]
+        ),
         costs=tuple(Cost(**one) for one in table["costs"]),
+        absent=tuple(Absent(**one) for one in table.get("absent", ())),
     )
 
 

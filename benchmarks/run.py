@@ -23,7 +23,7 @@ from rich.spinner import Spinner
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import machine, names, plots, sequential, small_reads, table
+from benchmarks import machine, memory, names, plots, sequential, small_reads, table
 from benchmarks.context import FULL, QUICK, Context, Sizes
 from benchmarks.result import Result
 from benchmarks.rows import Row
@@ -47,6 +47,7 @@ BENCHMARKS: dict[str, Callable[[Context], list[Row]]] = {
     "write": sequential.measure_writes,
     "small": small_reads.measure,
     "names": names.measure,
+    "memory": memory.measure,
     "loader": _loading,
     "checkpoint": _checkpoints,
 }

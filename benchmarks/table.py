@@ -11,7 +11,8 @@ from rich.table import Table
 from benchmarks.rounds import Spread
 from benchmarks.rows import Row, Target
 
-SCALES = {"GB/s": 1e9}
+SCALES = {"GB/s": 1e9, "MiB": 2**20}
+COLOURS = {"met": "green", "short": "red", "no verdict": "yellow"}
 HEADS = ("", "median", "min - max", "fs3 / it", "min - max", "target")
 
 COST_HEADS = ("CPU seconds per GB", "", "client", "servers")
@@ -28,7 +29,8 @@ class Line:
     ratio: str = ""
     ratio_span: str = ""
     wanted: str = ""
-    met: bool = True
+    verdict: str = ""
+    """met, short, or no verdict; "" where nothing is wanted"""
 
 
 def lines(rows: Sequence[Row]) -> Iterator[Line]:
@@ -49,12 +51,18 @@ def lines(rows: Sequence[Row]) -> Iterator[Line]:
                 f"{one.ratio.low:.3g} - {one.ratio.high:.3g}",
                 *_target(target, row.unit),
             )
+        for missing in row.absent:
+            wanted = "" if missing.wanted is None else f">= {missing.wanted:g} x"
+            verdict = "no verdict" if wanted else ""
+            yield Line(f"other: {missing.name}: {missing.why}", False, "", "", "", "", wanted, verdict)
 
 
-def _target(target: Target | None, unit: str) -> tuple[str, bool]:
+def _target(target: Target | None, unit: str) -> tuple[str, str]:
     if target is None:
-        return "", True
-    return f">= {target.wanted:g} x" if target.over else f">= {figure(target.wanted, unit)}", target.met
+        return "", ""
+    sign = "<=" if target.at_most else ">="
+    wanted = f"{sign} {target.wanted:g} x" if target.over else f"{sign} {figure(target.wanted, unit)}"
+    return wanted, "met" if target.met else "short"
 
 
 def figure(value: float, unit: str) -> str:
@@ -75,7 +83,8 @@ def rich_table(rows: Sequence[Row], title: str) -> Table:
     for number, head in enumerate(HEADS):
         table.add_column(head, justify="right" if number else "left", no_wrap=number > 0)
     for line in lines(rows):
-        target = f"{line.wanted} [{'green]met' if line.met else 'red]short'}[/]" if line.wanted else ""
+        colour = COLOURS.get(line.verdict, "")
+        target = f"{line.wanted} [{colour}]{line.verdict}[/]" if line.wanted else ""
         name = f"[bold]{line.name}[/]" if line.is_row else f"  [dim]{line.name}[/]"
         table.add_row(name, line.rate, line.rate_span, line.ratio, line.ratio_span, target)
     return table
@@ -86,7 +95,8 @@ def markdown(rows: Sequence[Row]) -> str:
     out = [f"| {' | '.join(HEADS)} |", "|---|" + "--:|" * (len(HEADS) - 1)]
     for line in lines(rows):
         name = f"**{line.name}**" if line.is_row else f"&nbsp;&nbsp;{line.name}"
-        target = f"{line.wanted}, {'met' if line.met else '**short**'}" if line.wanted else ""
+        verdict = "**short**" if line.verdict == "short" else line.verdict
+        target = f"{line.wanted}, {verdict}" if line.wanted else ""
         out.append(f"| {name} | {line.rate} | {line.rate_span} | {line.ratio} | {line.ratio_span} | {target} |")
     return "\n".join(out) + "\n"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from rich.console import Console
 from benchmarks import document, plots, table
 from benchmarks.result import Result
 from benchmarks.rounds import Timed
-from benchmarks.rows import Row, make_row
+from benchmarks.rows import Absent, Row, make_row
 
 
 def rows() -> list[Row]:
@@ -56,7 +57,7 @@ def result() -> Result:
         other_cores=0.25,
         memory={"client": 1 << 20},
         profiles={"small reads": [" 50.0%      1.0  crc32c"]},
-        rows=rows(),
+        rows=[*rows(), memory_row(20), row_without_a_peer()],
     )
 
 
@@ -64,8 +65,36 @@ def test_lines_of_the_table() -> None:
     first, bare, second, one = table.lines(rows())
     assert (first.name, first.rate, first.rate_span, first.ratio) == ("sequential read", "3 GB/s", "2 - 4", "")
     assert (bare.name, bare.rate, bare.ratio, bare.ratio_span) == ("limit: bare", "4 GB/s", "0.75 x", "0.5 - 1")
-    assert (second.rate, second.wanted, second.met) == ("100,000 reads/s", ">= 150,000 reads/s", False)
-    assert (one.name, one.ratio, one.wanted, one.met) == ("other: one", "5 x", ">= 4 x", True)
+    assert (second.rate, second.wanted, second.verdict) == ("100,000 reads/s", ">= 150,000 reads/s", "short")
+    assert (one.name, one.ratio, one.wanted, one.verdict) == ("other: one", "5 x", ">= 4 x", "met")
+
+
+def memory_row(grown: float) -> Row:
+    runs = {"fs3": [Timed(amount=grown * 2**20, seconds=1.0)], "few": [Timed(amount=10 * 2**20, seconds=1.0)]}
+    return make_row("memory", "MiB", runs, ours="fs3", others=["few"], at_most_times={"few": 2.0})
+
+
+@pytest.mark.parametrize(("grown", "verdict"), [(20, "met"), (21, "short")])
+def test_a_target_may_be_an_upper_one(grown: float, verdict: str) -> None:
+    own, few = table.lines([memory_row(grown)])
+    assert (own.rate, few.rate) == (f"{grown} MiB", "10 MiB")
+    assert (few.wanted, few.verdict) == ("<= 2 x", verdict)
+
+
+def row_without_a_peer() -> Row:
+    runs = {"fs3": [Timed(amount=100, seconds=1.0)]}
+    peers = [Absent("Peer", "not installed", 3.0), Absent("Other", "needs root")]
+    return make_row("create", "files/s", runs, ours="fs3", absent=peers)
+
+
+def test_a_missing_peer_is_named_and_its_target_has_no_verdict() -> None:
+    row = row_without_a_peer()
+    assert not row.targets
+    _, peer, other = table.lines([row])
+    assert (peer.name, peer.rate, peer.ratio) == ("other: Peer: not installed", "", "")
+    assert (peer.wanted, peer.verdict) == (">= 3 x", "no verdict")
+    assert (other.name, other.wanted, other.verdict) == ("other: Other: needs root", "", "")
+    assert ">= 3 x, no verdict |" in table.markdown([row])
 
 
 def test_the_terminal_shows_what_is_short() -> None:
@@ -80,6 +109,19 @@ def test_a_result_survives_its_file(result: Result, tmp_path: Path) -> None:
     result.save(tmp_path / "bench.json")
     assert Result.load(tmp_path / "bench.json") == result
     assert [path.name for path in tmp_path.iterdir()] == ["bench.json"]
+
+
+def test_rows_of_before_are_read(result: Result, tmp_path: Path) -> None:
+    """Those had no peers that could be absent, and no upper targets."""
+    path = tmp_path / "bench.json"
+    dataclasses.replace(result, rows=rows()).save(path)
+    held = json.loads(path.read_text())
+    for row in held["rows"]:
+        del row["absent"]
+        for target in row["targets"]:
+            del target["at_most"]
+    path.write_text(json.dumps(held))
+    assert Result.load(path).rows == rows()
 
 
 def test_another_file_is_refused(tmp_path: Path) -> None:

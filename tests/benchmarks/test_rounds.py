@@ -6,7 +6,16 @@ import threading
 
 import pytest
 
-from benchmarks.rounds import Spread, Timed, for_seconds, interleave, rates, ratios, threads_for_seconds
+from benchmarks.rounds import (
+    Spread,
+    Timed,
+    for_seconds,
+    interleave,
+    prepared_for_seconds,
+    rates,
+    ratios,
+    threads_for_seconds,
+)
 from benchmarks.rows import Cost, make_row, row_from_json, row_to_json
 
 
@@ -52,6 +61,23 @@ def test_a_loop_does_at_least_one_step() -> None:
 
     assert for_seconds(step, 0.0).amount == 7
     assert numbers == [0]
+
+
+def test_what_is_prepared_is_not_timed() -> None:
+    """Preparation takes much longer than the work, and counts for nothing."""
+    order: list[str] = []
+
+    def work() -> float:
+        order.append("work")
+        return 3
+
+    pause = threading.Event()
+    timed = prepared_for_seconds(lambda: order.append("prepare") or pause.wait(0.05), work, 0.0)
+    assert (timed.amount, order) == (3, ["prepare", "work"])
+    assert timed.seconds < 0.05
+    again = prepared_for_seconds(lambda: order.append("prepare"), work, 0.001)
+    assert again.seconds >= 0.001 and again.amount == 3 * order[2:].count("work")
+    assert order[2:] == ["prepare", "work"] * order[2:].count("work")
 
 
 def test_threads_start_together_and_their_work_is_added() -> None:
