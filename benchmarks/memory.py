@@ -2,10 +2,11 @@
 
 That it is bounded shows in two sizes, each with a cluster of its own: ten times the entries, and not more memory. The
 peaks are the kernel's (VmHWM), before and after: of a meta daemon that has just started and filled one batch, until it
-has filled the last; and after a restart and one page listed, until it has listed the last. The client that lists is a
-process of its own, this file run as a program:
+has filled the last; and after a restart and one page listed, until it has listed the last. The smaller directory is
+listed as often as makes as many entries, so that caches have as much time to fill. The client that lists is a process
+of its own, this file run as a program:
 
-    memory.py URL PATH      lists PATH; its peak in bytes after the first page and after the last, and the entries
+    memory.py URL PATH N    lists PATH N times; its peak in bytes after the first page and after the last, and the entries
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def measure(context: Context) -> list[Row]:
     if not context.sizes.directories:
         return []
     few, many = context.sizes.directories
-    before, after = _growth(context, few), _growth(context, many)
+    before, after = _growth(context, few, many // few), _growth(context, many, 1)
 
     def row(what: str, of: Callable[[Growth], int]) -> Row:
         beside = f"with {few:,} entries"
@@ -66,7 +67,7 @@ def _amount(grown_bytes: int) -> Timed:
     return Timed(amount=max(grown_bytes, _NOISE_BYTES), seconds=1.0)
 
 
-def _growth(context: Context, entries: int) -> Growth:
+def _growth(context: Context, entries: int, times: int) -> Growth:
     context.say(f"memory: making {entries:,} files")
     with LocalCluster(context.folder / f"memory-{entries}", nodes=1, replicas=1, port=0) as cluster:
         filling = _fill(cluster, entries)
@@ -77,11 +78,11 @@ def _growth(context: Context, entries: int) -> Growth:
         with closing(connect(cluster.url)) as client:
             next(client.files.meta.list(PATH))
         before = peak_bytes(cluster.pids["meta"])
-        program = [sys.executable, __file__, cluster.url, PATH]
+        program = [sys.executable, __file__, cluster.url, PATH, str(times)]
         said = subprocess.run(program, stdout=subprocess.PIPE, text=True, check=True).stdout
         first, last, seen = map(int, said.split())
-        if seen != entries:
-            raise AssertionError(f"{seen} entries were listed of {entries}")
+        if seen != entries * times:
+            raise AssertionError(f"{seen} entries were listed of {entries * times}")
         return Growth(filling, peak_bytes(cluster.pids["meta"]) - before, last - first)
 
 
@@ -107,15 +108,16 @@ def peak_bytes(pid: int | str) -> int:
     raise AssertionError(f"process {pid} has ended")
 
 
-def list_all(url: str, path: str) -> None:
-    """As a client: says its own peaks, and how many entries there are."""
+def list_all(url: str, path: str, times: int) -> None:
+    """As a client: says its own peaks, and how many entries it has seen."""
     seen, first = 0, 0
     with closing(connect(url)) as client:
-        for page in client.files.meta.list(path):
-            seen += len(page)
-            first = first or peak_bytes("self")
+        for _ in range(times):
+            for page in client.files.meta.list(path):
+                seen += len(page)
+                first = first or peak_bytes("self")
     print(first, peak_bytes("self"), seen)
 
 
 if __name__ == "__main__":
-    list_all(*sys.argv[1:])
+    list_all(sys.argv[1], sys.argv[2], int(sys.argv[3]))
