@@ -24,6 +24,8 @@ class Turns:
 
     def order(self, addresses: Collection[str], now_s: float) -> list[str]:
         """Whom to ask first, second, and so on."""
+        if len(addresses) == 1:
+            return list(addresses)
         ordered = sorted(addresses)
         first = self._start % len(ordered) if ordered else 0
         ordered = ordered[first:] + ordered[:first]

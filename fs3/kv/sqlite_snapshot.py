@@ -26,6 +26,8 @@ _GETS_IN_A_ROW = 64
 _FEW = 12  # keys, for which a statement each is as good
 _SNAPSHOTS = 64
 _SNAPSHOT_AGE_S = 10.0
+_KEPT = 256  # values that a snapshot remembers, of at most so many bytes each
+_KEPT_BYTES = 256
 
 _TOGETHER = 64  # keys in one statement
 _APART = 2  # neighbours are read as one range if it has no more than this many places for each key
@@ -42,13 +44,17 @@ class SqliteSnapshot:
 
     Reads run on the event loop: a point read costs some microseconds, a thread would cost ten times that. Long ranges
     are read in blocks, and other tasks are let in between these and after every few point reads.
+
+    Nothing changes in a snapshot: some of what was read is remembered for the transactions that share it, which walk
+    through the same directories again and again.
     """
 
-    __slots__ = ("__weakref__", "_connection", "_gets", "_path", "_pool", "opened_s", "version")
+    __slots__ = ("__weakref__", "_connection", "_gets", "_kept", "_path", "_pool", "opened_s", "version")
 
     def __init__(self, path: Path, pool: deque[sqlite3.Connection]) -> None:
         self._connection: sqlite3.Connection | None = None
         self._gets = 0
+        self._kept: dict[bytes, bytes | None] = {}
         self.opened_s = time.monotonic()
         self._path = path
         self._pool = pool
@@ -79,8 +85,15 @@ class SqliteSnapshot:
         self._gets += 1
         if self._gets % _GETS_IN_A_ROW == 0:
             await asyncio.sleep(0)
+        if key in self._kept and self._connection is not None:
+            return self._kept[key]
         rows = self._rows(_GET, (key,))
-        return rows[0][0] if rows else None
+        value = rows[0][0] if rows else None
+        if value is None or len(value) <= _KEPT_BYTES:
+            if len(self._kept) >= _KEPT:
+                self._kept.clear()
+            self._kept[key] = value
+        return value
 
     async def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
         if len(keys) < _FEW:

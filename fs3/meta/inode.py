@@ -66,6 +66,8 @@ async def load_stats_into(
     for (_, message), value in zip(wanted, values, strict=True):
         decode_into(message, value)
     directories = [message for entry, message in wanted if entry.type is InodeType.DIRECTORY]
+    if not directories:
+        return
     stamps = await txn.get_many([keys.stamp(message.inode_id) for message in directories], snapshot=snapshot)
     for message, stamp in zip(directories, stamps, strict=True):
         if stamp is not None:

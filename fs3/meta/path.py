@@ -129,15 +129,19 @@ class Walker:
 
         Raises: Fs3Error that is to be tried again.
         """
-        seen = await self._look(paths, follow)
-        found: list[Dentry | Fs3Error] = []
-        for path, (_, _, entry) in zip(paths, seen, strict=True):
-            there: Dentry | Fs3Error | None = entry
-            if entry is _CLOSER:
-                place = await self._found(path, follow)
-                there = place if isinstance(place, Fs3Error) else place.dentry
-            found.append(_missing(path) if there is None else there)
-        return found
+        if len(paths) == 1:
+            return [await self._existing(paths[0], follow)]
+        return [
+            await self._existing(path, follow) if entry is _CLOSER else entry or _missing(path)
+            for path, (_, _, entry) in zip(paths, await self._look(paths, follow), strict=True)
+        ]
+
+    async def _existing(self, path: str, follow: bool) -> Dentry | Fs3Error:
+        """Raises: Fs3Error that is to be tried again."""
+        place = await self._found(path, follow)
+        if isinstance(place, Fs3Error):
+            return place
+        return place.dentry or _missing(path)
 
     async def holder(self, path: str, *, follow: bool) -> Place:
         """A place whose directory exists, for something that may be there or not. Raises: NotFound; as `find`."""

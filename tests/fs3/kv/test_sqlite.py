@@ -43,6 +43,12 @@ async def keys(kv: KVEngine) -> int:
     return len(await kv.begin().range(b"n", b"o", limit=100_000))
 
 
+async def put(kv: KVEngine, key: bytes, value: bytes) -> None:
+    txn = kv.begin()
+    txn.put(key, value)
+    await txn.commit()
+
+
 def reopened(path: Path) -> tuple[int, int]:
     """How many rows the store has, and what its counter says."""
 
@@ -236,6 +242,46 @@ def test_transactions_that_are_never_ended_do_not_pile_up(tmp_path: Path) -> Non
 
     async def keys_of(txn: Transaction) -> int:
         return len(await txn.range(b"n", b"o", limit=1_000))
+
+    asyncio.run(run())
+
+
+def test_what_a_snapshot_remembers_is_what_it_shows(tmp_path: Path) -> None:
+    """Also what is not there; a later one shows what was committed since, and one that was ended nothing."""
+
+    async def run() -> None:
+        kv = SqliteKV(tmp_path / "kv.db")
+        await put(kv, b"here", b"old")
+        early = kv.begin()
+        for _ in range(2):
+            assert (await early.get(b"here"), await early.get(b"absent")) == (b"old", None)
+            await put(kv, b"here", b"new")
+            await put(kv, b"absent", b"new")
+        late = kv.begin()
+        assert (await late.get(b"here"), await late.get(b"absent")) == (b"new", b"new")
+        ended = early._open()
+        kv._snapshots.close()
+        with pytest.raises(SnapshotExpired):
+            await ended.get(b"here")
+        await kv.close()
+
+    asyncio.run(run())
+
+
+def test_what_a_snapshot_remembers_is_bounded(tmp_path: Path) -> None:
+    async def run() -> None:
+        kv = SqliteKV(tmp_path / "kv.db")
+        values = {b"n%d" % number: bytes(number) for number in range(600)}
+        txn = kv.begin()
+        for key, value in values.items():
+            txn.put(key, value)
+        await txn.commit()
+        snapshot = kv._snapshots.newest()
+        for key, value in values.items():
+            assert await snapshot.get(key) == value
+        kept = snapshot._kept
+        assert 0 < len(kept) <= 256 and max(len(value) for value in kept.values() if value is not None) <= 256
+        await kv.close()
 
     asyncio.run(run())
 
