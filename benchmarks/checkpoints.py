@@ -83,7 +83,7 @@ def _measure_state(context: Context, name: str, tensors: dict[str, Tensor]) -> l
     with LocalWrites(context.folder) as local:
         saves[WRITE_ONE] = lambda: local.write(piece, count, sync_each=False)
         saves[WRITE_ALL] = lambda: local.write(piece, count, copies=REPLICAS, sync_each=False)
-        saved = context.measure(f"checkpoint save, {name}", saves)
+        saved = context.measure(f"checkpoint save, {name}", saves, writes=True)
 
     targets = {key: torch.empty_like(tensor) for key, tensor in tensors.items()}
     with LocalFile(context.local_path) as file:

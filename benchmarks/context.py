@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -94,8 +95,14 @@ class Context:
     ) -> None:
         self._stack.close()
 
-    def measure(self, what: str, cases: Mapping[str, Case], *, warm: Collection[str] = ()) -> dict[str, list[Timed]]:
-        """The cases as `rounds.interleave` runs them, with the CPU seconds of this process and of the servers."""
+    def measure(
+        self, what: str, cases: Mapping[str, Case], *, warm: Collection[str] = (), writes: bool = False
+    ) -> dict[str, list[Timed]]:
+        """The cases as `rounds.interleave` runs them, with the CPU seconds of this process and of the servers.
+
+        With `writes` each begins on a disk that has nothing left to write: else whoever syncs pays for what others did
+        not.
+        """
         steps = (self.sizes.rounds + 1) * len(cases) - len(warm)
         done = 0
 
@@ -103,6 +110,8 @@ class Context:
             nonlocal done
             done += 1
             self.say(f"{what}: {name} ({done}/{steps})")
+            if writes:
+                os.sync()
 
         counted = {name: with_cpu(case, self.servers_cpu_s) for name, case in cases.items()}
         return interleave(counted, self.sizes.rounds, on_step, warm=warm)

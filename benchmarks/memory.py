@@ -6,7 +6,7 @@ has filled the last; and after a restart and one page listed, until it has liste
 listed as often as makes as many entries, so that caches have as much time to fill. The client that lists is a process
 of its own, this file run as a program:
 
-    memory.py URL PATH N    lists PATH N times; its peak in bytes after the first page and after the last, and the entries
+    memory.py URL PATH N    lists PATH N times; its peak in bytes after the first page and at the end, and the entries
 """
 
 from __future__ import annotations

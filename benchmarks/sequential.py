@@ -78,6 +78,7 @@ def measure_writes(context: Context) -> list[Row]:
                     ONE_SYNC: write_local(False),
                     SYNC_EACH: write_local(True),
                 },
+                writes=True,
             )
         rows.append(
             make_row(
