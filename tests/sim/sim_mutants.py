@@ -679,8 +679,8 @@ MUTANTS: tuple[Mutant, ...] = (
     _one(
         "name-kept-by-rename",
         "a rename leaves the old name",
-        "fs3/meta/ops/rename.py",
-        "    dentry.remove(txn, source.parent, source.name)\n",
+        "fs3/meta/moving.py",
+        "    await take(txn, source, now_ns)\n",
         "",
         faults=("meta crash",),
     ),
@@ -705,6 +705,13 @@ MUTANTS: tuple[Mutant, ...] = (
         "fs3/meta/gc.py",
         "            if self._sessions.seen.age_s(now_s, key, value) < self._session_lease_s:\n",
         "            if self._sessions.seen.age_s(now_s, key, value) < 0:\n",
+    ),
+    _one(
+        "written-file-dies-with-its-name",
+        "a file that is being written is collected when its last name goes",
+        "fs3/meta/inode.py",
+        "    if inode.nlink > 1 or (inode.rewritten and await session.load(txn, inode.inode_id) is not None):\n",
+        "    if inode.nlink > 1:\n",
     ),
     _one(
         "conflicts-overlooked",
