@@ -28,6 +28,7 @@ from fs3.errors import Fs3Error, MaybeApplied
 from fs3.ids import file_chunk, kv_page_chunk
 
 BLOCK = 4_096
+FIRST_FILE = 1 << 40  # no inode that the metas give out: their collector removes what it believes to be its files'
 _OPS = {
     Kind.WRITE: Op.WRITE,
     Kind.REPLACE: Op.REPLACE,
@@ -156,7 +157,7 @@ class Workload:
         for at in range(self.mix.hot + self.mix.cold):
             durable = draw.random() >= self.mix.os_share
             is_page = draw.random() < 0.2
-            chunk = kv_page_chunk(draw.randbytes(16)) if is_page else file_chunk(1 + at // 3, at)
+            chunk = kv_page_chunk(draw.randbytes(16)) if is_page else file_chunk(FIRST_FILE + at // 3, at)
             chunk_bytes = draw.choice([BLOCK, 2 * BLOCK, 3 * BLOCK, 4 * BLOCK, 4 * BLOCK, 10_000, 66_000, 66_000])
             weight = 4.0 if at < self.mix.hot else 1.0
             self.places.append(Place(chunk, draw.choice(self.chains), chunk_bytes, durable, weight))
