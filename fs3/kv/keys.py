@@ -5,6 +5,7 @@ Four ASCII letters name the kind, as in 3FS; numbers follow as 8 bytes big-endia
     INOD <inode>                      an inode that has a name, or a write session
     DENT <directory> <name>           an entry of a directory; names sort as bytes
     DSTM <directory>                  when the directory last changed; put blindly by every change in it
+    LVER <directory>                  which change made its listing other without a change in it (fs3/meta/listing.py)
     SESS <inode>                      the write session of a file that is not published yet
     IDEM <period> <client> <request>  the answer a changing request got
     GCQU <inode>                      an inode that is dead: its chunks, or its entries, wait for collection
@@ -28,6 +29,7 @@ _U64_MAX = (1 << 64) - 1
 INODE = b"INOD"
 DENTRY = b"DENT"
 STAMP = b"DSTM"
+LISTING = b"LVER"
 SESSION = b"SESS"
 IDEMPOTENCY = b"IDEM"
 GC_QUEUE = b"GCQU"
@@ -61,6 +63,10 @@ def dentry_name(key: bytes) -> bytes:
 
 def stamp(directory: int) -> bytes:
     return _ONE.pack(STAMP, directory)
+
+
+def listing(directory: int) -> bytes:
+    return _ONE.pack(LISTING, directory)
 
 
 def session(inode_id: int) -> bytes:

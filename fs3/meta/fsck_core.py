@@ -3,7 +3,7 @@
     entries     lead from a directory, alive or waiting to be taken apart, to an inode of the type that they say
     inodes      have as many names as they count, or a write session; a directory has one, in its `parent`
     dead ones   have no inode record any more
-    the rest    sessions, times of directories and attributes belong to an inode; attributes are as long as it counts
+    the rest    sessions, times and listings of directories, and attributes belong to an inode, which counts their bytes
     the trash   has the entry of each of its records
     the tree    every directory is below the root, or below a dead one
     counters    no inode has an id that is still to be given out
@@ -59,6 +59,7 @@ class Fsck:
         self._entries: list[tuple[int, bytes, int, InodeType]] = []
         self._sessions: set[int] = set()
         self._stamps: set[int] = set()
+        self._listings: set[int] = set()
         self._xattr_bytes: Counter[int] = Counter()
         self._trash: list[bytes] = []
         self._next_inode = 0
@@ -104,6 +105,8 @@ class Fsck:
             self._sessions.add(number)
         elif kind == keys.STAMP:
             self._stamps.add(number)
+        elif kind == keys.LISTING:
+            self._listings.add(number)
         elif kind == keys.XATTR:
             self._xattr_bytes[number] += len(keys.xattr_name(key)) + len(value)
         else:
@@ -170,10 +173,12 @@ class Fsck:
             one = self._inodes.get(number)
             if one is None or one.type is not InodeType.FILE or (one.nlink and not one.rewritten):
                 yield Finding(number, "has a write session, and is no file that is being written")
-        for number in self._stamps:
-            holder = self._inodes.get(number) or self._dead.get(number)
-            if holder is None or holder.type is not InodeType.DIRECTORY:
-                yield Finding(number, "has the time of a directory's last change, and is no directory")
+        of_directories = {"time of a directory's last change": self._stamps, "version of a listing": self._listings}
+        for what, numbers in of_directories.items():
+            for number in numbers:
+                holder = self._inodes.get(number) or self._dead.get(number)
+                if holder is None or holder.type is not InodeType.DIRECTORY:
+                    yield Finding(number, f"has the {what}, and is no directory")
         for number in self._xattr_bytes.keys() - self._inodes.keys():
             yield Finding(number, "has attributes, and does not exist")
 

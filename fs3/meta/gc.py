@@ -221,7 +221,7 @@ async def detach_page(txn: Transaction, directory: InodeId, limit: int) -> int:
         dentry.remove(txn, directory, name)
         await inode.drop_tree(txn, child, child.ctime_ns)
     if len(page) < limit:
-        txn.delete(keys.stamp(directory))
+        inode.forget_listing(txn, directory)
         txn.delete(keys.gc_queue(directory))
     return max(len(page), 1)
 

@@ -125,7 +125,13 @@ async def drop_empty_directory(txn: Transaction, inode_id: int) -> None:
     """The only name of an empty directory is gone; conflicts with whoever is changing the directory's attributes."""
     directory = await load(txn, inode_id)
     _forget(txn, directory)
-    txn.delete(keys.stamp(directory.inode_id))
+    forget_listing(txn, directory.inode_id)
+
+
+def forget_listing(txn: Transaction, directory: int) -> None:
+    """What is kept of a directory beside its inode and entries, which are gone, goes too."""
+    txn.delete(keys.stamp(directory))
+    txn.delete(keys.listing(directory))
 
 
 def queue(txn: Transaction, inode: Inode) -> None:

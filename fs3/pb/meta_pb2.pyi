@@ -108,22 +108,28 @@ class StatReply(_message.Message):
     def __init__(self, results: _Optional[_Iterable[_Union[StatResult, _Mapping]]] = ...) -> None: ...
 
 class ListRequest(_message.Message):
-    __slots__ = ("path", "after", "limit")
+    __slots__ = ("path", "after", "limit", "validator")
     PATH_FIELD_NUMBER: _ClassVar[int]
     AFTER_FIELD_NUMBER: _ClassVar[int]
     LIMIT_FIELD_NUMBER: _ClassVar[int]
+    VALIDATOR_FIELD_NUMBER: _ClassVar[int]
     path: str
     after: str
     limit: int
-    def __init__(self, path: _Optional[str] = ..., after: _Optional[str] = ..., limit: _Optional[int] = ...) -> None: ...
+    validator: bytes
+    def __init__(self, path: _Optional[str] = ..., after: _Optional[str] = ..., limit: _Optional[int] = ..., validator: _Optional[bytes] = ...) -> None: ...
 
 class ListReply(_message.Message):
-    __slots__ = ("entries", "more")
+    __slots__ = ("entries", "more", "validator", "same")
     ENTRIES_FIELD_NUMBER: _ClassVar[int]
     MORE_FIELD_NUMBER: _ClassVar[int]
+    VALIDATOR_FIELD_NUMBER: _ClassVar[int]
+    SAME_FIELD_NUMBER: _ClassVar[int]
     entries: _containers.RepeatedCompositeFieldContainer[Entry]
     more: bool
-    def __init__(self, entries: _Optional[_Iterable[_Union[Entry, _Mapping]]] = ..., more: _Optional[bool] = ...) -> None: ...
+    validator: bytes
+    same: bool
+    def __init__(self, entries: _Optional[_Iterable[_Union[Entry, _Mapping]]] = ..., more: _Optional[bool] = ..., validator: _Optional[bytes] = ..., same: _Optional[bool] = ...) -> None: ...
 
 class LayoutChoice(_message.Message):
     __slots__ = ("replicas", "chunk_bytes", "stripe", "durability")

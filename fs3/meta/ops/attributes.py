@@ -5,7 +5,7 @@ from __future__ import annotations
 from fs3.errors import Invalid
 from fs3.inode import Inode, InodeType, inode_to_pb
 from fs3.kv.api import Transaction
-from fs3.meta import inode
+from fs3.meta import inode, listing
 from fs3.meta.call import Call
 from fs3.meta.idempotency import record, recorded
 from fs3.meta.path import Walker
@@ -29,7 +29,7 @@ async def set_attributes(txn: Transaction, request: meta_pb2.SetAttrRequest, cal
         return answer
     atime_ns = _time(request.HasField("atime_ns"), request.atime_ns, request.atime_now, call.now_ns)
     mtime_ns = _time(request.HasField("mtime_ns"), request.mtime_ns, request.mtime_now, call.now_ns)
-    _, entry = await Walker(txn).existing(request.path, follow=not request.nofollow)
+    place, entry = await Walker(txn).existing(request.path, follow=not request.nofollow)
     if entry.type is InodeType.SYMLINK and request.HasField("mode"):
         raise Invalid(f"{request.path}: is a symlink, whose own permission bits cannot be changed")
     found = inode.changed(await inode.load(txn, entry.inode_id), call.now_ns)
@@ -43,6 +43,8 @@ async def set_attributes(txn: Transaction, request: meta_pb2.SetAttrRequest, cal
     inode.store(txn, found)
     if found.is_directory and mtime_ns is not None:
         inode.stamp_directory(txn, found.inode_id, mtime_ns)
+    if not found.is_directory or mtime_ns is not None:
+        listing.changed(txn, found.inode_id if found.is_directory else place.parent, request.id)
     shown = await inode.load_stat(txn, found.inode_id, snapshot=True)
     return await record(txn, request.id, meta_pb2.InodeReply(inode=inode_to_pb(shown)))
 

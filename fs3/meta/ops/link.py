@@ -5,7 +5,7 @@ from __future__ import annotations
 from fs3.errors import Exists, Invalid, NotPermitted
 from fs3.inode import Inode, InodeType, inode_to_pb
 from fs3.kv.api import Transaction
-from fs3.meta import dentry, inode
+from fs3.meta import dentry, inode, listing
 from fs3.meta.call import Call
 from fs3.meta.dentry import check_name
 from fs3.meta.idempotency import record, recorded
@@ -71,13 +71,14 @@ async def link(txn: Transaction, request: meta_pb2.LinkRequest, call: Call) -> m
     if answer is not None:
         return answer
     walker = Walker(txn)
-    _, entry = await walker.existing(request.source, follow=False)
+    source, entry = await walker.existing(request.source, follow=False)
     place = await walker.holder(request.target, follow=False)
     _refuse_taken(place, request.target)
     if entry.type is InodeType.DIRECTORY:
         raise NotPermitted(f"{request.source}: is a directory, and a directory has one name only")
     named = inode.changed(await inode.load(txn, entry.inode_id), call.now_ns)
     named = named._replace(nlink=named.nlink + 1)
+    listing.changed(txn, source.parent, request.id)
     return await _name(txn, request.id, place, named, call)
 
 

@@ -9,7 +9,7 @@ from fs3.ids import InodeId
 from fs3.inode import InodeType
 from fs3.kv import keys
 from fs3.kv.api import Transaction
-from fs3.meta import dentry, inode
+from fs3.meta import dentry, inode, listing
 from fs3.meta.path import Walker, split
 from fs3.pb import meta_pb2
 
@@ -54,13 +54,19 @@ async def find(txn: Transaction, request: meta_pb2.FindRequest) -> meta_pb2.Find
 
 
 async def list_page(txn: Transaction, request: meta_pb2.ListRequest) -> meta_pb2.ListReply:
-    """One page of a directory, with attributes, as it was at one moment. Raises: NotFound, NotADirectory, Invalid."""
+    """One page of a directory, with attributes, as it was at one moment; none if the caller's listing is still right.
+
+    Raises: NotFound, NotADirectory, Invalid.
+    """
     limit = min(request.limit or _DEFAULT_PAGE, MAX_PAGE)
     _, entry = await Walker(txn, snapshot=True).existing(request.path, follow=True)
     if entry.type is not InodeType.DIRECTORY:
         raise NotADirectory(f"{request.path}: is a file, not a directory")
+    validator = await listing.validator(txn, entry.inode_id)
+    if request.validator == validator and not request.after:
+        return meta_pb2.ListReply(validator=validator, same=True)
     page = await dentry.load_page(txn, entry.inode_id, request.after.encode(), limit + 1, snapshot=True)
-    reply = meta_pb2.ListReply(more=len(page) > limit)
+    reply = meta_pb2.ListReply(more=len(page) > limit, validator=validator)
     wanted = [(child, reply.entries.add(name=name.decode()).inode) for name, child in page[:limit]]
     await inode.load_stats_into(txn, wanted, snapshot=True)
     return reply

@@ -10,10 +10,10 @@ from fs3.errors import Exists, Invalid, NoAttribute, NoSpace
 from fs3.inode import Inode
 from fs3.kv import keys
 from fs3.kv.api import Transaction
-from fs3.meta import inode
+from fs3.meta import inode, listing
 from fs3.meta.call import Call
 from fs3.meta.idempotency import record, recorded
-from fs3.meta.path import Walker
+from fs3.meta.path import Place, Walker
 from fs3.pb import common_pb2, meta_pb2
 
 MAX_NAME_BYTES = 255
@@ -61,7 +61,7 @@ async def set_attribute(txn: Transaction, request: meta_pb2.SetXattrRequest, cal
     name = check_name(request.name)
     if len(request.value) > MAX_VALUE_BYTES:
         raise Invalid(f"attribute {request.name!r}: {len(request.value)} bytes of value, at most {MAX_VALUE_BYTES}")
-    _, entry = await Walker(txn).existing(request.path, follow=not request.nofollow)
+    place, entry = await Walker(txn).existing(request.path, follow=not request.nofollow)
     key = keys.xattr(entry.inode_id, name)
     before = await txn.get(key)
     if before is not None and request.create:
@@ -77,6 +77,7 @@ async def set_attribute(txn: Transaction, request: meta_pb2.SetXattrRequest, cal
         )
     txn.put(key, request.value)
     _count(txn, named, grown, call)
+    _show(txn, place, named, request.id)
     return await record(txn, request.id, common_pb2.Empty())
 
 
@@ -86,19 +87,27 @@ async def remove_attribute(txn: Transaction, request: meta_pb2.RemoveXattrReques
     if answer is not None:
         return answer
     name = check_name(request.name)
-    _, entry = await Walker(txn).existing(request.path, follow=not request.nofollow)
+    place, entry = await Walker(txn).existing(request.path, follow=not request.nofollow)
     key = keys.xattr(entry.inode_id, name)
     before = await txn.get(key)
     if before is None:
         raise _missing(request.path, request.name)
     txn.delete(key)
-    _count(txn, await inode.load(txn, entry.inode_id), -len(before) - len(name), call)
+    named = await inode.load(txn, entry.inode_id)
+    _count(txn, named, -len(before) - len(name), call)
+    _show(txn, place, named, request.id)
     return await record(txn, request.id, common_pb2.Empty())
 
 
 def _count(txn: Transaction, named: Inode, grown: int, call: Call) -> None:
     counted = inode.changed(named, call.now_ns)._replace(xattr_bytes=named.xattr_bytes + grown)
     inode.store(txn, counted)
+
+
+def _show(txn: Transaction, place: Place, named: Inode, request: meta_pb2.RequestId) -> None:
+    """The listing that shows the inode is another now."""
+    if not named.is_directory:
+        listing.changed(txn, place.parent, request)
 
 
 def _missing(path: str, name: str) -> NoAttribute:

@@ -56,6 +56,13 @@ def chmod(path: str, mode: int = 0o700):
     )
 
 
+def set_times(path: str, mtime_ns: int = 5):
+    return lambda ns: (
+        attributes.set_attributes,
+        meta_pb2.SetAttrRequest(id=ns.request_id(), path=path, mtime_ns=mtime_ns),
+    )
+
+
 def set_xattr(path: str, name: str = "user.a", value: bytes = b"v"):
     return lambda ns: (
         xattr.set_attribute,
@@ -214,6 +221,14 @@ PAIRS = [
     (by_hand(rmdir), empty(), True),
     (empty(), by_hand(lambda path: move(path, "/back")), True),
     (by_hand(lambda path: publish(0, path)), restore(), True),
+    # listings: what is noted of them is put blindly
+    (chmod("/d/old"), publish(0, "/d/new"), False),
+    (hardlink("/d/old", "/a/x"), publish(0, "/d/new"), False),
+    (set_xattr("/d/old"), symlink("/d/new"), False),
+    (set_times("/a"), publish(0, "/a/f"), False),
+    (publish(0, "/a/f"), set_times("/a"), False),
+    (set_times("/d/e"), chmod("/d/old"), False),
+    (set_times("/a"), rmdir("/a"), True),
     # creating without a name depends on nothing
     (rmdir("/a"), create("/a/f"), False),
     (publish(0, "/a/f"), create("/a/f"), False),
@@ -316,7 +331,8 @@ def test_exact_conflict_sets_of_publish_links_and_create(drive) -> None:
         record, name = keys.idempotency(0, 7, request.id.request_id), keys.dentry(made.inode_id, b"h")
         walked = {keys.dentry(ROOT_INODE, b"old"), keys.dentry(ROOT_INODE, b"a")}
         assert txn.conflicts() == ({record, *walked, name, keys.inode(old.inode_id)}, ())
-        assert txn.written() == {record, name, keys.inode(old.inode_id), keys.stamp(made.inode_id)}
+        stamps = {keys.stamp(made.inode_id), keys.listing(ROOT_INODE)}
+        assert txn.written() == {record, name, keys.inode(old.inode_id), *stamps}
         op, request = symlink("/a/s")(ns)
         txn = ns.kv.begin()
         await op(txn, request, ns.call())
@@ -330,13 +346,19 @@ def test_exact_conflict_sets_of_publish_links_and_create(drive) -> None:
         record = keys.idempotency(0, 7, request.id.request_id)
         walked = {keys.dentry(ROOT_INODE, b"a"), keys.dentry(made.inode_id, b"h")}
         assert txn.conflicts() == ({record, *walked, keys.inode(old.inode_id)}, ())
-        assert txn.written() == {record, keys.inode(old.inode_id)}
+        assert txn.written() == {record, keys.inode(old.inode_id), keys.listing(made.inode_id)}
         op, request = set_xattr("/a/h")(ns)
         txn = ns.kv.begin()
         await op(txn, request, ns.call())
         record, attribute = keys.idempotency(0, 7, request.id.request_id), keys.xattr(old.inode_id, b"user.a")
         assert txn.conflicts() == ({record, *walked, keys.inode(old.inode_id), attribute}, ())
-        assert txn.written() == {record, keys.inode(old.inode_id), attribute}
+        assert txn.written() == {record, keys.inode(old.inode_id), attribute, keys.listing(made.inode_id)}
+        op, request = set_times("/a")(ns)
+        txn = ns.kv.begin()
+        await op(txn, request, ns.call())
+        record, there = keys.idempotency(0, 7, request.id.request_id), keys.inode(made.inode_id)
+        assert txn.conflicts() == ({record, keys.dentry(ROOT_INODE, b"a"), there}, ())
+        assert txn.written() == {record, there, keys.stamp(made.inode_id), keys.listing(made.inode_id)}
         op, request = create("/a/g")(ns)
         txn = ns.kv.begin()
         await op(txn, request, ns.call())

@@ -75,7 +75,8 @@ def test_a_whole_store_has_nothing_wrong(drive: Any) -> None:
 def test_a_store_that_lacks_any_one_record_is_found(drive: Any) -> None:
     def body(pairs: Pairs) -> None:
         missed = {key for key in pairs if not told({other: pairs[other] for other in pairs.keys() - {key}})}
-        needless = {key for key in pairs if key.startswith((keys.STAMP, keys.IDEMPOTENCY, keys.TRASH))}
+        kinds = (keys.STAMP, keys.LISTING, keys.IDEMPOTENCY, keys.TRASH)
+        needless = {key for key in pairs if key.startswith(kinds)}
         dead_files = {key for key in pairs if key.startswith(keys.GC_QUEUE) and inode.decode(pairs[key]).is_file}
         assert missed == needless | dead_files  # those leave chunks, which `fs3 admin orphans` finds
 
@@ -105,6 +106,7 @@ def numbered(pairs: Pairs, path: str) -> int:
         (lambda p: {**p, keys.session(numbered(p, "/a/f")): bytes(16)}, "and is no file that is being written"),
         (lambda p: {**p, keys.session(77): bytes(16)}, "inode 77: has a write session"),
         (lambda p: {**p, keys.stamp(77): bytes(8)}, "inode 77: has the time of a directory's last change"),
+        (lambda p: {**p, keys.listing(77): bytes(16)}, "inode 77: has the version of a listing, and is no directory"),
         (lambda p: {**p, keys.xattr(77, b"user.x"): b""}, "inode 77: has attributes, and does not exist"),
         (lambda p: {**p, keys.dentry(77, b"x"): p[keys.dentry(1, b"a")]}, "inode 77: has the entry 'x', and is no dir"),
         (lambda p: {**p, keys.dentry(1, b"again"): p[keys.dentry(1, b"a")]}, "is a directory with 2 names"),
