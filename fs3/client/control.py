@@ -43,26 +43,31 @@ class ControlChannel:
             Unavailable: no answer within `timeout_s`, or the channel was closed.
         """
         deadline_s = lease_now_s() + timeout_s
+        sent = self._send(method, request, timeout_s, credentials, wait=True)
+        return sent.result(deadline_s - lease_now_s())
+
+    def begin(self, method: str, request: Any, *, timeout_s: float, credentials: Credentials) -> Sent:
+        """Send a request whose answer is wanted later: `result(timeout_s)` is as `call`, or else `drop` it.
+
+        Raises: Busy: all connections are in use; Unavailable.
+        """
+        return self._send(method, request, timeout_s, credentials, wait=False)
+
+    def _send(self, method: str, request: Any, timeout_s: float, credentials: Credentials, *, wait: bool) -> _Sent:
+        deadline_s = lease_now_s() + timeout_s
         called = self._methods[method]
         pool = self._shown(credentials)
-        connection = pool.borrow(self.address, deadline_s=deadline_s, connect_timeout_s=timeout_s)
-        self._lent.add(connection)
+        connection = pool.borrow(self.address, deadline_s=deadline_s, connect_timeout_s=timeout_s, wait=wait)
+        sent = _Sent(self._lent, pool, connection, method, called.reply)
         try:
             if self._closed:
                 raise Unavailable(f"{self.address}: the connection was closed")
             parts = (called.name, request.SerializeToString())
             connection.send(Kind.CALL, parts, count=len(called.name), deadline_s=deadline_s)
-            _, head = connection.receive_head()
-            reply = called.reply()
-            reply.ParseFromString(bytes(head))
-            connection.receive_body(())
-        except DecodeError:
-            connection.close()
-            raise Corrupt(f"{self.address}: the answer to {method} cannot be understood") from None
-        finally:
-            self._lent.discard(connection)
-            pool.give_back(connection)
-        return reply
+        except BaseException:
+            sent.drop()
+            raise
+        return sent
 
     def close(self) -> None:
         """Cancel what is under way and refuse later calls."""
@@ -83,6 +88,65 @@ class ControlChannel:
             hello = credentials.hello(role="control")
             pool = self._pools.setdefault(credentials, ConnectionPool(hello, max_per_endpoint=_CONNECTIONS))
         return pool
+
+
+class Sent(Protocol):
+    """A call that was begun; one of these has to follow."""
+
+    def result(self, timeout_s: float) -> Any: ...
+    def drop(self) -> None: ...
+
+
+class _Sent:
+    """A request that was sent. Its connection is nobody else's until `result` or `drop`, one of which has to follow."""
+
+    __slots__ = ("_connection", "_lent", "_method", "_pid", "_pool", "_reply")
+
+    def __init__(
+        self,
+        lent: set[Connection],
+        pool: ConnectionPool,
+        connection: Connection,
+        method: str,
+        reply: Callable[[], Any],
+    ) -> None:
+        self._lent = lent
+        self._pool = pool
+        self._connection = connection
+        self._method = method
+        self._reply = reply
+        self._pid = os.getpid()
+        lent.add(connection)
+
+    def result(self, timeout_s: float) -> Any:
+        """The reply, within `timeout_s` from now. Raises: Fs3Error."""
+        connection, address = self._connection, self._connection.endpoint
+        try:
+            if self._pid != os.getpid():
+                raise Unavailable(f"{address}: the call is the parent process's")
+            connection.deadline_s = lease_now_s() + timeout_s
+            _, head = connection.receive_head()
+            reply = self._reply()
+            reply.ParseFromString(bytes(head))
+            connection.receive_body(())
+        except DecodeError:
+            connection.close()
+            raise Corrupt(f"{address}: the answer to {self._method} cannot be understood") from None
+        finally:
+            self._over()
+        return reply
+
+    def drop(self) -> None:
+        """Want no answer any more."""
+        self._connection.close()
+        self._over()
+
+    def _over(self) -> None:
+        if self._pid != os.getpid():
+            self._connection.close()  # the child's copy of it
+            return
+        self._lent.discard(self._connection)
+        self._pool.give_back(self._connection)
 
 
 class Channel(Protocol):

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias, TypeVar
 
 from fs3.client.meta_calls import text
+from fs3.client.meta_reads import MetaReads, Page
 from fs3.client.trash import TrashCalls
-from fs3.errors import Fs3Error, Invalid, TooLarge, from_code
+from fs3.errors import Fs3Error, Invalid, TooLarge
 from fs3.inode import Entry, Inode, InodeType, inode_from_pb
 from fs3.layout import LayoutChoice, choice_to_pb
 from fs3.pb import meta_pb2
@@ -20,6 +21,7 @@ __all__ = [
     "Inode",
     "InodeType",
     "MetaClient",
+    "Page",
     "Publish",
     "Space",
     "Sync",
@@ -27,9 +29,8 @@ __all__ = [
     "Written",
 ]
 
-STATS_AT_ONCE = 1_024
+FINDS_AT_ONCE = 1_024
 FILES_AT_ONCE = 512
-PAGE = 1_000
 
 T = TypeVar("T")
 
@@ -106,24 +107,10 @@ class Found:
     dead: bool
 
 
-class MetaClient(TrashCalls):
+class MetaClient(MetaReads, TrashCalls):
     """Metadata calls of one process; beside what a method names, each raises Unavailable at its deadline."""
 
     _files_at_once = FILES_AT_ONCE  # fewer once meta's store has turned out to take fewer
-
-    def stat(
-        self, paths: Sequence[str], *, follow: bool = True, timeout_s: float | None = None
-    ) -> list[Inode | Fs3Error]:
-        """The inode of each path, or its error in its place; up to 1024 paths are from one moment."""
-        found: list[Inode | Fs3Error] = []
-        for begin in range(0, len(paths), STATS_AT_ONCE):
-            batch = paths[begin : begin + STATS_AT_ONCE]
-            reply = self._call("Stat", meta_pb2.StatRequest, timeout_s, paths=batch, nofollow=not follow)
-            found += [
-                from_code(result.code, result.message) if result.code else inode_from_pb(result.inode)
-                for result in reply.results
-            ]
-        return found
 
     def stat_one(self, path: str, *, follow: bool = True, timeout_s: float | None = None) -> Inode:
         """The inode of `path`. Raises: NotFound, NotADirectory, Invalid."""
@@ -398,24 +385,13 @@ class MetaClient(TrashCalls):
     def find(self, inode_ids: Sequence[int], *, timeout_s: float | None = None) -> list[Found]:
         """What has become of each inode; those found together are from one moment."""
         found: list[Found] = []
-        for begin in range(0, len(inode_ids), STATS_AT_ONCE):
-            batch = inode_ids[begin : begin + STATS_AT_ONCE]
+        for begin in range(0, len(inode_ids), FINDS_AT_ONCE):
+            batch = inode_ids[begin : begin + FINDS_AT_ONCE]
             reply = self._call("Find", meta_pb2.FindRequest, timeout_s, inode_ids=batch)
             found += [
                 Found(inode_from_pb(one.inode) if one.HasField("inode") else None, one.dead) for one in reply.found
             ]
         return found
-
-    def list(self, path: str, *, page: int = PAGE, timeout_s: float | None = None) -> Iterator[Entries]:
-        """The entries of a directory, sorted by name, in pages, each from one moment; the deadline is a page's."""
-        after = ""
-        while True:
-            reply = self._call("List", meta_pb2.ListRequest, timeout_s, path=path, after=after, limit=page)
-            entries = [Entry(entry.name, inode_from_pb(entry.inode)) for entry in reply.entries]
-            yield entries
-            if not reply.more:
-                return
-            after = entries[-1].name
 
     def _in_parts(self, items: Sequence[T], call: Callable[[Sequence[T]], Inodes]) -> Inodes:
         """`call` for all items, as many at once as meta takes: when it says that these are too many, half as many."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from fs3.client.meta import STATS_AT_ONCE, MetaClient
+from fs3.client.meta import FINDS_AT_ONCE, MetaClient
 from fs3.client.storage import StorageClient
 from fs3.errors import Fs3Error
 from fs3.ids import KIND_FILE, MAX_INODE
@@ -76,8 +76,8 @@ def remove_orphans(storage: StorageClient, orphans: Iterable[Orphan]) -> int:
 
 def _alive(meta: MetaClient, inode_ids: list[int]) -> set[int]:
     alive = set()
-    for begin in range(0, len(inode_ids), STATS_AT_ONCE):
-        some = inode_ids[begin : begin + STATS_AT_ONCE]
+    for begin in range(0, len(inode_ids), FINDS_AT_ONCE):
+        some = inode_ids[begin : begin + FINDS_AT_ONCE]
         alive |= {
             inode_id for inode_id, one in zip(some, meta.find(some), strict=True) if one.inode is not None or one.dead
         }

@@ -21,8 +21,9 @@ from fs3.client.connect import Client, connect
 from fs3.client.file import FileClient, OpenFile
 from fs3.errors import Corrupt, Exists, Fs3Error, IsADirectory, NotADirectory, NotFound, to_os_error
 from fs3.filesystem.asynchronous import AsyncFace
-from fs3.filesystem.facts import describe, describe_all, time_of
+from fs3.filesystem.facts import describe_all, time_of
 from fs3.filesystem.files import ReadFile, WriteFile
+from fs3.filesystem.listings import MAX_ENTRIES, Listings
 from fs3.filesystem.os_errors import os_errors
 from fs3.filesystem.posix import PosixFace
 from fs3.filesystem.transaction import Fs3Transaction
@@ -42,6 +43,10 @@ class Fs3FileSystem(TrashFace, PosixFace, AsyncFace):
     `mgmtd` is "host:port" or several, separated by commas; `secret` the cluster's, if it has one; `layout` what new
     files get instead of what their directory says; with `auto_mkdir` a file that is written gets the directories above
     it, as object stores do it, and as fsspec's local files with the same option.
+
+    `use_listings_cache`: directories that were listed are kept, those used last, up to `max_entries` entries of up to
+    `max_paths` directories in all. It is asked at each use whether they are still right, so nothing has to expire, and
+    `listings_expiry_time` means nothing.
     """
 
     protocol: ClassVar[str] = "fs3"
@@ -57,6 +62,9 @@ class Fs3FileSystem(TrashFace, PosixFace, AsyncFace):
         secret: str = "",
         layout: LayoutChoice | None = None,
         auto_mkdir: bool = False,
+        use_listings_cache: bool = True,
+        max_paths: int | None = None,
+        max_entries: int = MAX_ENTRIES,
         **options: Any,
     ) -> None:
         if not mgmtd:
@@ -69,6 +77,7 @@ class Fs3FileSystem(TrashFace, PosixFace, AsyncFace):
         self.layout = layout
         self.auto_mkdir = auto_mkdir
         self._secret = secret
+        self._listings = Listings(max_entries=max_entries if use_listings_cache else 0, max_paths=max_paths)
 
     # -- where we are
 
@@ -113,22 +122,26 @@ class Fs3FileSystem(TrashFace, PosixFace, AsyncFace):
         with os_errors():
             return describe_all([self._strip_protocol(path) for path in paths], self.client.meta.stat)
 
-    def ls(self, path: str, detail: bool = True, **_: Any) -> list[Any]:
-        """The entries of a directory, sorted by name; of a file, itself.
+    def ls(self, path: str, detail: bool = True, refresh: bool = False, **_: Any) -> list[Any]:
+        """The entries of a directory, sorted by name; of a file, itself. `refresh`: whatever is kept of it.
 
         A symlink among them is itself (type "other"), with the size of what it leads to, as with local files.
         """
         path = self._strip_protocol(path)
         with os_errors(path):
-            base = path.rstrip("/")
             try:
-                pages = self.client.meta.list(path)
-                found = [describe(f"{base}/{entry.name}", entry.inode) for page in pages for entry in page]
+                listed, kept = self._listings.listed(path, self.client.meta.list_pages, refresh=refresh)
             except NotADirectory:
-                found = [self.info(path)]
-            else:
-                self._add_sizes([entry for entry in found if entry["islink"]])
-        return found if detail else [entry["name"] for entry in found]
+                listed, kept = [self.info(path)], False
+            if not detail:
+                return [entry["name"] for entry in listed]
+            found = [entry.copy() for entry in listed] if kept else list(listed)
+            self._add_sizes([entry for entry in found if entry["type"] == "other"])
+        return found
+
+    def invalidate_cache(self, path: str | None = None) -> None:
+        """Forget the listing of `path`, or all; never needed to see what is there."""
+        self._listings.forget(None if path is None else self._strip_protocol(path))
 
     def exists(self, path: str, **_: Any) -> bool:
         try:

@@ -1,8 +1,8 @@
 """Whether a listing that a client has is still what a fresh one would be.
 
-A directory's validator is its inode id, its stamp (`DSTM`, fs3/meta/inode.py) and the change that `LVER` names. The stamp
-tells of every change of the entries. `LVER` is put, without being read, by what alters what a listing with attributes
-shows and leaves the stamp as it is, or sets it back: its value is the id of that request, which no other has.
+A directory's validator is its inode id, its stamp (`DSTM`, fs3/meta/inode.py) and the change that `LVER` names. The
+stamp tells of every change of the entries. `LVER` is put, without being read, by what alters what a listing with
+attributes shows and leaves the stamp as it is, or sets it back; its value is the id of that request, and no other's.
 
     mkdir, publish, symlink     a new entry, or a replaced one: stamp (the directories that `mkdir` makes are new)
     link                        a new entry: stamp of the target's directory; one more name: LVER of the source's
@@ -38,6 +38,6 @@ def changed(txn: Transaction, directory: InodeId, request: meta_pb2.RequestId) -
 
 
 async def validator(txn: Transaction, directory: InodeId) -> bytes:
-    """What tells apart all that listings of `directory` have shown: 8 bytes, 8 of the stamp if it has one, 16 of LVER."""
+    """What tells apart all that listings of `directory` have shown: its inode id, and stamp and LVER if it has them."""
     parts = await txn.get_many([keys.stamp(directory), keys.listing(directory)], snapshot=True)
     return _DIRECTORY.pack(directory) + b"".join(part for part in parts if part is not None)

@@ -16,7 +16,7 @@ from typing import Any
 
 from sim_kernel import ProcessEnded, SimProcess
 from sim_network import Machine, Network
-from sim_threads import SimRuntime
+from sim_threads import SimRuntime, SimThread
 
 from fs3.errors import Fs3Error, Unavailable, from_code
 
@@ -212,6 +212,33 @@ class SimCalls:
         """Nothing is kept open."""
 
 
+class SimSent:
+    """A call of `thread` that is under way, as `fs3.client.control.Sent`."""
+
+    call: _Call
+
+    def __init__(self, thread: SimThread) -> None:
+        self._thread = thread
+        self._results: list[Any] = []
+        self._awaited = False
+
+    def done(self, result: Any) -> None:
+        self._results.append(result)
+        if self._awaited:
+            self._thread.wake()
+
+    def result(self, timeout_s: float) -> Any:
+        self._awaited = not self._results
+        if self._awaited and not self._thread.park(timeout_s) and not self._results:
+            raise self.call.late()
+        if isinstance(self._results[0], Fs3Error):
+            raise self._results[0]
+        return self._results[0]
+
+    def drop(self) -> None:
+        self.call.forget()
+
+
 class SimChannel:
     """A blocking caller of one address; as `fs3.client.control.ControlChannel`."""
 
@@ -223,6 +250,9 @@ class SimChannel:
         self._closed = False
 
     def call(self, method: str, request: Any, *, timeout_s: float, credentials: Any) -> Any:
+        return self.begin(method, request, timeout_s=timeout_s, credentials=credentials).result(timeout_s)
+
+    def begin(self, method: str, request: Any, *, timeout_s: float, credentials: Any) -> SimSent:
         process = self._runtime.process
         if not process.alive:
             raise ProcessEnded
@@ -231,20 +261,14 @@ class SimChannel:
         thread = process.sim.current
         if thread is None:
             raise Unavailable("only a simulated thread can wait for an answer")  # at the interpreter's exit
-        results: list[Any] = []
         if method == "OpenSession":  # which names the machine and process that it really is
             request.host, request.pid = self._machine, process.number
 
-        def done(result: Any) -> None:
-            results.append(result)
-            thread.wake()
-
-        call = _Call(self._network, process, self._machine, self.address, method, request, timeout_s, credentials, done)
-        if not thread.park(timeout_s) and not results:
-            raise call.late()
-        if isinstance(results[0], Fs3Error):
-            raise results[0]
-        return results[0]
+        sent = SimSent(thread)
+        sent.call = _Call(
+            self._network, process, self._machine, self.address, method, request, timeout_s, credentials, sent.done
+        )
+        return sent
 
     def close(self) -> None:
         self._closed = True

@@ -353,12 +353,6 @@ def test_exact_conflict_sets_of_publish_links_and_create(drive) -> None:
         record, attribute = keys.idempotency(0, 7, request.id.request_id), keys.xattr(old.inode_id, b"user.a")
         assert txn.conflicts() == ({record, *walked, keys.inode(old.inode_id), attribute}, ())
         assert txn.written() == {record, keys.inode(old.inode_id), attribute, keys.listing(made.inode_id)}
-        op, request = set_times("/a")(ns)
-        txn = ns.kv.begin()
-        await op(txn, request, ns.call())
-        record, there = keys.idempotency(0, 7, request.id.request_id), keys.inode(made.inode_id)
-        assert txn.conflicts() == ({record, keys.dentry(ROOT_INODE, b"a"), there}, ())
-        assert txn.written() == {record, there, keys.stamp(made.inode_id), keys.listing(made.inode_id)}
         op, request = create("/a/g")(ns)
         txn = ns.kv.begin()
         await op(txn, request, ns.call())
@@ -405,6 +399,19 @@ def test_exact_conflict_sets_of_the_trash(drive) -> None:
         answer = keys.idempotency(0, 7, request.id.request_id)
         bin_name = keys.dentry(ROOT_INODE, b".trash")
         assert txn.conflicts() == ({answer, bin_name, keys.inode(old.inode_id), entry}, ())
+
+    drive(body)
+
+
+def test_exact_conflict_set_of_a_directorys_times(drive) -> None:
+    async def body(ns) -> None:
+        made = await ns.mkdir("/a")
+        op, request = set_times("/a")(ns)
+        txn = ns.kv.begin()
+        await op(txn, request, ns.call())
+        record, there = keys.idempotency(0, 7, request.id.request_id), keys.inode(made.inode_id)
+        assert txn.conflicts() == ({record, keys.dentry(ROOT_INODE, b"a"), there}, ())
+        assert txn.written() == {record, there, keys.stamp(made.inode_id), keys.listing(made.inode_id)}
 
     drive(body)
 
