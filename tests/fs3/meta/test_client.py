@@ -14,6 +14,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from fs3 import errors
+from fs3.client.control import ControlChannel
 from fs3.client.meta import Health, LayoutChoice, MetaClient, Publish, Space, Usage, Written
 from fs3.client.meta_calls import META
 from fs3.ids import ChainId, ChainTableId, NodeId
@@ -257,6 +258,88 @@ def test_a_forked_child_and_its_parent_both_go_on(meta: MetaClient) -> None:
     write(meta, "/parent")
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert [entry.name for page in meta.list("/") for entry in page] == ["before", "child", "parent"]
+
+
+class BreaksOff(ControlChannel):
+    """Its connections break off after each call that is begun, and whose number of those is among `at`."""
+
+    at: frozenset[int] = frozenset()
+    begun = 0
+
+    def begin(self, *args, **options):
+        sent = super().begin(*args, **options)
+        if self.begun in self.at:
+            for connection in self._lent:
+                connection.interrupt()
+        self.begun += 1
+        return sent
+
+    def lent(self) -> int:
+        return len(self._lent) + sum(sum(pool._lent.values()) for pool in self._pools.values())
+
+
+@pytest.mark.parametrize("at", [(), (0,), (1,), (0, 1), (2, 4), range(99)])
+def test_what_was_asked_ahead_and_breaks_off_is_asked_again(daemon: Daemon, at: tuple[int, ...]) -> None:
+    channels: list[BreaksOff] = []
+
+    def opened(address: str) -> BreaksOff:
+        channels.append(BreaksOff(address, META))
+        channels[-1].at = frozenset(at)
+        return channels[-1]
+
+    meta = daemon.client(open_channel=opened)
+    names = [f"f{number:04}" for number in range(700)]
+    write(meta, *(f"/{name}" for name in names[:350]))
+    write(meta, *(f"/{name}" for name in names[350:]))
+    asked = [f"/{name}" if number % 3 else f"/{name}/x" for number, name in enumerate(names * 2)]
+    found = meta.stat(asked)
+    assert [isinstance(one, errors.NotADirectory) for one in found] == [not number % 3 for number in range(1_400)]
+    inodes = [one.inode.inode_id for page in meta.list("/", page=100) for one in page]
+    assert all(one.inode_id == inodes[number % 700] for number, one in enumerate(found) if number % 3)
+    assert [one.name for page in meta.list("/", page=99) for one in page] == names
+    (channel,) = channels
+    assert channel.begun > 10 and channel.lent() == 0
+    meta.close()
+
+
+def test_a_listing_that_nobody_reads_on_gives_its_connection_back(daemon: Daemon) -> None:
+    channels: list[BreaksOff] = []
+
+    def opened(address: str) -> BreaksOff:
+        channels.append(BreaksOff(address, META))
+        return channels[-1]
+
+    meta = daemon.client(open_channel=opened)
+    write(meta, *(f"/f{number:04}" for number in range(30)))
+    pages = meta.list("/", page=10)
+    assert len(next(pages)) == 10 and channels[0].lent() > 0
+    pages.close()
+    assert channels[0].lent() == 0
+    pages = meta.list("/", page=10)
+    first = [entry.name for entry in next(pages)]
+    daemon.stop()
+    daemon.start()
+    assert first + [entry.name for page in pages for entry in page] == [f"f{number:04}" for number in range(30)]
+    meta.close()
+
+
+def test_a_fork_in_the_middle_of_a_listing(meta: MetaClient) -> None:
+    write(meta, *(f"/f{number:04}" for number in range(50)))
+    pages = meta.list("/", page=10)
+    first = [entry.name for entry in next(pages)]
+    child = os.fork()
+    names = first + [entry.name for page in pages for entry in page]
+    if child == 0:
+        os._exit(len(names))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 50
+    assert names == [f"f{number:04}" for number in range(50)]
+
+
+def test_more_threads_than_connections_stat_more_than_a_batch(meta: MetaClient) -> None:
+    write(meta, "/f")
+    with ThreadPoolExecutor(80) as pool:
+        counted = list(pool.map(lambda _: len(meta.stat(["/f"] * 600)), range(160)))
+    assert counted == [600] * 160
 
 
 def test_fsck_says_what_is_wrong(daemon: Daemon, meta: MetaClient) -> None:
