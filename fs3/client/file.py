@@ -7,6 +7,7 @@ damage, or the file was removed or replaced since; never zeros.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -231,6 +232,8 @@ class FileClient:
     ) -> list[Inode]:
         """Write whole files, many at once: one create, one write per storage node, one publish for every 512 of them.
 
+        Empty ones need no more than the publish.
+
         Of each 512 all appear or none, of fewer if meta's store takes fewer at once (etcd: 32).
 
         Raises: as `create_writer`, and Exists without `replace`.
@@ -245,29 +248,31 @@ class FileClient:
     def _create_some(
         self, paths: Sequence[str], datas: Sequence[memoryview], replace: bool, choice: LayoutChoice | None
     ) -> list[Inode]:
-        inodes = self.meta.create_files(paths, layout=choice)
+        full = [place for place, data in enumerate(datas) if len(data)]
+        inodes = self.meta.create_files([paths[place] for place in full], layout=choice) if full else []
         numbers = [inode.inode_id for inode in inodes]
         try:
-            with self._renewal.during(numbers):
+            with self._renewal.during(numbers) if numbers else contextlib.nullcontext():
                 updates: list[ChunkUpdate] = []
                 size = 0
-                for inode, data in zip(inodes, datas, strict=True):
-                    for update in self._updates(inode, data):
+                for inode, place in zip(inodes, full, strict=True):
+                    for update in self._updates(inode, datas[place]):
                         updates.append(update)
                         size += len(update.data)
                         if size >= BATCH_BYTES:
                             self.storage.write(updates)
                             updates, size = [], 0
-                self.storage.write(updates)
-                return self.meta.publish_files(
-                    [
-                        Publish(number, path, len(data), replace)
-                        for number, path, data in zip(numbers, paths, datas, strict=True)
-                    ],
-                    together=False,
-                )
+                if updates:
+                    self.storage.write(updates)
+                written = dict(zip(full, numbers, strict=True))
+                publishes = [
+                    Publish(written.get(place, 0), path, len(data), replace)
+                    for place, (path, data) in enumerate(zip(paths, datas, strict=True))
+                ]
+                return self.meta.publish_files(publishes, together=False, layout=choice)
         except BaseException:
-            self._renewal.abandon(numbers)
+            if numbers:
+                self._renewal.abandon(numbers)
             raise
 
     def _updates(self, inode: Inode, data: memoryview) -> list[ChunkUpdate]:

@@ -42,7 +42,10 @@ Numbers: TypeAlias = list[int]
 
 @dataclass(frozen=True, slots=True)
 class Publish:
-    """A written file, where it is to appear, and how long it is; `replace` an existing file there."""
+    """A written file, where it is to appear, and how long it is; `replace` an existing file there.
+
+    `inode_id` 0 is an empty file, made when it is published.
+    """
 
     inode_id: int
     path: str
@@ -160,9 +163,17 @@ class MetaClient(MetaReads, TrashCalls):
         return self._in_parts(paths, create)
 
     def publish_files(
-        self, files: Sequence[Publish], *, together: bool = True, timeout_s: float | None = None
+        self,
+        files: Sequence[Publish],
+        *,
+        together: bool = True,
+        layout: LayoutChoice | None = None,
+        mode: int = 0o644,
+        timeout_s: float | None = None,
     ) -> Inodes:
         """Make up to 512 files visible, all or none; or, not `together`, any number, and in parts if need be.
+
+        `layout` and `mode` are those of the empty files that are made now.
 
         Raises:
             TooLarge: together they do not fit into one transaction of the metadata store.
@@ -171,12 +182,17 @@ class MetaClient(MetaReads, TrashCalls):
             IsADirectory, NotADirectory, Invalid.
         """
         if not together:
-            return self._in_parts(files, lambda some: self.publish_files(some, timeout_s=timeout_s))
+            return self._in_parts(
+                files, lambda some: self.publish_files(some, layout=layout, mode=mode, timeout_s=timeout_s)
+            )
         wanted = [
             meta_pb2.PublishFile(inode_id=file.inode_id, path=text(file.path), length=file.length, replace=file.replace)
             for file in files
         ]
-        reply = self._change("PublishFiles", meta_pb2.PublishFilesRequest, timeout_s, files=wanted)
+        choice = choice_to_pb(layout or LayoutChoice())
+        reply = self._change(
+            "PublishFiles", meta_pb2.PublishFilesRequest, timeout_s, files=wanted, layout=choice, mode=mode
+        )
         return [inode_from_pb(inode) for inode in reply.inodes]
 
     def abandon(self, inode_ids: Iterable[int], *, timeout_s: float | None = None) -> None:

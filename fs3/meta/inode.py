@@ -88,7 +88,12 @@ def store(txn: Transaction, inode: Inode) -> None:
 
 
 def store_message(txn: Transaction, message: meta_pb2.Inode) -> None:
-    txn.put(keys.inode(message.inode_id), _FORMAT + message.SerializeToString(deterministic=True))
+    txn.put(keys.inode(message.inode_id), encode_message(message))
+
+
+def encode_message(message: meta_pb2.Inode) -> bytes:
+    encoded: bytes = message.SerializeToString(deterministic=True)
+    return _FORMAT + encoded
 
 
 def stamp_directory(txn: Transaction, directory: InodeId, now_ns: int) -> None:

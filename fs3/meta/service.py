@@ -33,6 +33,7 @@ _USAGE_PAGE = 512
 _MOST_FINDINGS = 1_000
 _CREATED_KEYS = 2  # of each file: inode, session
 _PUBLISHED_KEYS = 3  # the same, and the name
+_MADE_KEYS = 2  # inode, name
 _OPENED_KEYS = 2  # inode, session
 _SYNCED_KEYS = 2  # the same, or the place in the queue
 _OF_EACH = ("inode_ids", "lengths", "epochs")  # fields that have one value for each inode
@@ -196,8 +197,11 @@ class MetaService(meta_pb2_grpc.MetaServicer):
 
     @rpc.handler
     async def PublishFiles(self, request: meta_pb2.PublishFilesRequest) -> meta_pb2.PublishFilesReply:  # noqa: N802
-        check_files(self._kv.limits, len(request.files), _PUBLISHED_KEYS)
-        return await self._change("publish_files", file.publish_files, request)
+        file.check_batch(len(request.files))
+        made = file.ids_needed(request)
+        check_files(self._kv.limits, len(request.files) - made, _PUBLISHED_KEYS)
+        check_files(self._kv.limits, made, _MADE_KEYS)
+        return await self._change("publish_files", file.publish_files, request, made)
 
     @rpc.handler
     async def AbandonFiles(self, request: meta_pb2.AbandonFilesRequest) -> common_pb2.Empty:  # noqa: N802

@@ -194,12 +194,16 @@ class PublishFile(_message.Message):
     def __init__(self, inode_id: _Optional[int] = ..., path: _Optional[str] = ..., length: _Optional[int] = ..., replace: _Optional[bool] = ...) -> None: ...
 
 class PublishFilesRequest(_message.Message):
-    __slots__ = ("id", "files")
+    __slots__ = ("id", "files", "layout", "mode")
     ID_FIELD_NUMBER: _ClassVar[int]
     FILES_FIELD_NUMBER: _ClassVar[int]
+    LAYOUT_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
     id: RequestId
     files: _containers.RepeatedCompositeFieldContainer[PublishFile]
-    def __init__(self, id: _Optional[_Union[RequestId, _Mapping]] = ..., files: _Optional[_Iterable[_Union[PublishFile, _Mapping]]] = ...) -> None: ...
+    layout: LayoutChoice
+    mode: int
+    def __init__(self, id: _Optional[_Union[RequestId, _Mapping]] = ..., files: _Optional[_Iterable[_Union[PublishFile, _Mapping]]] = ..., layout: _Optional[_Union[LayoutChoice, _Mapping]] = ..., mode: _Optional[int] = ...) -> None: ...
 
 class PublishFilesReply(_message.Message):
     __slots__ = ("inodes",)

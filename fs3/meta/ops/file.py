@@ -1,9 +1,12 @@
 """New files are born without a name, written, and then published under one, in one transaction for a whole batch.
 
-Readers see the old file or the whole new one. A writer that dies leaves an inode whose session runs out.
+Readers see the old file or the whole new one. A writer that dies leaves an inode whose session runs out. Of an empty
+file nothing is written, so it may be made in the transaction that names it.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from fs3.errors import Exists, Invalid, IsADirectory
 from fs3.ids import InodeId
@@ -20,6 +23,10 @@ from fs3.pb import common_pb2, meta_pb2
 
 MAX_FILES = 512  # so that the answer to a batch fits into one value of the store
 DEFAULT_MODE = 0o644
+
+
+def ids_needed(request: meta_pb2.PublishFilesRequest) -> int:
+    return sum(not wanted.inode_id for wanted in request.files)
 
 
 def check_batch(count: int) -> None:
@@ -39,18 +46,12 @@ async def create_files(txn: Transaction, request: meta_pb2.CreateFilesRequest, c
     answer = await recorded(txn, request.id, meta_pb2.CreateFilesReply)
     if answer is not None:
         return answer
-    patterns: dict[InodeId, meta_pb2.Inode] = {}
     places = await Walker(txn, snapshot=True).holder_many(request.paths, follow=True)
     reply = meta_pb2.CreateFilesReply()
     for path, place in zip(request.paths, places, strict=True):
         _refuse_directory(place, path)
-        if place.parent not in patterns:
-            directory = await inode.load(txn, place.parent, snapshot=True)
-            layout = choose_layout(directory, request.layout, call.routing)
-            patterns[place.parent] = inode_to_pb(_file(request.mode & 0o7777 or DEFAULT_MODE, layout, call.now_ns))
-        file = reply.inodes.add()
-        file.CopyFrom(patterns[place.parent])
-        file.inode_id = file.layout.seed = call.new_id()
+    for file in await _made(txn, places, request, call):
+        reply.inodes.append(file)
         inode.store_message(txn, file)
         session.store(txn, InodeId(file.inode_id), Session(request.id.client_id, 0))
     return await record(txn, request.id, reply)
@@ -60,6 +61,8 @@ async def publish_files(
     txn: Transaction, request: meta_pb2.PublishFilesRequest, call: Call
 ) -> meta_pb2.PublishFilesReply:
     """Give every file its name and length, or none. A replaced file's chunks go to the collector.
+
+    Files without a number are empty, and made now; the directories' layouts are read as by `create_files`.
 
     Raises:
         NotFound: a directory is missing, or a write session is over.
@@ -79,10 +82,12 @@ async def publish_files(
         names.add((place.parent, place.name))
         if place.dentry is not None and not wanted.replace:
             raise Exists(f"{wanted.path}: exists already")
-    written = [(InodeId(wanted.inode_id), wanted.path) for wanted in request.files]
+        if wanted.length and not wanted.inode_id:
+            raise Invalid(f"{wanted.path}: {wanted.length} bytes in a file that is only made now; write it first")
+    written = [(InodeId(wanted.inode_id), wanted.path) for wanted in request.files if wanted.inode_id]
     await session.require(txn, written, request.id.client_id)
     reply = meta_pb2.PublishFilesReply()
-    values = await inode.load_values(txn, [wanted.inode_id for wanted in request.files])
+    values = await _values(txn, request, places, call)
     for wanted, place, value in zip(request.files, places, values, strict=True):
         await _publish(txn, wanted, place, value, reply.inodes.add(), call)
     for directory in {place.parent for place in places}:
@@ -102,6 +107,37 @@ async def abandon_files(txn: Transaction, request: meta_pb2.AbandonFilesRequest,
     return common_pb2.Empty()
 
 
+async def _values(
+    txn: Transaction, request: meta_pb2.PublishFilesRequest, places: Sequence[Place], call: Call
+) -> list[bytes]:
+    """The record of each file, as it is before it has its name."""
+    written = iter(await inode.load_values(txn, [wanted.inode_id for wanted in request.files if wanted.inode_id]))
+    bare = [place for wanted, place in zip(request.files, places, strict=True) if not wanted.inode_id]
+    made = iter(await _made(txn, bare, request, call))
+    return [next(written) if wanted.inode_id else inode.encode_message(next(made)) for wanted in request.files]
+
+
+async def _made(
+    txn: Transaction,
+    places: Sequence[Place],
+    request: meta_pb2.CreateFilesRequest | meta_pb2.PublishFilesRequest,
+    call: Call,
+) -> list[meta_pb2.Inode]:
+    """A new file without a name for each of these places, not stored yet. Raises: NotFound: no such chain table."""
+    patterns: dict[InodeId, meta_pb2.Inode] = {}
+    made = []
+    for place in places:
+        if place.parent not in patterns:
+            directory = await inode.load(txn, place.parent, snapshot=True)
+            layout = choose_layout(directory, request.layout, call.routing)
+            patterns[place.parent] = inode_to_pb(_file(request.mode & 0o7777 or DEFAULT_MODE, layout, call.now_ns))
+        file = meta_pb2.Inode()
+        file.CopyFrom(patterns[place.parent])
+        file.inode_id = file.layout.seed = call.new_id()
+        made.append(file)
+    return made
+
+
 async def _publish(
     txn: Transaction, wanted: meta_pb2.PublishFile, place: Place, value: bytes, file: meta_pb2.Inode, call: Call
 ) -> None:
@@ -115,7 +151,8 @@ async def _publish(
     file.nlink, file.length, file.version = 1, wanted.length, file.version + 1
     file.mtime_ns = file.ctime_ns = call.now_ns
     inode.store_message(txn, file)
-    session.end(txn, InodeId(file.inode_id))
+    if wanted.inode_id:
+        session.end(txn, InodeId(file.inode_id))
     dentry.store_entry(txn, place.parent, place.name, Dentry(InodeId(file.inode_id), InodeType.FILE))
 
 

@@ -392,22 +392,25 @@ class Meta:
 
     def create_files(self, paths: Sequence[str], *, layout: object = None) -> list[Inode]:
         self.calls["create"] += 1
-        made = []
-        for _ in paths:
-            self._next += 1
-            seeded = self.layout._replace(seed=self._next)
-            inode = Inode(inode_id=InodeId(self._next), type=InodeType.FILE, mode=0o644, nlink=0, layout=seeded)
-            self.unpublished[inode.inode_id] = inode
-            made.append(inode)
+        made = self._new(len(paths))
+        self.unpublished.update((inode.inode_id, inode) for inode in made)
         return made
 
-    def publish_files(self, files: Sequence[Publish], *, together: bool = True) -> list[Inode]:
+    def _new(self, count: int) -> list[Inode]:
+        made = []
+        for _ in range(count):
+            self._next += 1
+            seeded = self.layout._replace(seed=self._next)
+            made.append(Inode(inode_id=InodeId(self._next), type=InodeType.FILE, mode=0o644, nlink=0, layout=seeded))
+        return made
+
+    def publish_files(self, files: Sequence[Publish], *, together: bool = True, layout: object = None) -> list[Inode]:
         self.calls["publish"] += 1
         for file in files:
             if file.path in self.files and not file.replace:
                 raise Exists(f"{file.path}: exists already")
         for file in files:
-            inode = self.unpublished.pop(file.inode_id)
+            (inode,) = self._new(1) if not file.inode_id else [self.unpublished.pop(file.inode_id)]
             self.files[file.path] = inode._replace(nlink=1, length=file.length)
         return [self.files[file.path] for file in files]
 

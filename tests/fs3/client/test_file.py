@@ -82,6 +82,22 @@ def test_a_batch_of_small_files_is_one_create_and_one_publish(files, meta, clust
     assert [files.read(handle) for handle in files.open_many(list(datas))] == list(datas.values())
 
 
+def test_empty_files_are_made_by_the_publish_alone(files, meta, cluster) -> None:
+    files.create_batch(["/a", "/b"], [b"", b""])
+    assert (meta.calls["create"], meta.calls["publish"]) == (0, 1) and not any(one.asked for one in cluster.servers)
+    datas = {"/c": b"", "/d": noise(100), "/e": b"", "/f": noise(70_000)}
+    made = files.create_batch(list(datas), list(datas.values()))
+    assert (meta.calls["create"], meta.calls["publish"]) == (1, 2) and not meta.unpublished
+    assert [one.length for one in made] == [0, 100, 0, 70_000]
+    assert [files.read(handle) for handle in files.open_many(list(datas))] == list(datas.values())
+    with pytest.raises(Exists, match="/a"):
+        files.create_batch(["/x", "/a"], [b"1", b""], replace=False)
+    assert len(meta.abandoned) == 1 and "/x" not in meta.files
+    with pytest.raises(Exists, match="/a"):
+        files.create_batch(["/a"], [b""], replace=False)
+    assert len(meta.abandoned) == 1, "nothing to give up"
+
+
 def test_ranges_outside_the_file_and_directories_are_refused(files, meta) -> None:
     files.create_batch(["/f"], [b"0123456789"])
     handle = files.open_read("/f")

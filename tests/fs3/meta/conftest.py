@@ -79,6 +79,12 @@ class Namespace:
         reply = await self.change(file.publish_files, self.publish_request(*files, **options))
         return [inode_from_pb(made) for made in reply.inodes]
 
+    async def make_empty(self, *paths: str, replace: bool = True, **choice: int) -> list[Inode]:
+        """Empty files, in one step."""
+        request = self.publish_request(*((0, path) for path in paths), replace=replace, length=0)
+        request.layout.CopyFrom(meta_pb2.LayoutChoice(**choice))
+        return [inode_from_pb(made) for made in (await self.change(file.publish_files, request)).inodes]
+
     async def write(self, *paths: str, length: int = 10) -> list[Inode]:
         """Create and publish."""
         made = await self.create(*paths)

@@ -106,6 +106,10 @@ def test_every_call_once(meta: MetaClient) -> None:
     made = meta.mkdir("/d/e", parents=True, mode=0o700, layout=choice)
     assert (made.mode, made.layout.chain_table, made.layout.durability) == (0o700, 1, Durability.OS)
     write(meta, *(f"/d/f{number:04}" for number in range(512)))
+    choice = LayoutChoice(replicas=1, stripe=3)
+    (empty,) = meta.publish_files([Publish(0, "/empty", 0)], layout=choice, mode=0o600)
+    assert meta.stat_one("/empty") == empty and (empty.mode, empty.layout.stripe, empty.nlink) == (0o600, 3, 1)
+    meta.remove("/empty")
     (late,) = meta.create_files(["/d/late"], layout=LayoutChoice(stripe=4))
     assert meta.renew({late.inode_id: Written(), 999: Written()}) == [999]
     meta.abandon([late.inode_id])

@@ -41,6 +41,10 @@ def publish(number: int, path: str, replace: bool = True):
     return lambda ns: (file.publish_files, ns.publish_request((ns.made[number], path), replace=replace))
 
 
+def publish_empty(path: str, replace: bool = True):
+    return lambda ns: (file.publish_files, ns.publish_request((0, path), replace=replace, length=0))
+
+
 def symlink(path: str, target: str = "nowhere"):
     return lambda ns: (link.symlink, meta_pb2.SymlinkRequest(id=ns.request_id(), path=path, target=target))
 
@@ -137,6 +141,15 @@ PAIRS = [
     (publish(0, "/a/f"), publish(0, "/a/g"), True),
     (publish(0, "/a/f"), publish(1, "/a/g"), False),
     (publish(0, "/d/old"), rmdir("/d/old"), True),
+    # an empty file, made when it gets its name
+    (publish_empty("/a/f"), publish_empty("/a/f"), True),
+    (publish_empty("/a/f", False), publish(0, "/a/f", False), True),
+    (publish_empty("/a/f"), publish_empty("/a/g"), False),
+    (publish_empty("/a/f"), rmdir("/a"), True),
+    (rmdir("/a"), publish_empty("/a/f"), True),
+    (rmdir("/d", recursive=True), publish_empty("/d/e/f"), True),
+    (chmod("/a"), publish_empty("/a/f"), False),
+    (publish_empty("/a/f"), chmod("/a"), False),
     # the same name, different names in one directory
     (mkdir("/a/x"), mkdir("/a/x"), True),
     (mkdir("/a/x"), mkdir("/a/y"), False),
@@ -399,6 +412,19 @@ def test_exact_conflict_sets_of_the_trash(drive) -> None:
         answer = keys.idempotency(0, 7, request.id.request_id)
         bin_name = keys.dentry(ROOT_INODE, b".trash")
         assert txn.conflicts() == ({answer, bin_name, keys.inode(old.inode_id), entry}, ())
+
+    drive(body)
+
+
+def test_exact_conflict_set_of_an_empty_file(drive) -> None:
+    async def body(ns) -> None:
+        made = await ns.mkdir("/a")
+        op, request = publish_empty("/a/f")(ns)
+        txn = ns.kv.begin()
+        reply = await op(txn, request, ns.call())
+        record, name = keys.idempotency(0, 7, request.id.request_id), keys.dentry(made.inode_id, b"f")
+        assert txn.conflicts() == ({record, keys.dentry(ROOT_INODE, b"a"), name}, ())
+        assert txn.written() == {record, name, keys.inode(reply.inodes[0].inode_id), keys.stamp(made.inode_id)}
 
     drive(body)
 

@@ -18,6 +18,7 @@ def requests(ns, inode_id: int):
     yield directory.mkdir, meta_pb2.MkdirRequest(id=ns.request_id(), path="/new")
     yield file.create_files, meta_pb2.CreateFilesRequest(id=ns.request_id(), paths=["/x", "/y"])
     yield file.publish_files, ns.publish_request((inode_id, "/f"), replace=False)
+    yield file.publish_files, ns.publish_request((0, "/e"), replace=False, length=0)
     yield link.link, meta_pb2.LinkRequest(id=ns.request_id(), source="/f", target="/new/link")
     yield link.symlink, meta_pb2.SymlinkRequest(id=ns.request_id(), path="/new/symlink", target="link")
     yield attributes.set_attributes, meta_pb2.SetAttrRequest(id=ns.request_id(), path="/f", mode=0o600)
@@ -45,7 +46,7 @@ def test_copies_that_run_together_apply_once(drive) -> None:
         for op, request in requests(ns, made.inode_id):
             first, *others = await asyncio.gather(*(ns.change(op, request) for _ in range(5)))
             assert all(other == first for other in others)
-        assert await ns.names("/") == ["new"] and await ns.queued() == set()
+        assert await ns.names("/") == ["e", "new"] and await ns.queued() == set()
         assert await ns.names("/new") == ["link", "symlink"] and (await ns.stat("/new/symlink"))[0].nlink == 1
         await ns.remove("/new/link")
         assert await ns.queued() == {made.inode_id}

@@ -144,6 +144,42 @@ def test_a_file_is_invisible_until_published_and_replaced_as_a_whole(drive) -> N
     drive(body)
 
 
+def test_an_empty_file_is_made_as_it_gets_its_name(drive) -> None:
+    async def body(ns) -> None:
+        await ns.mkdir("/one", replicas=1)
+        made = await ns.make_empty("/f", "/one/f", "/one/g")
+        assert await ns.stat("/f", "/one/f", "/one/g") == made and await ns.count(keys.SESSION) == 0
+        assert [one.layout.chain_table for one in made] == [3, 1, 1]
+        (slowly,) = await ns.write("/one/slowly", length=0)
+        for one in made[1:]:
+            times = dict.fromkeys(("atime_ns", "mtime_ns", "ctime_ns", "btime_ns"), 0)
+            same = {"inode_id": slowly.inode_id, "layout": slowly.layout, **times}
+            assert one._replace(**same) == slowly._replace(**times) and one.layout.seed == one.inode_id
+            assert one.btime_ns == one.mtime_ns == one.ctime_ns
+        with pytest.raises(errors.Exists):
+            await ns.make_empty("/h", "/f", replace=False)
+        (again,) = await ns.make_empty("/f", replicas=2, chunk_bytes=1 << 20)
+        assert (again.layout.chain_table, again.layout.chunk_bytes) == (2, 1 << 20)
+        assert await ns.queued() == {made[0].inode_id} and await ns.names("/") == ["f", "one"]
+        (written,) = await ns.create("/w")
+        with pytest.raises(errors.Invalid, match="/e: 5 bytes in a file that is only made now"):
+            await ns.publish((written.inode_id, "/w"), (0, "/e"), length=5)
+        for path, expected in (
+            ("/one", errors.IsADirectory),
+            ("/x/y", errors.NotFound),
+            ("/f/y", errors.NotADirectory),
+        ):
+            with pytest.raises(expected):
+                await ns.make_empty("/ok", path)
+        with pytest.raises(errors.NotFound, match="replicas"):
+            await ns.make_empty("/ok", replicas=7)
+        both = await ns.publish((0, "/e"), (written.inode_id, "/w"), (0, "/d"), length=0)
+        assert await ns.stat("/e", "/w", "/d") == both and both[1].inode_id == written.inode_id
+        assert await ns.count(keys.SESSION) == 0 and await ns.names("/") == ["d", "e", "f", "one", "w"]
+
+    drive(body)
+
+
 def test_publish_is_all_or_none_and_checks_sessions(drive) -> None:
     async def body(ns) -> None:
         await ns.mkdir("/d")
