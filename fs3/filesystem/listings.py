@@ -35,9 +35,9 @@ class _Kept(NamedTuple):
 def may_keep(inode: Inode) -> bool:
     """Whether the directory's validator covers all that a listing shows of it (fs3/meta/listing.py).
 
-    Not that of a subdirectory, nor of a file that has several names, or that somebody writes in place.
+    Not that of a subdirectory, nor of a file that has several names, or was once opened to be written in place.
     """
-    return not inode.is_directory and inode.nlink == 1
+    return not inode.is_directory and inode.nlink == 1 and not inode.rewritten
 
 
 class Listings:

@@ -10,13 +10,14 @@ attributes shows and leaves the stamp as it is, or sets it back; its value is th
     set_attributes              of a file or symlink: LVER of its directory; a directory's mtime is its stamp, which may
                                 so be one that it had before: LVER of the directory itself
     extended attributes         of a file or symlink: LVER of its directory
-    create, abandon, renew      nothing that has a name
+    open for writing            the file is `rewritten` from now on: LVER of its directory
+    create, abandon             nothing that has a name
     the collector               nothing that a path leads to, but for the names of files with several
 
 What is left out is what a validator cannot tell, so a client must not keep a listing that shows it (`may_keep` in
 fs3/filesystem/listings.py): an inode with several names may change through another directory, a subdirectory's mtime
-changes with its entries, and a file that is written in place changes its length. Whatever makes an inode one of these
-has to change the validator: `link` puts LVER for that reason, `mkdir` stamps.
+changes with its entries, and the length of a file that is, or was, written in place with renewals and syncs, which know
+it by number. Whatever makes an inode one of these has to change the validator, as `link` and opening for writing do.
 """
 
 from __future__ import annotations

@@ -7,12 +7,12 @@ whose writer dies keeps the length that was told last.
 
 from __future__ import annotations
 
-from fs3.errors import Fs3Error, InUse, Invalid, IsADirectory
+from fs3.errors import Fs3Error, InUse, Invalid, IsADirectory, NotFound
 from fs3.ids import InodeId
 from fs3.inode import Inode, InodeType, inode_to_pb
 from fs3.kv.api import Transaction
 from fs3.layout import MAX_FILE_BYTES
-from fs3.meta import inode, session
+from fs3.meta import inode, listing, session
 from fs3.meta.call import Call
 from fs3.meta.idempotency import record, recorded
 from fs3.meta.ops.file import check_batch
@@ -37,9 +37,12 @@ async def open_for_writing(
     if answer is not None:
         return answer
     reply = meta_pb2.OpenForWritingReply()
-    for path, entry in zip(request.paths, await Walker(txn).existing_many(request.paths, follow=True), strict=True):
-        if isinstance(entry, Fs3Error):
-            raise entry
+    for path, place in zip(request.paths, await Walker(txn).find_many(request.paths, follow=True), strict=True):
+        if isinstance(place, Fs3Error):
+            raise place
+        entry = place.dentry
+        if entry is None:
+            raise NotFound(f"{path}: no such file or directory")
         if entry.type is not InodeType.FILE:
             raise IsADirectory(f"{path}: is a directory")
         if await session.load(txn, entry.inode_id) is not None:
@@ -50,6 +53,7 @@ async def open_for_writing(
         if not found.rewritten:
             found = found._replace(rewritten=True)
             inode.store(txn, found)
+            listing.changed(txn, place.parent, request.id)
         session.store(txn, found.inode_id, Session(request.id.client_id, 0))
         reply.inodes.append(inode_to_pb(found))
     return await record(txn, request.id, reply)

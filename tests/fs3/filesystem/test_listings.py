@@ -89,7 +89,8 @@ def test_a_directory_that_changes_between_its_pages_is_not_kept() -> None:
 def test_what_a_validator_does_not_cover_is_not_kept() -> None:
     file = Inode(InodeId(2), InodeType.FILE, 0o644)
     assert may_keep(file) and may_keep(file._replace(type=InodeType.SYMLINK))
-    assert not may_keep(file._replace(nlink=2)) and not may_keep(file._replace(type=InodeType.DIRECTORY, nlink=2))
+    for fields in ({"nlink": 2}, {"rewritten": True}, {"type": InodeType.DIRECTORY, "nlink": 2}):
+        assert not may_keep(file._replace(**fields))
     kept = Listings()
     for inode, validator in ((file, b""), (file._replace(nlink=2), b"v")):
         pages = [Page([Entry("f", inode)], validator)]

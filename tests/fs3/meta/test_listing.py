@@ -28,7 +28,7 @@ from fs3.kv.etcd import EtcdKV
 from fs3.kv.memory import MemoryKV
 from fs3.kv.sqlite import SqliteKV
 from fs3.meta.gc import detach_page
-from fs3.meta.ops import stat
+from fs3.meta.ops import stat, update
 from fs3.pb import meta_pb2
 
 T = TypeVar("T")
@@ -64,6 +64,8 @@ changes = st.one_of(
     st.tuples(st.just("remove"), paths, st.booleans()),
     st.tuples(st.just("create"), paths),
     st.tuples(st.just("make_empty"), paths),
+    st.tuples(st.just("open_for_writing"), paths),
+    st.tuples(st.just("grow"), st.booleans()),
     st.tuples(st.just("collect")),
 )
 slowly = st.tuples(st.just("while listing"), st.sampled_from(["/a", "/a", "/b", "/"]), changes)
@@ -75,6 +77,8 @@ class Changes:
 
     def __init__(self, ns: Any) -> None:
         self._ns = ns
+        self._opened: list[int] = []
+        self._length = 100
 
     async def make(self, name: str, arguments: list[Any]) -> None:
         with contextlib.suppress(Fs3Error):
@@ -91,6 +95,20 @@ class Changes:
 
     async def utime(self, path: str, mtime_ns: int) -> None:
         await self._ns.set_attributes(path, mtime_ns=mtime_ns, atime_now=True)
+
+    async def open_for_writing(self, path: str) -> None:
+        request = meta_pb2.OpenForWritingRequest(id=self._ns.request_id(), paths=[path])
+        reply = await self._ns.change(update.open_for_writing, request)
+        self._opened.append(reply.inodes[0].inode_id)
+
+    async def grow(self, close: bool) -> None:
+        """What was opened last is one byte longer."""
+        if self._opened:
+            number, self._length = self._opened[-1], self._length + 1
+            file = meta_pb2.FileSync(inode_id=number, length=self._length, written=True, close=close)
+            if close:
+                self._opened.pop()
+            await self._ns.change(update.sync_files, meta_pb2.SyncFilesRequest(id=self._ns.request_id(), files=[file]))
 
     async def collect(self) -> None:
         """What was removed with all that is in it is taken apart."""
