@@ -343,10 +343,10 @@ def test_pyarrow_gets_what_was_read_without_a_copy(fs: Any, home: str, monkeypat
 def test_a_listing_is_one_call(fs: Any, home: str, monkeypatch: pytest.MonkeyPatch) -> None:
     fs.pipe({f"{home}/{number}": b"" for number in range(10)})
     calls: list[str] = []
-    call = fs.client.meta._call
-    monkeypatch.setattr(
-        fs.client.meta, "_call", lambda name, *args, **more: calls.append(name) or call(name, *args, **more)
-    )
+    meta = fs.client.meta
+    for way in ("_asked", "_begin"):
+        call = getattr(meta, way)
+        monkeypatch.setattr(meta, way, lambda name, *args, call=call: calls.append(name) or call(name, *args))
     assert len(fs.ls(home)) == 10 and calls == ["List"]
     assert fs.ls(f"{home}/3", detail=False) == [f"{home}/3"]
     with pytest.raises(NotADirectoryError):
