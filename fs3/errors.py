@@ -149,7 +149,7 @@ class SymlinkLoop(Invalid):
 
 
 class NotPermitted(PermissionDenied):
-    """Nobody may do this to such a thing, such as a hard link to a directory."""
+    """No permission bits allow this: only an owner may do it, or the superuser, or nobody (link a directory)."""
 
     code = 20
     errno = errno.EPERM

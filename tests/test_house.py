@@ -33,6 +33,7 @@ BASE = [
     "metrics",
     "url",
     "inode",
+    "user",
     "pb",
 ]
 

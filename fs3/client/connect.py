@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
 import threading
 from collections.abc import Sequence
@@ -12,18 +13,20 @@ from fs3.client.meta import MetaClient
 from fs3.client.mgmtd import MgmtdClient
 from fs3.client.storage import StorageClient
 from fs3.url import parse_url
+from fs3.user import User, process_user
 
 REFRESH_S = 1.0
 
 _lock = threading.Lock()
-_clients: dict[tuple[tuple[str, ...], str], Client] = {}
+_clients: dict[tuple[tuple[str, ...], str, User], Client] = {}
 
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """The clients of one cluster, shared by everyone in the process who connected to it."""
+    """The clients of one cluster and user, shared by everyone in the process who connected to it."""
 
     addresses: tuple[str, ...]
+    user: User
     mgmtd: MgmtdClient
     storage: StorageClient
     meta: MetaClient
@@ -40,10 +43,13 @@ class Client:
         self.mgmtd.close()
 
 
-def connect(cluster: str | Sequence[str], *, secret: str = "", timeout_s: float = 5.0) -> Client:
+def connect(
+    cluster: str | Sequence[str], *, secret: str = "", user: User | None = None, timeout_s: float = 5.0
+) -> Client:
     """The process's client of the cluster that a URL ("fs3://HOST:PORT/...") or mgmtd addresses name.
 
     The first call connects, later ones return the same client; forked children go on with it as clients of their own.
+    It calls for `user`, or for whom the process is when `connect` is called: after `os.setuid` connect again.
 
     Raises:
         Invalid: the URL is not one.
@@ -51,24 +57,25 @@ def connect(cluster: str | Sequence[str], *, secret: str = "", timeout_s: float 
         PermissionDenied: the secret is missing or wrong.
     """
     addresses = parse_url(cluster)[0] if isinstance(cluster, str) else tuple(cluster)
-    key = (addresses, secret)
+    user = user or process_user()
+    key = (addresses, secret, user)
     client = _clients.get(key)
     if client is not None:
         return client
     with _lock:
         client = _clients.get(key)
         if client is None:
-            client = _clients[key] = _open(addresses, secret, timeout_s)
+            client = _clients[key] = _open(addresses, secret, user, timeout_s)
         return client
 
 
-def _open(addresses: tuple[str, ...], secret: str, timeout_s: float) -> Client:
+def _open(addresses: tuple[str, ...], secret: str, user: User, timeout_s: float) -> Client:
     mgmtd = MgmtdClient.connect(addresses, secret, timeout_s)
     storage = StorageClient(mgmtd, secret=secret)
     meta = MetaClient(
         lambda: mgmtd.routing,
-        mgmtd.credentials,
+        dataclasses.replace(mgmtd.credentials, user=user.text),
         secrets.randbits(63) | 1,
         refresh=lambda: mgmtd.refresh(mgmtd.routing.version, REFRESH_S),
     )
-    return Client(addresses, mgmtd, storage, meta, FileClient(storage, meta, mgmtd))
+    return Client(addresses, user, mgmtd, storage, meta, FileClient(storage, meta, mgmtd))

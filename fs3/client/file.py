@@ -8,6 +8,7 @@ damage, or the file was removed or replaced since; never zeros.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,7 +27,7 @@ from fs3.client.storage import ChunkUpdate, StorageClient
 from fs3.client.updater import FileUpdater
 from fs3.client.writer import FileWriter, chunk_update
 from fs3.clock import lease_now_s
-from fs3.errors import Corrupt, Fs3Error, Invalid, IsADirectory, NotFound
+from fs3.errors import Corrupt, Fs3Error, Invalid, IsADirectory, NotFound, PermissionDenied
 from fs3.ids import InodeId
 from fs3.inode import Inode, InodeType
 from fs3.layout import Layout, LayoutChoice, stripe_chains
@@ -73,12 +74,16 @@ class FileClient:
     # -- reading
 
     def open_read(self, path: str) -> OpenFile:
-        """The file at `path`, symlinks followed. Raises: NotFound, IsADirectory, NotADirectory, Unavailable."""
+        """The file at `path`, symlinks followed.
+
+        Raises: NotFound, IsADirectory, NotADirectory, PermissionDenied (the user may not read it), Unavailable.
+        """
         return self.open_many([path])[0]
 
     def open_many(self, paths: Sequence[str]) -> list[OpenFile]:
         """The files at `paths`, all or none. Raises: as `open_read`, for the first that cannot be opened."""
-        return [self._opened(path, found) for path, found in zip(paths, self.meta.stat(paths), strict=True)]
+        found = self.meta.stat(paths, access=os.R_OK)
+        return [self._opened(path, one) for path, one in zip(paths, found, strict=True)]
 
     def _opened(self, path: str, found: Inode | Fs3Error) -> OpenFile:
         if isinstance(found, Fs3Error):
@@ -155,10 +160,12 @@ class FileClient:
         return bytes(out)
 
     def _explain_missing(self, handles: Sequence[OpenFile], index: I64, plan: ChunkPlan, results: Records) -> None:
-        """Raises: NotFound if the file is another one by now, else Corrupt."""
+        """Raises: NotFound: the file is another one by now; PermissionDenied: that is not to be told; else Corrupt."""
         bad = int(np.argmax(results["length"] != plan.ranges["length"]))
         handle = handles[int(index[plan.source[bad]])]
         (now,) = self.meta.stat([handle.path])
+        if isinstance(now, PermissionDenied):
+            raise now  # it cannot be told what has become of the file
         if isinstance(now, NotFound) or (isinstance(now, Inode) and now.inode_id != handle.inode_id):
             raise NotFound(f"{handle.path}: was removed or replaced while it was read; open it again")
         if isinstance(now, Inode) and now.length < handle.length:
@@ -191,13 +198,16 @@ class FileClient:
             replace=replace,
         )
 
-    def open_update(self, path: str) -> FileUpdater:
+    def open_update(self, path: str, *, reading: bool = False) -> FileUpdater:
         """A writer of the file that is at `path`, which changes it in place; nobody else can until it is closed.
 
-        Raises: InUse: somebody is writing it; NotFound, IsADirectory, NotADirectory, Corrupt, Unavailable.
+        `reading`: what is in it is to be read as well.
+
+        Raises: InUse: somebody is writing it; NotFound, IsADirectory, NotADirectory, Corrupt, Unavailable;
+            PermissionDenied: the user may not write it, or read it.
         """
         asked_s = lease_now_s()
-        (inode,), lease_s = self.meta.open_for_writing([path])
+        (inode,), lease_s = self.meta.open_for_writing([path], access=os.R_OK if reading else 0)
         assert inode.layout is not None
         try:
             chains = self._chains(inode.layout)

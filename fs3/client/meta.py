@@ -215,12 +215,15 @@ class MetaClient(MetaReads, TrashCalls):
         )
         return Numbers(reply.lost)
 
-    def open_for_writing(self, paths: Sequence[str], *, timeout_s: float | None = None) -> tuple[Inodes, float]:
+    def open_for_writing(
+        self, paths: Sequence[str], *, access: int = 0, timeout_s: float | None = None
+    ) -> tuple[Inodes, float]:
         """Begin a write session on each of up to 512 files, all or none; the inodes, and the lease in seconds.
 
-        Raises: InUse: one is being written, by whomever; NotFound, IsADirectory, NotADirectory, Invalid.
+        `access` is what must be allowed beside writing: os.R_OK. Raises: InUse: one is being written, by whomever;
+        PermissionDenied, NotFound, IsADirectory, NotADirectory, Invalid.
         """
-        reply = self._change("OpenForWriting", meta_pb2.OpenForWritingRequest, timeout_s, paths=paths)
+        reply = self._change("OpenForWriting", meta_pb2.OpenForWritingRequest, timeout_s, paths=paths, access=access)
         return [inode_from_pb(inode) for inode in reply.inodes], reply.lease_ms / 1_000
 
     def sync_files(self, files: Sequence[Sync], *, timeout_s: float | None = None) -> Inodes:

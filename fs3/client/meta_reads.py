@@ -32,19 +32,22 @@ class MetaReads(MetaCalls):
     """A part of `fs3.client.meta.MetaClient`."""
 
     def stat(
-        self, paths: Sequence[str], *, follow: bool = True, timeout_s: float | None = None
+        self, paths: Sequence[str], *, follow: bool = True, access: int = 0, timeout_s: float | None = None
     ) -> list[Inode | Fs3Error]:
-        """The inode of each path, or its error in its place; each 256 paths are from one moment."""
+        """The inode of each path, or its error in its place; each 256 paths are from one moment.
+
+        `access` is what must be allowed, as of access(2), from os.R_OK, os.W_OK and os.X_OK; else PermissionDenied.
+        """
         found: list[Inode | Fs3Error] = []
         left = iter(range(0, len(paths), _STATS_AT_ONCE))
         waiting: deque[Begun] = deque()
 
         def send() -> None:
             while len(waiting) < _AHEAD and (at := next(left, None)) is not None:
-                waiting.append(self._begin("Stat", _stats(paths[at : at + _STATS_AT_ONCE], follow)))
+                waiting.append(self._begin("Stat", _stats(paths[at : at + _STATS_AT_ONCE], follow, access)))
 
         if len(paths) <= _STATS_AT_ONCE:
-            return _found(self._asked("Stat", _stats(paths, follow), timeout_s)) if paths else found
+            return _found(self._asked("Stat", _stats(paths, follow, access), timeout_s)) if paths else found
         try:
             send()
             while waiting:
@@ -90,8 +93,8 @@ class MetaReads(MetaCalls):
             yield one.entries
 
 
-def _stats(paths: Sequence[str], follow: bool) -> meta_pb2.StatRequest:
-    request: meta_pb2.StatRequest = made(meta_pb2.StatRequest, paths=paths, nofollow=not follow)
+def _stats(paths: Sequence[str], follow: bool, access: int) -> meta_pb2.StatRequest:
+    request: meta_pb2.StatRequest = made(meta_pb2.StatRequest, paths=paths, nofollow=not follow, access=access)
     return request
 
 

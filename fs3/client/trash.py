@@ -19,6 +19,7 @@ class Trashed:
     """Something in the trash: the name of its entry in `TRASH`, the path that it had, and how long it stays.
 
     It is due at `expires_ns`, by the clock of the meta daemon that took it, and goes for good some minutes later.
+    `uid` is that of who removed it, if it is known.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Trashed:
     expires_ns: int
     inode: Inode
     client_id: int = 0
+    uid: int | None = None
 
 
 class TrashCalls(MetaCalls):
@@ -86,4 +88,5 @@ class TrashCalls(MetaCalls):
 def _trashed(told: meta_pb2.Trashed) -> Trashed:
     record = told.record
     inode = inode_from_pb(told.inode)
-    return Trashed(told.name, record.path, record.removed_ns, told.expires_ns, inode, record.client_id)
+    uid = record.uid if record.HasField("uid") else None
+    return Trashed(told.name, record.path, record.removed_ns, told.expires_ns, inode, record.client_id, uid)

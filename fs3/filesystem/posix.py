@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,13 @@ class PosixFace:
         path = self._strip_protocol(path)
         with os_errors(path):
             return self.client.meta.readlink(path)
+
+    def access(self, path: str, mode: int = os.F_OK) -> bool:
+        """Whether the user may do all of `mode`, of os.R_OK, os.W_OK and os.X_OK, as os.access tells it."""
+        path = self._strip_protocol(path)
+        with os_errors(path):
+            (found,) = self.client.meta.stat([path], access=mode)
+        return not isinstance(found, Fs3Error)
 
     def chmod(self, path: str, mode: int) -> None:
         path = self._strip_protocol(path)

@@ -19,7 +19,7 @@ import numpy as np
 
 from fs3.client.connect import Client, connect
 from fs3.client.file import FileClient, OpenFile
-from fs3.errors import Corrupt, Exists, Fs3Error, IsADirectory, NotADirectory, NotFound, to_os_error
+from fs3.errors import Corrupt, Exists, Fs3Error, Invalid, IsADirectory, NotADirectory, NotFound, to_os_error
 from fs3.filesystem.asynchronous import AsyncFace
 from fs3.filesystem.facts import describe_all, time_of
 from fs3.filesystem.files import ReadFile, WriteFile
@@ -32,6 +32,7 @@ from fs3.filesystem.update_file import UpdateFile
 from fs3.filesystem.urls import cluster_of, path_of
 from fs3.inode import Inode, InodeType
 from fs3.layout import LayoutChoice
+from fs3.user import parse_user
 
 T = TypeVar("T")
 COPY_BYTES = 16 << 20  # pieces in which files are streamed from and to other places
@@ -40,9 +41,10 @@ COPY_BYTES = 16 << 20  # pieces in which files are streamed from and to other pl
 class Fs3FileSystem(TrashFace, PosixFace, AsyncFace):
     """fs3 through fsspec.
 
-    `mgmtd` is "host:port" or several, separated by commas; `secret` the cluster's, if it has one; `layout` what new
-    files get instead of what their directory says; with `auto_mkdir` a file that is written gets the directories above
-    it, as object stores do it, and as fsspec's local files with the same option.
+    `mgmtd` is "host:port" or several, separated by commas; `secret` the cluster's, if it has one; `user` whom to call
+    for, "UID:GID,GID,...", or else whoever the process is at each call; `layout` what new files get instead of what
+    their directory says; with `auto_mkdir` a file that is written gets the directories above it, as object stores do,
+    and as fsspec's local files with the same option.
 
     `use_listings_cache`: directories that were listed are kept, those used last, up to `max_entries` entries of up to
     `max_paths` directories in all. It is asked at each use whether they are still right, so nothing has to expire, and
@@ -60,6 +62,7 @@ class Fs3FileSystem(TrashFace, PosixFace, AsyncFace):
         mgmtd: str = "",
         *,
         secret: str = "",
+        user: str = "",
         layout: LayoutChoice | None = None,
         auto_mkdir: bool = False,
         use_listings_cache: bool = True,
@@ -73,6 +76,10 @@ class Fs3FileSystem(TrashFace, PosixFace, AsyncFace):
                 " FSSPEC_FS3_MGMTD=HOST:PORT)"
             )
         super().__init__(**options)
+        try:
+            self.user = parse_user(user) if user else None
+        except Invalid as error:
+            raise ValueError(str(error)) from None
         self.mgmtd = mgmtd
         self.layout = layout
         self.auto_mkdir = auto_mkdir
@@ -85,7 +92,7 @@ class Fs3FileSystem(TrashFace, PosixFace, AsyncFace):
     def client(self) -> Client:
         """The process's client of this cluster; made again after a fork."""
         with os_errors():
-            return connect(self.mgmtd.split(","), secret=self._secret)
+            return connect(self.mgmtd.split(","), secret=self._secret, user=self.user)
 
     @property
     def file_client(self) -> FileClient:
@@ -183,7 +190,7 @@ class Fs3FileSystem(TrashFace, PosixFace, AsyncFace):
                 return WriteFile(self, self._create(path, replace=mode == "wb"), path, autocommit=autocommit)
             if mode in ("ab", "r+b") and autocommit and not self._intrans:
                 with contextlib.suppress(*([NotFound] if mode == "ab" else [])):
-                    return UpdateFile(self, self.file_client.open_update(path), path, mode)
+                    return UpdateFile(self, self.file_client.open_update(path, reading=mode == "r+b"), path, mode)
             if mode == "ab":
                 return self._open_append(path, autocommit=autocommit)
         within = " in a transaction" if mode == "r+b" else ""

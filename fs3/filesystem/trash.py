@@ -34,7 +34,7 @@ class TrashFace:
         """What was thrown away at or below `path` and can be restored; what is due first comes first.
 
         Each as `info` tells it (`name` is its path in the trash), with "was" (its path before), "removed" and "expires"
-        in seconds since 1970.
+        in seconds since 1970, and "by", the uid of who removed it, or None if that is not known.
         """
         path = self._strip_protocol(path)
         with os_errors(path):
@@ -43,6 +43,7 @@ class TrashFace:
                     **describe(f"{TRASH}/{one.name}", one.inode),
                     "was": one.path,
                     "removed": one.removed_ns / 1e9,
+                    "by": one.uid,
                     "expires": one.expires_ns / 1e9,
                 }
                 for page in self.client.meta.list_trash()

@@ -9,17 +9,19 @@ from fs3.errors import Corrupt, Unavailable
 from fs3.ids import InodeId
 from fs3.inode import Inode
 from fs3.layout import Durability, Layout, check_choice
+from fs3.meta.access import SUPERUSER, Caller
 from fs3.pb import meta_pb2
 from fs3.routing import ChainTable, Routing
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """The circumstances of one attempt: the time for people, fresh inode ids, and the cluster's chain tables."""
+    """The circumstances of one attempt: the time for people, fresh inode ids, the cluster's chain tables, who calls."""
 
     now_ns: int
     new_id: Callable[[], InodeId]
     routing: Routing
+    caller: Caller = SUPERUSER
 
 
 def default_layout(routing: Routing) -> Layout:

@@ -29,6 +29,7 @@ class MetaConfig:
     gc_delay_s: float = 10.0  # how long a removed file's chunks stay for those who are reading them
     gc_interval_s: float = 1.0  # between two looks for something to collect
     trash_grace_s: float = 600.0  # what is due in the trash stays for so long, should this machine's clock have jumped
+    check_permissions: bool = True  # else permission bits and owners are kept, and everybody may do everything
 
     def __post_init__(self) -> None:
         if not 0 < self.node_id < 1 << 32:

@@ -1,6 +1,7 @@
 """Directory entries: which names are allowed, and what an entry holds.
 
-That is inode id and type, so that a walk reads no inode.
+That is inode id and type, and of a directory its permissions, so that a walk reads no inode. Entries of directories
+that were made before permissions were enforced lack them, until the directory is moved or they are changed.
 """
 
 from __future__ import annotations
@@ -14,18 +15,27 @@ from fs3.ids import InodeId
 from fs3.inode import Inode, InodeType
 from fs3.kv import keys
 from fs3.kv.api import Transaction
+from fs3.meta.access import Permissions, permissions_of
 
 MAX_NAME_BYTES = 255
 
 _VALUE = struct.Struct(">QB")
+_PERMISSIONS = struct.Struct(">HII")
+_DIRECTORY_VALUE = struct.Struct(f">QB{_PERMISSIONS.size}s")
+_DIRECTORY_BYTES = _DIRECTORY_VALUE.size
 _TYPES = {int(kind): kind for kind in InodeType}
 
 
 class Dentry(NamedTuple):
-    """What a name stands for."""
+    """What a name stands for; `packed` are the permissions of a directory, or nothing if its entry lacks them."""
 
     inode_id: InodeId
     type: InodeType
+    packed: bytes = b""  # which a walk of the superuser need not look at
+
+    @property
+    def permissions(self) -> Permissions | None:
+        return Permissions._make(_PERMISSIONS.unpack(self.packed)) if self.packed else None
 
 
 def check_name(name: str) -> bytes:
@@ -43,9 +53,21 @@ def check_name(name: str) -> bytes:
     return raw
 
 
+def encode(entry: Dentry) -> bytes:
+    return _VALUE.pack(entry.inode_id, entry.type) + entry.packed
+
+
+def of_inode(inode: Inode) -> Dentry:
+    packed = _PERMISSIONS.pack(*permissions_of(inode)) if inode.is_directory else b""
+    return Dentry(inode.inode_id, inode.type, packed)
+
+
 def decode(value: bytes) -> Dentry:
     """Raises: Corrupt."""
     try:
+        if len(value) == _DIRECTORY_BYTES:
+            inode_id, kind, packed = _DIRECTORY_VALUE.unpack(value)
+            return Dentry(inode_id, _TYPES[kind], packed)
         inode_id, kind = _VALUE.unpack(value)
         return Dentry(inode_id, _TYPES[kind])
     except (struct.error, KeyError):
@@ -79,11 +101,11 @@ async def load_page(
 
 
 def store(txn: Transaction, parent: int, name: bytes, inode: Inode) -> None:
-    store_entry(txn, parent, name, Dentry(inode.inode_id, inode.type))
+    store_entry(txn, parent, name, of_inode(inode))
 
 
 def store_entry(txn: Transaction, parent: int, name: bytes, entry: Dentry) -> None:
-    txn.put(keys.dentry(parent, name), _VALUE.pack(*entry))
+    txn.put(keys.dentry(parent, name), encode(entry))
 
 
 def remove(txn: Transaction, parent: int, name: bytes) -> None:

@@ -1,6 +1,7 @@
 """Whether a metadata store hangs together: every record of one snapshot is taken in, then what is wrong is told.
 
-    entries     lead from a directory, alive or waiting to be taken apart, to an inode of the type that they say
+    entries     lead from a directory, alive or waiting to be taken apart, to an inode of the type (and permissions, if
+                they say any) that they say
     inodes      have as many names as they count, or a write session; a directory has one, in its `parent`
     dead ones   have no inode record any more
     the rest    sessions, times and listings of directories, and attributes belong to an inode, which counts their bytes
@@ -23,6 +24,8 @@ from fs3.inode import Inode, InodeType
 from fs3.kv import keys
 from fs3.kv.occ_core import decode_counter
 from fs3.meta import dentry, inode, trashed
+from fs3.meta.access import Permissions, permissions_of
+from fs3.meta.dentry import Dentry
 
 _NUMBERED_BYTES = 12  # a kind and a number
 
@@ -47,6 +50,7 @@ class _Known:
     parent: int
     xattr_bytes: int
     rewritten: bool
+    permissions: Permissions | None  # of a directory
 
 
 class Fsck:
@@ -56,7 +60,7 @@ class Fsck:
         self._inodes: dict[int, _Known] = {}
         self._dead: dict[int, _Known] = {}
         self._names: Counter[int] = Counter()
-        self._entries: list[tuple[int, bytes, int, InodeType]] = []
+        self._entries: list[tuple[int, bytes, Dentry]] = []
         self._sessions: set[int] = set()
         self._stamps: set[int] = set()
         self._listings: set[int] = set()
@@ -99,8 +103,7 @@ class Fsck:
         if kind in (keys.INODE, keys.GC_QUEUE):
             self._take_inode(self._inodes if kind == keys.INODE else self._dead, number, inode.decode(value))
         elif kind == keys.DENTRY:
-            entry = dentry.decode(value)
-            self._entries.append((number, keys.dentry_name(key), entry.inode_id, entry.type))
+            self._entries.append((number, keys.dentry_name(key), dentry.decode(value)))
         elif kind == keys.SESSION:
             self._sessions.add(number)
         elif kind == keys.STAMP:
@@ -115,7 +118,8 @@ class Fsck:
     def _take_inode(self, where: dict[int, _Known], number: int, found: Inode) -> None:
         if found.inode_id != number:
             raise Invalid(f"holds inode {found.inode_id}")
-        where[number] = _Known(found.type, found.nlink, found.parent, found.xattr_bytes, found.rewritten)
+        permissions = permissions_of(found) if found.is_directory else None
+        where[number] = _Known(found.type, found.nlink, found.parent, found.xattr_bytes, found.rewritten, permissions)
 
     def findings(self) -> list[Finding]:
         """All that is wrong, by inode."""
@@ -131,7 +135,8 @@ class Fsck:
 
     def _of_entries(self) -> Iterator[Finding]:
         self._names.clear()
-        for parent, name, number, kind in self._entries:
+        for parent, name, entry in self._entries:
+            number, kind, permissions = entry.inode_id, entry.type, entry.permissions
             what = f"entry {name.decode(errors='replace')!r} of directory {parent}"
             holder = self._inodes.get(parent) or self._dead.get(parent)
             child = self._inodes.get(number)
@@ -143,6 +148,8 @@ class Fsck:
             self._names[number] += 1
             if child.type is not kind:
                 yield Finding(number, f"is a {child.type.name.lower()}; {what} says {kind.name.lower()}")
+            if permissions not in (None, child.permissions):
+                yield Finding(number, f"has {child.permissions}; {what} says {permissions}")
             if child.type is InodeType.DIRECTORY and child.parent != parent:
                 yield Finding(number, f"has directory {child.parent} for its parent, and is {what}")
 
@@ -183,8 +190,8 @@ class Fsck:
             yield Finding(number, "has attributes, and does not exist")
 
     def _of_the_trash(self) -> Iterator[Finding]:
-        at = {number for parent, name, number, _ in self._entries if (parent, name) == (ROOT_INODE, trashed.NAME)}
-        there = {name for parent, name, _, _ in self._entries if parent in at}
+        at = {entry.inode_id for parent, name, entry in self._entries if (parent, name) == (ROOT_INODE, trashed.NAME)}
+        there = {name for parent, name, _ in self._entries if parent in at}
         for name in self._trash:
             if name not in there:
                 yield Finding(0, f"the trash remembers {name.decode(errors='replace')!r}, and does not have it")

@@ -1,7 +1,8 @@
 """From a path to a place in the tree: the walk over directory entries, through symlinks, within limits.
 
-Each entry on the way is read in the transaction, so whoever renames or removes a directory conflicts with every
-operation that walked through it. Symlink targets may hold "." and ".."; paths of requests may not.
+Each entry on the way is read in the transaction, so whoever renames or removes a directory, or changes its permissions,
+which lie in its entry, conflicts with every operation that walked through it. Symlink targets may hold "." and "..";
+paths of requests may not.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from typing import NamedTuple
 
 from fs3.errors import Fs3Error, Invalid, NotADirectory, NotFound, SymlinkLoop
 from fs3.ids import ROOT_INODE, InodeId
-from fs3.inode import InodeType
+from fs3.inode import Inode, InodeType
 from fs3.kv.api import Transaction
 from fs3.meta import dentry, inode
+from fs3.meta.access import SEARCH, SUPERUSER, Caller, Permissions, permissions_of
 from fs3.meta.dentry import MAX_NAME_BYTES, Dentry, check_name
 
 MAX_DEPTH = 64
@@ -42,6 +44,13 @@ class Place(NamedTuple):
         return "/" + b"/".join([*self.above, *([self.name] if self.name else [])]).decode()
 
     @property
+    def entry(self) -> tuple[InodeId, bytes] | None:
+        """The directory and the name under which the thing lies, also where it has no `name` here; None of the root."""
+        if self.name:
+            return self.parent, self.name
+        return (self.parents[-2], self.above[-1]) if self.above else None
+
+    @property
     def parent(self) -> InodeId:
         return self.parents[-1]
 
@@ -49,6 +58,7 @@ class Place(NamedTuple):
 _Seen = tuple[Place, bytes, Dentry | None]  # inside which directory, the name, what it stands for
 _NOWHERE = Place((), b"", None)
 _CLOSER = Dentry(InodeId(0), InodeType.FILE)  # stands for what takes a closer look
+_ROOT = Dentry(ROOT_INODE, InodeType.DIRECTORY)
 _NO_NAMES = (b"", b".", b"..")
 
 
@@ -66,13 +76,19 @@ def split(path: str) -> list[bytes]:
 
 
 class Walker:
-    """Walks in one transaction, remembering the directories that it passed, so that a batch reads each only once."""
+    """Walks in one transaction, remembering the directories that it passed, so that a batch reads each only once.
 
-    __slots__ = ("_folders", "_passed", "_snapshot", "_txn")
+    A directory is searched for names only if `caller` may. Every walk may raise PermissionDenied beside what it names.
+    """
 
-    def __init__(self, txn: Transaction, *, snapshot: bool = False) -> None:
+    __slots__ = ("_folders", "_loaded", "_passed", "_searched", "_snapshot", "_txn", "caller")
+
+    def __init__(self, txn: Transaction, caller: Caller = SUPERUSER, *, snapshot: bool = False) -> None:
+        self.caller = caller
         self._txn = txn
         self._snapshot = snapshot
+        self._loaded: dict[InodeId, Permissions] = {}  # of the root, and where an entry lacks them
+        self._searched: set[InodeId] = set()  # directories in which the caller may look names up
         self._passed: dict[tuple[InodeId, bytes], Dentry] = {}
         self._folders: dict[str, Place] = {}
 
@@ -87,8 +103,10 @@ class Walker:
         left = deque(split(path))
         parents: list[InodeId] = [ROOT_INODE]
         above: list[bytes] = []
-        links = 0
+        links, asked = 0, not self.caller.superuser
         while left:
+            if asked and parents[-1] not in self._searched:
+                await self._search(path, self._entry_of(parents, above), above)
             name = left.popleft()
             if name == b"..":
                 del parents[max(len(parents) - 1, 1) :]
@@ -115,7 +133,30 @@ class Walker:
                 left.extendleft(part.encode() for part in reversed(target.split("/")) if part)
             else:
                 raise NotADirectory(f"{path}: {name.decode()} is a file, not a directory")
-        return Place(tuple(parents), b"", Dentry(parents[-1], InodeType.DIRECTORY), (), tuple(above))
+        return Place(tuple(parents), b"", self._entry_of(parents, above), (), tuple(above))
+
+    async def permissions(self, directory: Dentry) -> Permissions:
+        """As the directory's entry tells them, or else its inode."""
+        found = directory.permissions or self._loaded.get(directory.inode_id)
+        if found is None:
+            found = self._loaded[directory.inode_id] = permissions_of(await self.load(directory.inode_id))
+        return found
+
+    def holding(self, place: Place) -> Dentry:
+        """What stands for the directory that holds `place`, which this walker has found."""
+        return self._entry_of(place.parents, place.above)
+
+    def _entry_of(self, parents: Sequence[InodeId], above: Sequence[bytes]) -> Dentry:
+        return self._passed[parents[-2], above[-1]] if above else _ROOT
+
+    async def load(self, inode_id: InodeId) -> Inode:
+        """The inode, read as this walk reads entries. Raises: Corrupt if it is gone."""
+        return await inode.load(self._txn, inode_id, snapshot=self._snapshot)
+
+    async def _search(self, path: str, directory: Dentry, above: Sequence[bytes]) -> None:
+        """Raises: PermissionDenied unless the caller may look names up in `directory`, whose path is `above`."""
+        self.caller.require(await self.permissions(directory), SEARCH, within(path, above))
+        self._searched.add(directory.inode_id)
 
     async def existing(self, path: str, *, follow: bool) -> tuple[Place, Dentry]:
         """The place of something that is there. Raises: NotFound; as `find`."""
@@ -208,6 +249,8 @@ class Walker:
         place = await self._found(path, True)
         if isinstance(place, Fs3Error) or place.dentry is None or place.dentry.type is not InodeType.DIRECTORY:
             return _NOWHERE
+        if not self.caller.superuser and not self.caller.may(await self.permissions(place.dentry), SEARCH):
+            return _NOWHERE
         if not place.name:
             parents, above = place.parents, place.above
         else:
@@ -224,6 +267,11 @@ class Walker:
         if entry is not None and entry.type is InodeType.DIRECTORY:
             self._passed[parent, name] = entry
         return entry
+
+
+def within(path: str, above: Sequence[bytes]) -> str:
+    """How an error names the directory in which a walk to `path` came no further."""
+    return f"{path}: in the directory /{b'/'.join(above).decode()}"
 
 
 def _missing(path: str) -> NotFound:

@@ -78,7 +78,11 @@ class MetaServer:
             exporter = metrics.serve(registry, config.listen_host, config.metrics_port)
             stack.callback(exporter.close)
             self.service = MetaService(
-                self.kv, Credentials(secret=config.secret), registry, session_lease_s=config.session_lease_s
+                self.kv,
+                Credentials(secret=config.secret),
+                registry,
+                session_lease_s=config.session_lease_s,
+                check_permissions=config.check_permissions,
             )
             self._remover = StorageRemover(config.mgmtd, config.secret)
             stack.callback(self._remover.close)

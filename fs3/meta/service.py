@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import os
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
@@ -18,6 +19,7 @@ from fs3.ids import ROOT_INODE, InodeId
 from fs3.kv import keys
 from fs3.kv.api import KVEngine, Transaction, transact
 from fs3.meta import idempotency
+from fs3.meta.access import Caller, caller_of
 from fs3.meta.backup import Backups
 from fs3.meta.call import Call
 from fs3.meta.fsck import fsck
@@ -27,7 +29,7 @@ from fs3.meta.sizes import check_files, page_of
 from fs3.pb import common_pb2, meta_pb2, meta_pb2_grpc
 from fs3.routing import Routing
 from fs3.transport import rpc
-from fs3.transport.credentials import Credentials
+from fs3.transport.credentials import CALLER, Credentials
 
 _USAGE_PAGE = 512
 _MOST_FINDINGS = 1_000
@@ -92,7 +94,11 @@ class MetaService(meta_pb2_grpc.MetaServicer):
         *,
         session_lease_s: float = 60.0,
         wall_ns: Callable[[], int] = wall_now_ns,
+        check_permissions: bool = True,
     ) -> None:
+        """Without `check_permissions` everybody may do everything; what they make is theirs all the same."""
+        self._check_permissions = check_permissions
+        self._owner_uid = os.geteuid()
         self._wall_ns = wall_ns
         self._session_lease_s = session_lease_s
         self.credentials = credentials
@@ -161,14 +167,16 @@ class MetaService(meta_pb2_grpc.MetaServicer):
     async def Usage(self, request: meta_pb2.UsageRequest) -> meta_pb2.UsageReply:  # noqa: N802
         with self._metrics.measured("usage"):
             await self._ready()
-            usage = await stat.usage_start(self._kv.begin(), request)
+            caller = self._caller()
+            usage = await stat.usage_start(self._kv.begin(), request, caller)
             while usage.pending:
-                usage = await stat.usage_step(self._kv.begin(), usage, _USAGE_PAGE)
+                usage = await stat.usage_step(self._kv.begin(), usage, _USAGE_PAGE, caller)
             return meta_pb2.UsageReply(files=usage.files, directories=usage.directories, bytes=usage.size)
 
     @rpc.handler
     async def Fsck(self, request: meta_pb2.FsckRequest) -> meta_pb2.FsckReply:  # noqa: N802
         with self._metrics.measured("fsck"):
+            self._caller().require_superuser("fsck reads all names")
             await self._ready()
             found = await fsck(self._kv)
             findings = await asyncio.to_thread(found.findings)
@@ -178,6 +186,7 @@ class MetaService(meta_pb2_grpc.MetaServicer):
     @rpc.handler
     async def Backup(self, request: meta_pb2.BackupRequest) -> meta_pb2.BackupReply:  # noqa: N802
         with self._metrics.measured("backup"):
+            self._caller().require_superuser("a backup holds all names")
             await self._ready()
             if request.token:
                 data = await asyncio.to_thread(self._backups.piece, request.token, request.offset)
@@ -311,11 +320,15 @@ class MetaService(meta_pb2_grpc.MetaServicer):
             await transact(self._kv, lambda txn: directory.make_root(txn, call))
         self._rooted = True
 
-    async def _read(self, op: str, body: Callable[[Transaction, Q], Awaitable[R]], request: Q) -> R:
+    def _caller(self) -> Caller:
+        caller = caller_of(CALLER.get(), self._owner_uid)
+        return caller if self._check_permissions else dataclasses.replace(caller, superuser=True)
+
+    async def _read(self, op: str, body: Callable[[Transaction, Q, Caller], Awaitable[R]], request: Q) -> R:
         """One snapshot, no commit: nothing was changed, and nothing needs to be still true."""
         with self._metrics.measured(op):
             await self._ready()
-            return await body(self._kv.begin(), request)
+            return await body(self._kv.begin(), request, self._caller())
 
     async def _change(
         self, op: str, body: Callable[[Transaction, Q, Call], Awaitable[R]], request: Q, ids: int = 0
@@ -324,11 +337,11 @@ class MetaService(meta_pb2_grpc.MetaServicer):
 
         async def attempt(txn: Transaction) -> R:
             fresh = iter(await self._ids.take(ids)) if ids else iter(())
-            return await body(txn, request, Call(now_ns, fresh.__next__, self._routing))
+            return await body(txn, request, Call(now_ns, fresh.__next__, self._routing, caller))
 
         with self._metrics.measured(op):
             await self._ready()
-            now_ns = self._wall_ns()
+            now_ns, caller = self._wall_ns(), self._caller()
             try:
                 try:
                     return await transact(self._kv, attempt)

@@ -84,12 +84,14 @@ class Refusal(_message.Message):
     def __init__(self, code: _Optional[int] = ..., message: _Optional[str] = ...) -> None: ...
 
 class StatRequest(_message.Message):
-    __slots__ = ("paths", "nofollow")
+    __slots__ = ("paths", "nofollow", "access")
     PATHS_FIELD_NUMBER: _ClassVar[int]
     NOFOLLOW_FIELD_NUMBER: _ClassVar[int]
+    ACCESS_FIELD_NUMBER: _ClassVar[int]
     paths: _containers.RepeatedScalarFieldContainer[str]
     nofollow: bool
-    def __init__(self, paths: _Optional[_Iterable[str]] = ..., nofollow: _Optional[bool] = ...) -> None: ...
+    access: int
+    def __init__(self, paths: _Optional[_Iterable[str]] = ..., nofollow: _Optional[bool] = ..., access: _Optional[int] = ...) -> None: ...
 
 class StatResult(_message.Message):
     __slots__ = ("inode", "code", "message")
@@ -238,12 +240,14 @@ class RenewSessionsReply(_message.Message):
     def __init__(self, lost: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class OpenForWritingRequest(_message.Message):
-    __slots__ = ("id", "paths")
+    __slots__ = ("id", "paths", "access")
     ID_FIELD_NUMBER: _ClassVar[int]
     PATHS_FIELD_NUMBER: _ClassVar[int]
+    ACCESS_FIELD_NUMBER: _ClassVar[int]
     id: RequestId
     paths: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, id: _Optional[_Union[RequestId, _Mapping]] = ..., paths: _Optional[_Iterable[str]] = ...) -> None: ...
+    access: int
+    def __init__(self, id: _Optional[_Union[RequestId, _Mapping]] = ..., paths: _Optional[_Iterable[str]] = ..., access: _Optional[int] = ...) -> None: ...
 
 class OpenForWritingReply(_message.Message):
     __slots__ = ("inodes", "lease_ms")
@@ -492,14 +496,16 @@ class BackupReply(_message.Message):
     def __init__(self, token: _Optional[int] = ..., total_bytes: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class TrashRecord(_message.Message):
-    __slots__ = ("path", "removed_ns", "client_id")
+    __slots__ = ("path", "removed_ns", "client_id", "uid")
     PATH_FIELD_NUMBER: _ClassVar[int]
     REMOVED_NS_FIELD_NUMBER: _ClassVar[int]
     CLIENT_ID_FIELD_NUMBER: _ClassVar[int]
+    UID_FIELD_NUMBER: _ClassVar[int]
     path: str
     removed_ns: int
     client_id: int
-    def __init__(self, path: _Optional[str] = ..., removed_ns: _Optional[int] = ..., client_id: _Optional[int] = ...) -> None: ...
+    uid: int
+    def __init__(self, path: _Optional[str] = ..., removed_ns: _Optional[int] = ..., client_id: _Optional[int] = ..., uid: _Optional[int] = ...) -> None: ...
 
 class TrashRequest(_message.Message):
     __slots__ = ("id", "path", "keep_s")

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x66s3/pb/storage.proto\x12\x06\x66s3.pb\"\x81\x01\n\x05Hello\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x12\n\ncluster_id\x18\x02 \x01(\t\x12\x0e\n\x06secret\x18\x03 \x01(\t\x12\x11\n\tclient_id\x18\x04 \x01(\x04\x12\x10\n\x08\x66\x65\x61tures\x18\x05 \x01(\x04\x12\x0c\n\x04role\x18\x06 \x01(\t\x12\x0f\n\x07node_id\x18\x07 \x01(\r\"\x81\x01\n\nHelloReply\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0f\n\x07node_id\x18\x02 \x01(\r\x12\x12\n\ngeneration\x18\x03 \x01(\x04\x12\x10\n\x08\x66\x65\x61tures\x18\x04 \x01(\x04\x12\x12\n\nmax_ranges\x18\x05 \x01(\r\x12\x16\n\x0emax_body_bytes\x18\x06 \x01(\x04\"X\n\x0fSyncListRequest\x12\x10\n\x08\x63hain_id\x18\x01 \x01(\r\x12\x15\n\rchain_version\x18\x02 \x01(\r\x12\r\n\x05\x61\x66ter\x18\x03 \x01(\x0c\x12\r\n\x05limit\x18\x04 \x01(\r\"\x1d\n\rSyncListReply\x12\x0c\n\x04more\x18\x01 \x01(\x08\"L\n\x0fSyncDoneRequest\x12\x10\n\x08\x63hain_id\x18\x01 \x01(\r\x12\x15\n\rchain_version\x18\x02 \x01(\r\x12\x10\n\x08sessions\x18\x03 \x01(\x04\"\x1a\n\nStatsReply\x12\x0c\n\x04json\x18\x01 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x66s3/pb/storage.proto\x12\x06\x66s3.pb\"\x8f\x01\n\x05Hello\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x12\n\ncluster_id\x18\x02 \x01(\t\x12\x0e\n\x06secret\x18\x03 \x01(\t\x12\x11\n\tclient_id\x18\x04 \x01(\x04\x12\x10\n\x08\x66\x65\x61tures\x18\x05 \x01(\x04\x12\x0c\n\x04role\x18\x06 \x01(\t\x12\x0f\n\x07node_id\x18\x07 \x01(\r\x12\x0c\n\x04user\x18\x1e \x01(\t\"\x81\x01\n\nHelloReply\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0f\n\x07node_id\x18\x02 \x01(\r\x12\x12\n\ngeneration\x18\x03 \x01(\x04\x12\x10\n\x08\x66\x65\x61tures\x18\x04 \x01(\x04\x12\x12\n\nmax_ranges\x18\x05 \x01(\r\x12\x16\n\x0emax_body_bytes\x18\x06 \x01(\x04\"X\n\x0fSyncListRequest\x12\x10\n\x08\x63hain_id\x18\x01 \x01(\r\x12\x15\n\rchain_version\x18\x02 \x01(\r\x12\r\n\x05\x61\x66ter\x18\x03 \x01(\x0c\x12\r\n\x05limit\x18\x04 \x01(\r\"\x1d\n\rSyncListReply\x12\x0c\n\x04more\x18\x01 \x01(\x08\"L\n\x0fSyncDoneRequest\x12\x10\n\x08\x63hain_id\x18\x01 \x01(\r\x12\x15\n\rchain_version\x18\x02 \x01(\r\x12\x10\n\x08sessions\x18\x03 \x01(\x04\"\x1a\n\nStatsReply\x12\x0c\n\x04json\x18\x01 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,15 +32,15 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fs3.pb.storage_pb2', _globa
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_HELLO']._serialized_start=33
-  _globals['_HELLO']._serialized_end=162
-  _globals['_HELLOREPLY']._serialized_start=165
-  _globals['_HELLOREPLY']._serialized_end=294
-  _globals['_SYNCLISTREQUEST']._serialized_start=296
-  _globals['_SYNCLISTREQUEST']._serialized_end=384
-  _globals['_SYNCLISTREPLY']._serialized_start=386
-  _globals['_SYNCLISTREPLY']._serialized_end=415
-  _globals['_SYNCDONEREQUEST']._serialized_start=417
-  _globals['_SYNCDONEREQUEST']._serialized_end=493
-  _globals['_STATSREPLY']._serialized_start=495
-  _globals['_STATSREPLY']._serialized_end=521
+  _globals['_HELLO']._serialized_end=176
+  _globals['_HELLOREPLY']._serialized_start=179
+  _globals['_HELLOREPLY']._serialized_end=308
+  _globals['_SYNCLISTREQUEST']._serialized_start=310
+  _globals['_SYNCLISTREQUEST']._serialized_end=398
+  _globals['_SYNCLISTREPLY']._serialized_start=400
+  _globals['_SYNCLISTREPLY']._serialized_end=429
+  _globals['_SYNCDONEREQUEST']._serialized_start=431
+  _globals['_SYNCDONEREQUEST']._serialized_end=507
+  _globals['_STATSREPLY']._serialized_start=509
+  _globals['_STATSREPLY']._serialized_end=535
 # @@protoc_insertion_point(module_scope)

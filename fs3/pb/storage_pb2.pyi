@@ -5,7 +5,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Hello(_message.Message):
-    __slots__ = ("protocol", "cluster_id", "secret", "client_id", "features", "role", "node_id")
+    __slots__ = ("protocol", "cluster_id", "secret", "client_id", "features", "role", "node_id", "user")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     CLUSTER_ID_FIELD_NUMBER: _ClassVar[int]
     SECRET_FIELD_NUMBER: _ClassVar[int]
@@ -13,6 +13,7 @@ class Hello(_message.Message):
     FEATURES_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    USER_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     cluster_id: str
     secret: str
@@ -20,7 +21,8 @@ class Hello(_message.Message):
     features: int
     role: str
     node_id: int
-    def __init__(self, protocol: _Optional[int] = ..., cluster_id: _Optional[str] = ..., secret: _Optional[str] = ..., client_id: _Optional[int] = ..., features: _Optional[int] = ..., role: _Optional[str] = ..., node_id: _Optional[int] = ...) -> None: ...
+    user: str
+    def __init__(self, protocol: _Optional[int] = ..., cluster_id: _Optional[str] = ..., secret: _Optional[str] = ..., client_id: _Optional[int] = ..., features: _Optional[int] = ..., role: _Optional[str] = ..., node_id: _Optional[int] = ..., user: _Optional[str] = ...) -> None: ...
 
 class HelloReply(_message.Message):
     __slots__ = ("protocol", "node_id", "generation", "features", "max_ranges", "max_body_bytes")

@@ -25,11 +25,12 @@ from google.protobuf.message import DecodeError, Message
 from fs3.clock import lease_now_s
 from fs3.errors import Busy, Fs3Error, Invalid, Unavailable
 from fs3.pb import storage_pb2
-from fs3.transport.credentials import PROTOCOL, Credentials
+from fs3.transport.credentials import CALLER, PROTOCOL, Credentials, stated_user
 from fs3.transport.frame_core import HEADER_BYTES, Header, Kind, check_head, pack_header, unpack_header
 from fs3.transport.methods import CALL, MAX_REQUEST_BYTES, methods_of
 from fs3.transport.relay import relay
 from fs3.transport.rpc import bounded
+from fs3.user import User
 
 _log = logging.getLogger(__name__)
 
@@ -187,6 +188,7 @@ class _Caller(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._rest = bytearray()
         self._hello: storage_pb2.Hello | None = None
+        self._user: User | None = None
         self._passed: Credentials | None = None  # those that the peer's were last compared with
         self._choked_s: float | None = None  # since when it takes no replies
         self._ending = False
@@ -289,6 +291,7 @@ class _Caller(asyncio.Protocol):
                 raise Invalid(f"protocol {hello.protocol}, this daemon speaks {PROTOCOL}; upgrade the older one")
             assert self._door.credentials_of is not None, "nobody is answered before the start"
             self._pass(self._door.credentials_of.credentials, hello)
+            self._user = stated_user(hello.user)
         except Fs3Error as error:
             self._end(header, error)
             return
@@ -330,6 +333,7 @@ class _Caller(asyncio.Protocol):
         assert task is not None
         left_s = min(header.deadline_ms / 1_000, _LONGEST_S)
         over = self._loop.call_later(left_s, task.cancel)
+        CALLER.set(self._user)  # in this task's context
         try:
             reply = await method.run(method.servicer, request)
         except Fs3Error as error:

@@ -16,7 +16,7 @@ import grpc
 import grpc.aio
 
 from fs3.errors import Fs3Error, Unavailable, from_code
-from fs3.transport.credentials import CLUSTER, SECRET
+from fs3.transport.credentials import CALLER, CLUSTER, SECRET, USER, stated_user
 from fs3.transport.malformed import RefuseMalformed
 
 MAX_MESSAGE_BYTES = 64 << 20
@@ -86,6 +86,7 @@ def handler(
         try:
             shown = {key: str(value) for key, value in context.invocation_metadata() or ()}
             self.credentials.check(shown.get(CLUSTER, ""), shown.get(SECRET, ""))
+            CALLER.set(stated_user(shown.get(USER, "")))  # each call is a task, with a context of its own
             return await method(self, request)
         except Fs3Error as error:
             await _refuse(context, error)

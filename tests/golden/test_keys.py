@@ -7,6 +7,7 @@ from fs3.inode import Inode, InodeType
 from fs3.kv import keys
 from fs3.layout import Durability, Layout
 from fs3.meta import dentry, inode, session, trashed
+from fs3.meta.access import Permissions
 from fs3.meta.session import Session
 from fs3.pb import meta_pb2
 
@@ -88,4 +89,10 @@ def test_values() -> None:
     assert inode.encode(INODE) == bytes.fromhex(INODE_BYTES)
     assert inode.decode(bytes.fromhex(INODE_BYTES)) == INODE
     assert dentry.decode(bytes.fromhex("000000000000012c 01")) == dentry.Dentry(InodeId(300), InodeType.FILE)
+    entry = dentry.of_inode(INODE._replace(type=InodeType.DIRECTORY, mode=0o2750, uid=1_000, gid=500))
+    assert dentry.decode(bytes.fromhex("000000000000012c 02 05e8 000003e8 000001f4")) == entry
+    assert entry.permissions == Permissions(0o2750, 1_000, 500)
+    assert dentry.encode(entry) == bytes.fromhex("000000000000012c 02 05e8 000003e8 000001f4")
+    assert dentry.decode(bytes.fromhex("000000000000012c 02")) == entry._replace(packed=b"")  # of before
+    assert dentry.encode(entry._replace(packed=b"")) == bytes.fromhex("000000000000012c 02")
     assert session.decode(bytes.fromhex("0000000000000007 0000000000000009")) == Session(7, 9)

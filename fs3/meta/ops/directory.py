@@ -9,7 +9,9 @@ from fs3.kv import keys
 from fs3.kv.api import Transaction
 from fs3.layout import Layout
 from fs3.meta import dentry, inode
+from fs3.meta.access import Permissions, permissions_of
 from fs3.meta.call import Call, choose_layout, default_layout
+from fs3.meta.checks import may_add
 from fs3.meta.idempotency import record, recorded
 from fs3.meta.path import MAX_DEPTH, Place, Walker
 from fs3.pb import meta_pb2
@@ -20,7 +22,8 @@ DEFAULT_MODE = 0o755
 async def make_root(txn: Transaction, call: Call) -> None:
     """The root directory, if it is not there yet. Raises: Unavailable while there are no chain tables."""
     if await txn.get(keys.inode(ROOT_INODE)) is None:
-        root = _directory(ROOT_INODE, ROOT_INODE, DEFAULT_MODE, default_layout(call.routing), call.now_ns)
+        its = Permissions(DEFAULT_MODE, 0, 0)
+        root = _directory(ROOT_INODE, ROOT_INODE, its, default_layout(call.routing), call.now_ns)
         inode.store(txn, root)
 
 
@@ -36,26 +39,28 @@ async def mkdir(txn: Transaction, request: meta_pb2.MkdirRequest, call: Call) ->
     Raises:
         Exists: the name is taken; with `parents`, by something else than a directory with the chosen layout.
         NotFound: a parent is missing, or no chain table has the chosen replicas.
-        NotADirectory, Invalid.
+        PermissionDenied, NotADirectory, Invalid.
     """
     answer = await recorded(txn, request.id, meta_pb2.InodeReply)
     if answer is not None:
         return answer
-    place = await Walker(txn).find(request.path, follow=request.parents)
+    walker = Walker(txn, call.caller)
+    place = await walker.find(request.path, follow=request.parents)
     if place.dentry is not None:
         made = await _existing(txn, request, place.dentry.inode_id, call)
     elif place.rest and not request.parents:
         raise NotFound(f"{request.path}: the directory {place.name.decode()} in its path does not exist")
     else:
+        await may_add(walker, place, request.path)
         made = await _make(txn, request, place, call)
     return await record(txn, request.id, meta_pb2.InodeReply(inode=inode_to_pb(made)))
 
 
 async def make_in_root(txn: Transaction, name: bytes, mode: int, call: Call) -> Inode:
-    """A directory of this name, which is free, with the root's layout."""
+    """A directory of this name, which is free, with the root's layout; nobody's but the superuser's."""
     root = await inode.load(txn, ROOT_INODE)
     layout = choose_layout(root, meta_pb2.LayoutChoice(), call.routing)
-    made = _directory(call.new_id(), ROOT_INODE, mode, layout, call.now_ns)
+    made = _directory(call.new_id(), ROOT_INODE, Permissions(mode, 0, 0), layout, call.now_ns)
     inode.store(txn, made)
     dentry.store(txn, ROOT_INODE, name, made)
     inode.stamp_directory(txn, ROOT_INODE, call.now_ns)
@@ -86,18 +91,21 @@ async def _make(txn: Transaction, request: meta_pb2.MkdirRequest, place: Place, 
         last = name is names[-1]
         layout = choose_layout(above, request.layout if last else meta_pb2.LayoutChoice(), call.routing)
         mode = request.mode & 0o7777 if last and request.mode else DEFAULT_MODE
-        made = _directory(call.new_id(), above.inode_id, mode, layout, call.now_ns)
+        its = call.caller.born(permissions_of(above), mode, directory=True)
+        made = _directory(call.new_id(), above.inode_id, its, layout, call.now_ns)
         inode.store(txn, made)
         dentry.store(txn, above.inode_id, name, made)
         above = made
     return above
 
 
-def _directory(inode_id: InodeId, parent: InodeId, mode: int, layout: Layout, now_ns: int) -> Inode:
+def _directory(inode_id: InodeId, parent: InodeId, its: Permissions, layout: Layout, now_ns: int) -> Inode:
     return Inode(
         inode_id=inode_id,
         type=InodeType.DIRECTORY,
-        mode=mode,
+        mode=its.mode,
+        uid=its.uid,
+        gid=its.gid,
         nlink=2,
         parent=parent,
         layout=layout,

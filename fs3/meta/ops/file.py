@@ -14,7 +14,9 @@ from fs3.inode import Inode, InodeType, inode_to_pb
 from fs3.kv.api import Transaction
 from fs3.layout import Layout
 from fs3.meta import dentry, inode, session, trashed
+from fs3.meta.access import Permissions, permissions_of
 from fs3.meta.call import Call, choose_layout
+from fs3.meta.checks import may_add, may_take
 from fs3.meta.dentry import Dentry
 from fs3.meta.idempotency import record, recorded
 from fs3.meta.path import Place, Walker
@@ -38,18 +40,22 @@ def check_batch(count: int) -> None:
 async def create_files(txn: Transaction, request: meta_pb2.CreateFilesRequest, call: Call) -> meta_pb2.CreateFilesReply:
     """An inode and a write session for each path; nothing is visible yet, so this conflicts with nobody.
 
+    Whether the caller may publish there is asked already, lest they write for nothing; it counts when they publish.
+
     Raises:
         NotFound: a directory is missing, or no chain table has the chosen replicas.
-        IsADirectory, NotADirectory, Invalid.
+        IsADirectory, NotADirectory, PermissionDenied, Invalid.
     """
     check_batch(len(request.paths))
     answer = await recorded(txn, request.id, meta_pb2.CreateFilesReply)
     if answer is not None:
         return answer
-    places = await Walker(txn, snapshot=True).holder_many(request.paths, follow=True)
+    walker = Walker(txn, call.caller, snapshot=True)
+    places = await walker.holder_many(request.paths, follow=True)
     reply = meta_pb2.CreateFilesReply()
     for path, place in zip(request.paths, places, strict=True):
         _refuse_directory(place, path)
+        await _may_publish(walker, place, path)
     for file in await _made(txn, places, request, call):
         reply.inodes.append(file)
         inode.store_message(txn, file)
@@ -67,13 +73,15 @@ async def publish_files(
     Raises:
         NotFound: a directory is missing, or a write session is over.
         Exists: a name is taken and not to be replaced.
-        IsADirectory, NotADirectory, PermissionDenied, Invalid.
+        PermissionDenied: the caller may not, or a write session is another client's.
+        IsADirectory, NotADirectory, Invalid.
     """
     check_batch(len(request.files))
     answer = await recorded(txn, request.id, meta_pb2.PublishFilesReply)
     if answer is not None:
         return answer
-    places = await Walker(txn).holder_many([wanted.path for wanted in request.files], follow=True)
+    walker = Walker(txn, call.caller)
+    places = await walker.holder_many([wanted.path for wanted in request.files], follow=True)
     names: set[tuple[InodeId, bytes]] = set()
     for wanted, place in zip(request.files, places, strict=True):
         _refuse_directory(place, wanted.path)
@@ -84,6 +92,7 @@ async def publish_files(
             raise Exists(f"{wanted.path}: exists already")
         if wanted.length and not wanted.inode_id:
             raise Invalid(f"{wanted.path}: {wanted.length} bytes in a file that is only made now; write it first")
+        await _may_publish(walker, place, wanted.path)
     written = [(InodeId(wanted.inode_id), wanted.path) for wanted in request.files if wanted.inode_id]
     await session.require(txn, written, request.id.client_id)
     reply = meta_pb2.PublishFilesReply()
@@ -130,7 +139,8 @@ async def _made(
         if place.parent not in patterns:
             directory = await inode.load(txn, place.parent, snapshot=True)
             layout = choose_layout(directory, request.layout, call.routing)
-            patterns[place.parent] = inode_to_pb(_file(request.mode & 0o7777 or DEFAULT_MODE, layout, call.now_ns))
+            its = call.caller.born(permissions_of(directory), request.mode & 0o7777 or DEFAULT_MODE)
+            patterns[place.parent] = inode_to_pb(_file(its, layout, call.now_ns))
         file = meta_pb2.Inode()
         file.CopyFrom(patterns[place.parent])
         file.inode_id = file.layout.seed = call.new_id()
@@ -156,17 +166,29 @@ async def _publish(
     dentry.store_entry(txn, place.parent, place.name, Dentry(InodeId(file.inode_id), InodeType.FILE))
 
 
+async def _may_publish(walker: Walker, place: Place, path: str) -> None:
+    """As for a rename: to replace a file, nothing is asked of the file. Raises: PermissionDenied, NotPermitted."""
+    if walker.caller.superuser:
+        return
+    if place.dentry is None:
+        await may_add(walker, place, path)
+    else:
+        await may_take(walker, place, place.dentry, path)
+
+
 def _refuse_directory(place: Place, path: str) -> None:
     if place.dentry is not None and place.dentry.type is InodeType.DIRECTORY:
         raise IsADirectory(f"{path}: is a directory")
 
 
-def _file(mode: int, layout: Layout, now_ns: int) -> Inode:
+def _file(its: Permissions, layout: Layout, now_ns: int) -> Inode:
     """A new file without a number."""
     return Inode(
         inode_id=InodeId(0),
         type=InodeType.FILE,
-        mode=mode,
+        mode=its.mode,
+        uid=its.uid,
+        gid=its.gid,
         nlink=0,
         layout=layout,
         atime_ns=now_ns,

@@ -7,6 +7,7 @@ from fs3.inode import Inode, InodeType, inode_to_pb
 from fs3.kv.api import Transaction
 from fs3.meta import dentry, inode, listing
 from fs3.meta.call import Call
+from fs3.meta.checks import may_add, may_link
 from fs3.meta.dentry import check_name
 from fs3.meta.idempotency import record, recorded
 from fs3.meta.path import Place, Walker
@@ -36,18 +37,24 @@ async def symlink(txn: Transaction, request: meta_pb2.SymlinkRequest, call: Call
     Raises:
         Exists: the name is taken.
         NotFound, NotADirectory: the directory is missing, or is none.
+        PermissionDenied: the caller may not write there.
         Invalid: a path or target that is none.
     """
     answer = await recorded(txn, request.id, meta_pb2.InodeReply)
     if answer is not None:
         return answer
     target = check_target(request.target)
-    place = await Walker(txn).holder(request.path, follow=False)
+    walker = Walker(txn, call.caller)
+    place = await walker.holder(request.path, follow=False)
     _refuse_taken(place, request.path)
+    await may_add(walker, place, request.path)
+    its = call.caller.born(await walker.permissions(walker.holding(place)), MODE)
     made = Inode(
         inode_id=call.new_id(),
         type=InodeType.SYMLINK,
-        mode=MODE,
+        mode=its.mode,
+        uid=its.uid,
+        gid=its.gid,
         length=len(target),
         symlink=request.target,
         atime_ns=call.now_ns,
@@ -64,20 +71,22 @@ async def link(txn: Transaction, request: meta_pb2.LinkRequest, call: Call) -> m
 
     Raises:
         Exists: the name is taken.
-        NotPermitted: `source` is a directory.
-        NotFound, NotADirectory, Invalid.
+        NotPermitted: `source` is a directory, or a file of others that the caller may not both read and write.
+        PermissionDenied, NotFound, NotADirectory, Invalid.
     """
     answer = await recorded(txn, request.id, meta_pb2.InodeReply)
     if answer is not None:
         return answer
-    walker = Walker(txn)
+    walker = Walker(txn, call.caller)
     source, entry = await walker.existing(request.source, follow=False)
     place = await walker.holder(request.target, follow=False)
     _refuse_taken(place, request.target)
+    named = await inode.load(txn, entry.inode_id)
+    may_link(call.caller, named, request.source)
+    await may_add(walker, place, request.target)
     if entry.type is InodeType.DIRECTORY:
         raise NotPermitted(f"{request.source}: is a directory, and a directory has one name only")
-    named = inode.changed(await inode.load(txn, entry.inode_id), call.now_ns)
-    named = named._replace(nlink=named.nlink + 1)
+    named = inode.changed(named, call.now_ns)._replace(nlink=named.nlink + 1)
     listing.changed(txn, source.parent, request.id)
     return await _name(txn, request.id, place, named, call)
 

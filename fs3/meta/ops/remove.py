@@ -7,6 +7,7 @@ from fs3.inode import InodeType
 from fs3.kv.api import Transaction
 from fs3.meta import dentry, inode, trashed
 from fs3.meta.call import Call
+from fs3.meta.checks import may_empty, may_take
 from fs3.meta.dentry import Dentry
 from fs3.meta.idempotency import record, recorded
 from fs3.meta.moving import take
@@ -24,21 +25,27 @@ async def remove(txn: Transaction, request: meta_pb2.RemoveRequest, call: Call) 
         NotFound: there is nothing.
         NotEmpty: a directory with entries, and `recursive` was not asked for.
         IsADirectory, NotADirectory: it is not what it `must_be`.
+        PermissionDenied, NotPermitted: the caller may not take it away, or not empty the top of a subtree.
         Invalid: the root.
         NotPermitted: the trash itself.
     """
     answer = await recorded(txn, request.id, common_pb2.Empty)
     if answer is not None:
         return answer
-    place, entry = await Walker(txn).existing(request.path, follow=False)
+    walker = Walker(txn, call.caller)
+    place, entry = await walker.existing(request.path, follow=False)
     if not place.name:
         raise Invalid(f"{request.path}: the root directory cannot be removed")
     trashed.check_stays(place, request.path)
+    await may_take(walker, place, entry, request.path)
     _check_type(request, entry)
     if entry.type is not InodeType.DIRECTORY:
         await inode.drop_name(txn, await inode.load(txn, entry.inode_id), call.now_ns)
     elif request.recursive:
-        inode.queue(txn, await inode.load(txn, entry.inode_id))
+        top = await inode.load(txn, entry.inode_id)
+        if not call.caller.superuser and not await dentry.is_empty(txn, entry.inode_id):
+            may_empty(call.caller, top, request.path)
+        inode.queue(txn, top)
     elif await dentry.is_empty(txn, entry.inode_id):
         await inode.drop_empty_directory(txn, entry.inode_id)
     else:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from fs3.errors import Exists, Invalid, IsADirectory, NotADirectory, NotEmpty, NotFound
-from fs3.inode import InodeType, inode_to_pb
+from fs3.inode import Inode, InodeType, inode_to_pb
 from fs3.kv.api import Transaction
 from fs3.meta import dentry, inode, trashed
 from fs3.meta.call import Call
+from fs3.meta.checks import may_add, may_move_away, may_take
 from fs3.meta.dentry import Dentry
 from fs3.meta.idempotency import record, recorded
 from fs3.meta.moving import move
@@ -26,12 +27,13 @@ async def rename(txn: Transaction, request: meta_pb2.RenameRequest, call: Call) 
         Exists: the target does, and `no_replace` was asked for.
         NotEmpty, IsADirectory, NotADirectory: the target cannot be replaced by this source.
         Invalid: the root, or a directory into its own subtree.
-        NotPermitted: the trash.
+        PermissionDenied, NotPermitted: the caller may not take the source, put it there, or replace what is there;
+            the trash.
     """
     answer = await recorded(txn, request.id, meta_pb2.InodeReply)
     if answer is not None:
         return answer
-    walker = Walker(txn)
+    walker = Walker(txn, call.caller)
     source = await walker.holder(request.source, follow=False)
     target = await walker.holder(request.target, follow=False)
     moving = source.dentry
@@ -41,6 +43,8 @@ async def rename(txn: Transaction, request: meta_pb2.RenameRequest, call: Call) 
     moved = await inode.load_stat(txn, moving.inode_id)
     if target.dentry is not None and target.dentry.inode_id == moving.inode_id:
         return await record(txn, request.id, meta_pb2.InodeReply(inode=inode_to_pb(moved)))
+    if not call.caller.superuser:
+        await _may_move(walker, request, source, moving, moved, target)
     if target.dentry is not None:
         await _replace(txn, request.target, moving, target.dentry, call.now_ns)
         await trashed.forget(txn, target)
@@ -61,15 +65,35 @@ def _check(request: meta_pb2.RenameRequest, source: Place, moving: Dentry, targe
         raise NotEmpty(f"{request.target}: is a directory above {request.source}")
 
 
+async def _may_move(
+    walker: Walker, request: meta_pb2.RenameRequest, source: Place, moving: Dentry, moved: Inode, target: Place
+) -> None:
+    """Raises: PermissionDenied, NotPermitted; IsADirectory, NotADirectory where that is found first."""
+    await may_take(walker, source, moving, request.source)
+    if target.dentry is None:
+        await may_add(walker, target, request.target)
+    else:
+        await may_take(walker, target, target.dentry, request.target)
+        _check_types(request.target, moving, target.dentry)
+    if source.parent != target.parent:
+        may_move_away(walker.caller, moved, request.source)
+
+
 async def _replace(txn: Transaction, path: str, moving: Dentry, there: Dentry, now_ns: int) -> None:
     """Make room at the target. Raises: IsADirectory, NotADirectory, NotEmpty."""
+    _check_types(path, moving, there)
     if there.type is not InodeType.DIRECTORY:
-        if moving.type is InodeType.DIRECTORY:
-            raise NotADirectory(f"{path}: is a file, and a directory cannot replace it")
         await inode.drop_name(txn, await inode.load(txn, there.inode_id), now_ns)
         return
-    if moving.type is not InodeType.DIRECTORY:
-        raise IsADirectory(f"{path}: is a directory, and a file cannot replace it")
     if not await dentry.is_empty(txn, there.inode_id):
         raise NotEmpty(f"{path}: the directory is not empty")
     await inode.drop_empty_directory(txn, there.inode_id)
+
+
+def _check_types(path: str, moving: Dentry, there: Dentry) -> None:
+    """Raises: IsADirectory, NotADirectory: the one cannot replace the other."""
+    one, other = moving.type is InodeType.DIRECTORY, there.type is InodeType.DIRECTORY
+    if one and not other:
+        raise NotADirectory(f"{path}: is a file, and a directory cannot replace it")
+    if other and not one:
+        raise IsADirectory(f"{path}: is a directory, and a file cannot replace it")

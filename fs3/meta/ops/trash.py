@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 from fs3.errors import Exists, Invalid, NotFound
-from fs3.inode import inode_to_pb
+from fs3.inode import Inode, inode_to_pb
 from fs3.kv import keys
 from fs3.kv.api import Transaction
 from fs3.meta import dentry, inode, trashed
+from fs3.meta.access import SUPERUSER, Caller
 from fs3.meta.call import Call
+from fs3.meta.checks import may_add, may_list, may_move_away, may_take
 from fs3.meta.idempotency import record, recorded
 from fs3.meta.moving import move
 from fs3.meta.ops import directory
@@ -36,7 +38,7 @@ async def trash(txn: Transaction, request: meta_pb2.TrashRequest, call: Call) ->
     Raises:
         NotFound: there is nothing.
         Invalid: the root, what is in the trash already, or a time to keep it that is too long.
-        NotPermitted: the trash itself.
+        PermissionDenied, NotPermitted: the caller may not remove it; it is the trash itself.
         NotADirectory: a file is in the way, or /.trash is one.
     """
     answer = await recorded(txn, request.id, meta_pb2.TrashReply)
@@ -44,19 +46,24 @@ async def trash(txn: Transaction, request: meta_pb2.TrashRequest, call: Call) ->
         return answer
     if request.keep_s > MOST_KEEP_S:
         raise Invalid(f"to keep it for {request.keep_s} s is too long: at most {MOST_KEEP_S} s, a year")
-    place, entry = await Walker(txn).existing(request.path, follow=False)
+    walker = Walker(txn, call.caller)
+    place, entry = await walker.existing(request.path, follow=False)
     if not place.name:
         raise Invalid(f"{request.path}: the root directory cannot be removed")
     trashed.check_stays(place, request.path)
     if trashed.inside(place):
         raise Invalid(f"{request.path}: is in the trash already; remove it for good, or restore it")
+    await may_take(walker, place, entry, request.path)
+    moving = await inode.load_stat(txn, entry.inode_id)
+    may_move_away(call.caller, moving, request.path)
     into = await trashed.directory(txn)
     if into is None:
         into = (await directory.make_in_root(txn, trashed.NAME, trashed.MODE, call)).inode_id
     key = keys.trash(call.now_ns // _NS + (request.keep_s or KEEP_S), call.new_id())
-    known = meta_pb2.TrashRecord(path=place.path, removed_ns=call.now_ns, client_id=request.id.client_id)
+    known = meta_pb2.TrashRecord(
+        path=place.path, removed_ns=call.now_ns, client_id=request.id.client_id, uid=call.caller.user.uid
+    )
     txn.put(key, trashed.encode(known))
-    moving = await inode.load_stat(txn, entry.inode_id)
     moved = await move(txn, moving, place, into, trashed.entry_name(key, known), call.now_ns)
     shown = meta_pb2.TrashReply(trashed=_shown(key, known))
     shown.trashed.inode.CopyFrom(inode_to_pb(moved))
@@ -71,11 +78,12 @@ async def restore(txn: Transaction, request: meta_pb2.RestoreTrashRequest, call:
         Exists: something is there.
         NotADirectory: a file stands in the way to it.
         Invalid: the root, or somewhere in the trash.
+        PermissionDenied, NotPermitted: it is neither the caller's nor removed by them, or may not go there.
     """
     answer = await recorded(txn, request.id, meta_pb2.RestoreTrashReply)
     if answer is not None:
         return answer
-    walker = Walker(txn)
+    walker = Walker(txn, call.caller)
     _, known = await _known(txn, request.name)
     source, entry = await walker.existing(f"{trashed.PATH}/{request.name}", follow=False)
     path = request.target or known.path
@@ -91,19 +99,30 @@ async def restore(txn: Transaction, request: meta_pb2.RestoreTrashRequest, call:
     if trashed.inside(target):
         raise Invalid(f"{path}: is in the trash; restore to a path outside of it")
     moving = await inode.load_stat(txn, entry.inode_id)
+    _may_have(call.caller, known, moving)
+    may_move_away(call.caller, moving, f"{trashed.PATH}/{request.name}")
+    await may_add(walker, target, path)
     moved = await move(txn, moving, source, target.parent, target.name, call.now_ns)
     reply = meta_pb2.RestoreTrashReply(inode=inode_to_pb(moved), path=target.path)
     return await record(txn, request.id, reply)
 
 
-async def list_page(txn: Transaction, request: meta_pb2.ListTrashRequest) -> meta_pb2.ListTrashReply:
-    """One page of the trash, what is due first comes first. Raises: NotADirectory, Invalid."""
+async def list_page(
+    txn: Transaction, request: meta_pb2.ListTrashRequest, caller: Caller = SUPERUSER
+) -> meta_pb2.ListTrashReply:
+    """One page of the trash, what is due first comes first, and everybody's as in its directory.
+
+    Raises: NotADirectory, PermissionDenied, Invalid.
+    """
     limit = min(request.limit or _DEFAULT_PAGE, MAX_PAGE)
     page, more = await _records(txn, request.after, limit)
     into = await trashed.directory(txn, snapshot=True)
     reply = meta_pb2.ListTrashReply(more=more)
     if into is None or not page:
         return reply
+    walker = Walker(txn, caller, snapshot=True)
+    _, where = await walker.existing(trashed.PATH, follow=False)
+    await may_list(walker, where, trashed.PATH)
     names = [trashed.entry_name(key, known) for key, known in page]
     entries = await dentry.load_many(txn, [(into, name) for name in names], snapshot=True)
     wanted = []
@@ -122,15 +141,21 @@ async def empty_page(
 ) -> meta_pb2.EmptyTrashReply:
     """Remove the entry of that name for good; or up to `limit` of all, or of those removed before a time.
 
+    Of all, others than the superuser remove what is theirs, or was removed by them.
+
     Raises:
         NotFound: the trash has no such entry.
+        NotPermitted: the entry of that name is neither the caller's nor removed by them.
         NotADirectory, Invalid.
     """
     answer = await recorded(txn, request.id, meta_pb2.EmptyTrashReply)
     if answer is not None:
         return answer
     if request.name:
-        removed = await purge(txn, [await _known(txn, request.name)], call.now_ns)
+        named = await _known(txn, request.name)
+        for found in await _inodes(txn, [named]):
+            _may_have(call.caller, named[1], found)
+        removed = await purge(txn, [named], call.now_ns)
         return await record(txn, request.id, meta_pb2.EmptyTrashReply(removed=removed))
     page, more = await _records(txn, request.after, _LOOKED_AT)
     chosen = [
@@ -141,6 +166,9 @@ async def empty_page(
     if len(chosen) > limit:
         more, chosen = True, chosen[:limit]
         page = chosen
+    if not call.caller.superuser:
+        inodes = await _inodes(txn, chosen)
+        chosen = [pair for pair, found in zip(chosen, inodes, strict=True) if _has(call.caller, pair[1], found)]
     reply = meta_pb2.EmptyTrashReply(removed=await purge(txn, chosen, call.now_ns), more=more)
     if page:
         reply.after = trashed.entry_name(*page[-1]).decode()
@@ -164,6 +192,26 @@ async def purge(txn: Transaction, chosen: Records, now_ns: int) -> int:
     if removed:
         inode.stamp_directory(txn, into, now_ns)
     return removed
+
+
+async def _inodes(txn: Transaction, chosen: Records) -> list[Inode | None]:
+    """What is behind each record."""
+    into = await trashed.directory(txn)
+    if into is None:
+        return [None] * len(chosen)
+    entries = await dentry.load_many(txn, [(into, trashed.entry_name(key, known)) for key, known in chosen])
+    return [None if entry is None else await inode.load(txn, entry.inode_id) for entry in entries]
+
+
+def _has(caller: Caller, known: meta_pb2.TrashRecord, found: Inode | None) -> bool:
+    """Whether it is the caller's, or was removed by them, who could have removed it for good."""
+    return found is None or caller.owns(found.uid) or (known.HasField("uid") and caller.owns(known.uid))
+
+
+def _may_have(caller: Caller, known: meta_pb2.TrashRecord, found: Inode | None) -> None:
+    """Raises: NotPermitted."""
+    if found is not None and not _has(caller, known, found):
+        caller.require_owner(found.uid, f"{known.path}: only its owner, or who removed it, takes it out of the trash")
 
 
 async def _records(txn: Transaction, after: str, limit: int) -> tuple[Records, bool]:

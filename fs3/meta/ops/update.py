@@ -13,7 +13,9 @@ from fs3.inode import Inode, InodeType, inode_to_pb
 from fs3.kv.api import Transaction
 from fs3.layout import MAX_FILE_BYTES
 from fs3.meta import inode, listing, session
+from fs3.meta.access import WRITE
 from fs3.meta.call import Call
+from fs3.meta.checks import may_write
 from fs3.meta.idempotency import record, recorded
 from fs3.meta.ops.file import check_batch
 from fs3.meta.path import Walker
@@ -29,7 +31,7 @@ async def open_for_writing(
     From now on the collector asks the storage daemons what chunks the file has, as its length says no longer.
 
     Raises:
-        NotFound, IsADirectory, NotADirectory, Invalid.
+        NotFound, IsADirectory, NotADirectory, PermissionDenied, Invalid.
         InUse: it is being written, be it by the same client.
     """
     check_batch(len(request.paths))
@@ -37,7 +39,8 @@ async def open_for_writing(
     if answer is not None:
         return answer
     reply = meta_pb2.OpenForWritingReply()
-    for path, place in zip(request.paths, await Walker(txn).find_many(request.paths, follow=True), strict=True):
+    walker = Walker(txn, call.caller)
+    for path, place in zip(request.paths, await walker.find_many(request.paths, follow=True), strict=True):
         if isinstance(place, Fs3Error):
             raise place
         entry = place.dentry
@@ -45,13 +48,14 @@ async def open_for_writing(
             raise NotFound(f"{path}: no such file or directory")
         if entry.type is not InodeType.FILE:
             raise IsADirectory(f"{path}: is a directory")
+        found = await inode.load(txn, entry.inode_id)
+        mode = may_write(call.caller, found, WRITE | request.access, path)
         if await session.load(txn, entry.inode_id) is not None:
             raise InUse(
                 f"{path}: is being written; try again when its writer has closed it, or has been gone for a minute"
             )
-        found = await inode.load(txn, entry.inode_id)
-        if not found.rewritten:
-            found = found._replace(rewritten=True)
+        if not found.rewritten or mode != found.mode:
+            found = found._replace(rewritten=True, mode=mode)
             inode.store(txn, found)
             listing.changed(txn, place.parent, request.id)
         session.store(txn, found.inode_id, Session(request.id.client_id, 0))

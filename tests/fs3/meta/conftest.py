@@ -17,6 +17,7 @@ from fs3.kv import keys
 from fs3.kv.api import KVEngine, transact
 from fs3.kv.memory import MemoryKV
 from fs3.kv.sqlite import SqliteKV
+from fs3.meta.access import SUPERUSER, Caller
 from fs3.meta.call import Call
 from fs3.meta.ops import attributes, directory, file, link, remove, rename, stat, trash, update, xattr
 from fs3.pb import common_pb2, meta_pb2
@@ -38,11 +39,12 @@ class Namespace:
         self.kv = kv
         self.routing = ROUTING
         self.now_ns = 1_000
+        self.caller: Caller = SUPERUSER
         self._ids = count(2)
         self._requests = count(1)
 
     def call(self) -> Call:
-        return Call(self.now_ns, lambda: InodeId(next(self._ids)), self.routing)
+        return Call(self.now_ns, lambda: InodeId(next(self._ids)), self.routing, self.caller)
 
     def request_id(self, client: int = 7) -> meta_pb2.RequestId:
         return meta_pb2.RequestId(client_id=client, request_id=next(self._requests))
@@ -52,20 +54,20 @@ class Namespace:
         return await transact(self.kv, lambda txn: op(txn, request, self.call()))
 
     async def read(self, op: Callable[..., Awaitable[Any]], request: Any) -> Any:
-        return await op(self.kv.begin(), request)
+        return await op(self.kv.begin(), request, self.caller)
 
     async def make_root(self) -> None:
         await transact(self.kv, lambda txn: directory.make_root(txn, self.call()))
 
-    async def mkdir(self, path: str, parents: bool = False, **choice: int) -> Inode:
+    async def mkdir(self, path: str, parents: bool = False, mode: int = 0, **choice: int) -> Inode:
         request = meta_pb2.MkdirRequest(
-            id=self.request_id(), path=path, parents=parents, layout=meta_pb2.LayoutChoice(**choice)
+            id=self.request_id(), path=path, parents=parents, mode=mode, layout=meta_pb2.LayoutChoice(**choice)
         )
         return inode_from_pb((await self.change(directory.mkdir, request)).inode)
 
-    async def create(self, *paths: str, client: int = 7, **choice: int) -> list[Inode]:
+    async def create(self, *paths: str, client: int = 7, mode: int = 0, **choice: int) -> list[Inode]:
         request = meta_pb2.CreateFilesRequest(
-            id=self.request_id(client), paths=paths, layout=meta_pb2.LayoutChoice(**choice)
+            id=self.request_id(client), paths=paths, mode=mode, layout=meta_pb2.LayoutChoice(**choice)
         )
         return [inode_from_pb(made) for made in (await self.change(file.create_files, request)).inodes]
 
@@ -85,9 +87,9 @@ class Namespace:
         request.layout.CopyFrom(meta_pb2.LayoutChoice(**choice))
         return [inode_from_pb(made) for made in (await self.change(file.publish_files, request)).inodes]
 
-    async def write(self, *paths: str, length: int = 10) -> list[Inode]:
+    async def write(self, *paths: str, length: int = 10, mode: int = 0) -> list[Inode]:
         """Create and publish."""
-        made = await self.create(*paths)
+        made = await self.create(*paths, mode=mode)
         return await self.publish(*((one.inode_id, path) for one, path in zip(made, paths, strict=True)), length=length)
 
     async def abandon(self, *inode_ids: int, client: int = 7) -> None:
@@ -133,9 +135,9 @@ class Namespace:
                 return removed
             after = reply.after
 
-    async def stat(self, *paths: str, nofollow: bool = False) -> list[Inode | int]:
+    async def stat(self, *paths: str, nofollow: bool = False, access: int = 0) -> list[Inode | int]:
         """The inode of each path, or its error's code."""
-        reply = await self.read(stat.stat, meta_pb2.StatRequest(paths=paths, nofollow=nofollow))
+        reply = await self.read(stat.stat, meta_pb2.StatRequest(paths=paths, nofollow=nofollow, access=access))
         return [result.code or inode_from_pb(result.inode) for result in reply.results]
 
     async def realpath(self, path: str) -> str:
@@ -170,6 +172,12 @@ class Namespace:
     async def remove_xattr(self, path: str, name: str) -> None:
         request = meta_pb2.RemoveXattrRequest(id=self.request_id(), path=path, name=name)
         await self.change(xattr.remove_attribute, request)
+
+    async def xattrs_named(self, path: str) -> list[str]:
+        return list((await self.read(xattr.list_attributes, meta_pb2.ListXattrsRequest(path=path))).names)
+
+    async def xattr(self, path: str, name: str) -> bytes:
+        return (await self.read(xattr.get_attribute, meta_pb2.GetXattrRequest(path=path, name=name))).value
 
     async def xattrs(self, path: str, nofollow: bool = False) -> dict[str, bytes]:
         """All of them, name by name."""

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import grpc
 import pytest
 from prometheus_client import CollectorRegistry
 
@@ -24,6 +25,7 @@ from fs3.kv.api import Transaction, transact
 from fs3.kv.sqlite import SqliteKV
 from fs3.layout import Durability
 from fs3.meta.service import MetaService
+from fs3.pb import meta_pb2, meta_pb2_grpc
 from fs3.routing import ChainTable, Disk, Node, NodeKind, Routing
 from fs3.transport import rpc
 from fs3.transport.credentials import Credentials
@@ -39,9 +41,10 @@ CLUSTER = Routing(cluster_id="c1", version=1, tables=TABLES, ready=True)
 class Daemon:
     """A meta service on a loop and thread of its own, which can be stopped and started again on the same port."""
 
-    def __init__(self, path: Path, secret: str = "") -> None:
+    def __init__(self, path: Path, secret: str = "", check_permissions: bool = True) -> None:
         self._path = path
         self._secret = secret
+        self._check_permissions = check_permissions
         self._port = 0
         self.registry = CollectorRegistry()
         self.start()
@@ -56,9 +59,13 @@ class Daemon:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         kv = SqliteKV(self._path)
         self.registry = CollectorRegistry()
-        self.service = MetaService(kv, Credentials(secret=self._secret), self.registry)
+        self.service = MetaService(
+            kv, Credentials(secret=self._secret), self.registry, check_permissions=self._check_permissions
+        )
         self.service.adopt(routing)
-        door = Door("meta", rpc.aio_server())
+        server = rpc.aio_server()
+        meta_pb2_grpc.add_MetaServicer_to_server(self.service, server)
+        door = Door("meta", server)
         await door.open("127.0.0.1", self._port)
         self._port = door.port
         await door.start([(META, self.service)])
@@ -77,7 +84,11 @@ class Daemon:
         return dataclasses.replace(CLUSTER, nodes={node.node_id: node})
 
     def client(self, **options) -> MetaClient:
-        shown = Credentials(cluster_id=options.pop("cluster_id", "c1"), secret=options.pop("secret", self._secret))
+        shown = Credentials(
+            cluster_id=options.pop("cluster_id", "c1"),
+            secret=options.pop("secret", self._secret),
+            user=options.pop("user", ""),
+        )
         options.setdefault("refresh", lambda: None)
         return MetaClient(lambda: self.routing, shown, options.pop("client_id", 5), **options)
 
@@ -364,3 +375,63 @@ def test_fsck_says_what_is_wrong(daemon: Daemon, meta: MetaClient) -> None:
     daemon.start()
     said = f"inode {lost}: does not exist, and is named by entry 'b' of directory 1"
     assert meta.fsck() == Health(inodes=2, dead=0, wrong=1, findings=(said,))
+
+
+def test_users_are_told_apart_over_frames_and_grpc(daemon: Daemon, meta: MetaClient) -> None:
+    meta.mkdir("/hers", mode=0o777)
+    anna, bert = daemon.client(user="1000:1000,27"), daemon.client(user="2000:2000", client_id=6)
+    made = anna.mkdir("/hers/a", mode=0o750)
+    assert (made.uid, made.gid) == (1_000, 1_000)
+    write(anna, "/hers/a/f")
+    for refused in (
+        lambda: bert.stat_one("/hers/a/f"),
+        lambda: list(bert.list("/hers/a")),
+        lambda: bert.create_files(["/hers/a/g"]),
+        lambda: bert.usage("/hers"),
+    ):
+        with pytest.raises(errors.PermissionDenied, match=r"uid 2000 may not .* \(mode 0750, owner 1000:1000\)"):
+            refused()
+    for refused in (lambda: bert.set_attributes("/hers/a", mode=0o777), bert.fsck, bert.backup, lambda: bert.find([1])):
+        with pytest.raises(errors.NotPermitted, match="uid 2000 is n"):
+            refused()
+    anna.set_attributes("/hers/a/f", mode=0o640)
+    anna.set_attributes("/hers/a", gid=27, mode=0o2751)
+    assert bert.stat(["/hers/a/f"], access=0)[0].uid == 1_000
+    (denied,) = bert.stat(["/hers/a/f"], access=os.R_OK)
+    assert isinstance(denied, errors.PermissionDenied)
+    assert meta.stat(["/hers/a/f"], access=os.R_OK | os.W_OK)[0].gid == 1_000
+    assert isinstance(meta.stat(["/hers/a/f"], access=os.X_OK)[0], errors.PermissionDenied)  # not even the superuser
+    with grpc.insecure_channel(daemon.routing.nodes[NodeId(9)].endpoints[0]) as channel:
+        stub = meta_pb2_grpc.MetaStub(channel)
+        for user, gid in (("1000:1000", 27), ("2000:2000", None), ("", 27)):
+            request = meta_pb2.ListRequest(path="/hers/a")
+            shown = Credentials(cluster_id="c1", user=user).metadata()
+            if gid is None:
+                with pytest.raises(grpc.RpcError, match="uid 2000 may not read here"):
+                    stub.List(request, timeout=10, metadata=shown)
+            else:
+                assert [one.name for one in stub.List(request, timeout=10, metadata=shown).entries] == ["f"]
+    for client in (anna, bert):
+        client.close()
+
+
+def test_the_user_that_meta_runs_as_is_the_superuser(daemon: Daemon, meta: MetaClient) -> None:
+    daemon.service._owner_uid = 1_000
+    anna = daemon.client(user="1000:1000")
+    assert anna.mkdir("/a").uid == 1_000
+    assert anna.set_attributes("/a", uid=2_000).uid == 2_000
+    assert anna.fsck().wrong == 0
+    anna.close()
+
+
+def test_permissions_can_be_left_unchecked(tmp_path: Path) -> None:
+    daemon = Daemon(tmp_path / "meta.sqlite", check_permissions=False)
+    anna = daemon.client(user="1000:1000")
+    made = anna.mkdir("/a", mode=0o700)
+    assert (made.uid, made.gid) == (1_000, 1_000)
+    bert = daemon.client(user="2000:2000")
+    write(bert, "/a/f")
+    assert bert.stat_one("/a/f").uid == 2_000
+    for client in (anna, bert):
+        client.close()
+    daemon.stop()

@@ -148,7 +148,7 @@ PAIRS = [
     (publish_empty("/a/f"), rmdir("/a"), True),
     (rmdir("/a"), publish_empty("/a/f"), True),
     (rmdir("/d", recursive=True), publish_empty("/d/e/f"), True),
-    (chmod("/a"), publish_empty("/a/f"), False),
+    (chmod("/a"), publish_empty("/a/f"), True),
     (publish_empty("/a/f"), chmod("/a"), False),
     # the same name, different names in one directory
     (mkdir("/a/x"), mkdir("/a/x"), True),
@@ -185,8 +185,15 @@ PAIRS = [
     (move("/b", "/a"), chmod("/a"), True),
     (chmod("/a"), move("/b", "/a"), True),
     (publish(0, "/d/old"), chmod("/d/old"), True),
-    (chmod("/a"), publish(0, "/a/f"), False),
-    (chmod("/a"), symlink("/a/x"), False),
+    # permissions of a directory: whoever walked through it, or was allowed something in it, has to look again
+    (chmod("/a"), publish(0, "/a/f"), True),
+    (chmod("/a"), symlink("/a/x"), True),
+    (chmod("/d"), move("/d/old", "/a/old"), True),
+    (chmod("/d/e"), move("/d/e", "/a/e"), True),
+    (move("/d/e", "/a/e"), chmod("/d/e"), True),
+    (chmod("/a", 0o755), publish(0, "/a/f"), False),
+    (publish(0, "/a/f"), chmod("/a"), False),
+    (chmod("/a"), create("/a/f"), False),
     (chmod("/d/old"), chmod("/a"), False),
     # extended attributes: they are counted in their inode, and must not outlive it
     (set_xattr("/a"), set_xattr("/a"), True),

@@ -101,6 +101,8 @@ def numbered(pairs: Pairs, path: str) -> int:
         (lambda p: changed(p, numbered(p, "/a/f"), nlink=1), "counts 1 names, and has 2"),
         (lambda p: changed(p, numbered(p, "/a/s"), type=InodeType.FILE), "is a file; entry 's' of directory"),
         (lambda p: changed(p, numbered(p, "/a/b"), parent=1), "has directory 1 for its parent"),
+        (lambda p: changed(p, numbered(p, "/a/b"), mode=0o700), "has mode 0700, owner 0:0; entry 'b' of directory"),
+        (lambda p: changed(p, numbered(p, "/a/b"), uid=7), "says mode 0755, owner 0:0"),
         (lambda p: changed(p, numbered(p, "/a/b"), xattr_bytes=9), "counts 9 bytes of attributes, and has 6"),
         (lambda p: changed(p, numbered(p, "/a"), parent=numbered(p, "/a/b")), "nothing leads to from the root"),
         (lambda p: {**p, keys.session(numbered(p, "/a/f")): bytes(16)}, "and is no file that is being written"),

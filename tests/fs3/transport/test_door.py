@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 import socket
 import threading
@@ -21,9 +22,10 @@ from fs3.transport import door as door_module
 from fs3.transport import rpc
 from fs3.transport.calls import FrameCalls
 from fs3.transport.connection import Connection
-from fs3.transport.credentials import Credentials
+from fs3.transport.credentials import CALLER, Credentials
 from fs3.transport.door import Door
 from fs3.transport.frame_core import HEADER_BYTES, Header, Kind, check_head, pack_header, unpack_header
+from fs3.user import User
 
 MGMTD = mgmtd_pb2.DESCRIPTOR.services_by_name["Mgmtd"]
 SHOWN = Credentials(cluster_id="c", secret="s3cret")
@@ -39,6 +41,7 @@ class Mgmtd(mgmtd_pb2_grpc.MgmtdServicer):  # type: ignore[misc]  # generated co
         self.under_way = 0
         self.most = 0
         self.cancelled = 0
+        self.callers: list[User | None] = []
 
     @rpc.handler
     async def GetClusterInfo(self, request: common_pb2.Empty) -> mgmtd_pb2.ClusterInfo:
@@ -70,6 +73,12 @@ class Mgmtd(mgmtd_pb2_grpc.MgmtdServicer):  # type: ignore[misc]  # generated co
                 raise NotPrimary("ask the other one")
             case 4:
                 raise RuntimeError("a defect")
+        return common_pb2.Empty()
+
+    @rpc.handler
+    async def Goodbye(self, request: mgmtd_pb2.GoodbyeRequest) -> common_pb2.Empty:
+        await asyncio.sleep(0)
+        self.callers.append(CALLER.get())
         return common_pb2.Empty()
 
     @rpc.handler
@@ -149,6 +158,27 @@ def test_both_doors_answer_alike(daemon: Daemon) -> None:
         with pytest.raises(grpc.RpcError) as raised:
             stub.Suspect(suspect(3), timeout=10.0, metadata=SHOWN.metadata())
         assert isinstance(rpc.error_of(raised.value, ""), NotPrimary)
+    channel.close()
+
+
+def test_either_door_tells_whose_a_call_is(daemon: Daemon) -> None:
+    anna, bert = (dataclasses.replace(SHOWN, user=user) for user in ("1000:1000,27", "2000:2000"))
+    channel = ControlChannel(daemon.address, MGMTD)
+    request = mgmtd_pb2.GoodbyeRequest()
+    with grpc.insecure_channel(daemon.address) as other:
+        stub: Any = mgmtd_pb2_grpc.MgmtdStub(other)  # type: ignore[no-untyped-call]
+        for shown in (anna, SHOWN, bert, anna):
+            channel.call("Goodbye", request, timeout_s=10.0, credentials=shown)
+            stub.Goodbye(request, timeout=10.0, metadata=shown.metadata())
+        said = [User(1_000, (1_000, 27)), None, User(2_000, (2_000,)), User(1_000, (1_000, 27))]
+        assert daemon.servicer.callers == [user for user in said for _ in range(2)]
+        for wrong in ("anna", "1:" + ",".join(["7"] * 33), "1:" + "7," * 3_000):
+            shown = dataclasses.replace(SHOWN, user=wrong)
+            with pytest.raises(Invalid):
+                channel.call("Goodbye", request, timeout_s=10.0, credentials=shown)
+            with pytest.raises(grpc.RpcError):
+                stub.Goodbye(request, timeout=10.0, metadata=shown.metadata())
+        assert len(daemon.servicer.callers) == 8
     channel.close()
 
 
