@@ -237,22 +237,15 @@ class Changes:
 
     # Removals that are remembered
 
-    def expire_tombstones(self, target_id: int, chunks: Sequence[tuple[int, int]]) -> None:
-        """Forget removals; a chunk that exists again is left alone."""
-        self._forget(target_id, {(target_id, hi, lo): 0 for hi, lo in chunks})
-
     def forget_tombstones(self, target_id: int, removals: Sequence[tuple[int, int, int]]) -> None:
         """Forget removals (hi, lo, version), each if it is what the chunk's record says."""
-        self._forget(target_id, {(target_id, hi, lo): version for hi, lo, version in removals})
-
-    def _forget(self, target_id: int, removals: dict[Key, int]) -> None:
-        """`removals` by chunk; version 0 stands for any."""
-        with self._locks.holding(set(removals)):
+        versions = {(target_id, hi, lo): version for hi, lo, version in removals}
+        with self._locks.holding(set(versions)):
             self._targets.check(target_id)
             keys = []
-            for key, version in removals.items():
+            for key, version in versions.items():
                 entry = self._published.get(key)
-                if entry.version and entry.file == 0 and not entry.pending and version in (0, entry.version):
+                if version == entry.version != 0 and entry.file == 0 and not entry.pending:
                     keys.append(key)
 
             def publish(batch: int) -> None:

@@ -317,15 +317,12 @@ class Engine:
 
     # Listing
 
-    def metas(self, target_id: int, after: bytes, limit: int) -> Records:
-        page = listing.metas(self._metadata, self._published.pending, target_id, after, limit)
+    def metas(self, target_id: int, after: bytes, limit: int, *, removals: bool = False) -> Records:
+        page = listing.metas(self._metadata, self._published.pending, target_id, after, limit, removals=removals)
         return listing.with_marks(page, self._published.damaged, target_id)
 
     def tombstones(self, target_id: int, after: bytes, limit: int) -> Records:
         return listing.tombstones(self._metadata, target_id, after, limit)
-
-    def expire_tombstones(self, target_id: int, chunks: Sequence[tuple[int, int]]) -> None:
-        self._changes.expire_tombstones(target_id, chunks)
 
     def forget_tombstones(self, target_id: int, removals: Sequence[tuple[int, int, int]]) -> None:
         self._changes.forget_tombstones(target_id, removals)

@@ -362,14 +362,14 @@ class ChunkEngine(Protocol):
         `key`. Not synced: what comes back with a power loss comes back together. Raises: NoSpace, Unavailable."""
 
     # listing
-    def metas(self, target_id: int, after: bytes, limit: int) -> Records:
-        """CHUNK_META records after chunk id `after` (b"": from the first), in order; tombstones excluded."""
+    def metas(self, target_id: int, after: bytes, limit: int, *, removals: bool = False) -> Records:
+        """CHUNK_META records after chunk id `after` (b"": from the first), in order.
+
+        Tombstones (META_REMOVED, length 0) only with `removals`; without, what is pending above one is told alone.
+        """
 
     def tombstones(self, target_id: int, after: bytes, limit: int) -> Records:
         """CHUNK_META records (length 0) of the removals that are remembered."""
-
-    def expire_tombstones(self, target_id: int, chunks: Sequence[tuple[int, int]]) -> None:
-        """Forget removals; a chunk that exists again is left alone. Durable."""
 
     def forget_tombstones(self, target_id: int, removals: Sequence[tuple[int, int, int]]) -> None:
         """Forget removals (hi, lo, version), each if its chunk is the tombstone of that version with nothing pending.

@@ -7,7 +7,7 @@ import numpy as np
 from fs3.ids import chunk_bytes
 from fs3.storage.chain_state import ChainState
 from fs3.storage.engine_api import ChunkEngine
-from fs3.transport.messages import CHUNK_META, META_ABSENT, META_NO_TARGET, META_REMOVED, Records
+from fs3.transport.messages import CHUNK_META, META_ABSENT, META_NO_TARGET, Records
 
 
 def inspect(state: ChainState, ranges: Records) -> Records:
@@ -30,9 +30,8 @@ def inspect(state: ChainState, ranges: Records) -> Records:
 def _look(engine: ChunkEngine, target_id: int, hi: int, lo: int, into: Records) -> None:
     before = (hi << 64 | lo) - 1
     after = chunk_bytes(before >> 64, before & (1 << 64) - 1) if before >= 0 else b""
-    for page, flag in ((engine.metas(target_id, after, 1), 0), (engine.tombstones(target_id, after, 1), META_REMOVED)):
-        if len(page) and (int(page["hi"][0]), int(page["lo"][0])) == (hi, lo):
-            into[0] = page[0]
-            into["flags"] |= flag
-            return
-    into["flags"] = META_ABSENT
+    page = engine.metas(target_id, after, 1, removals=True)
+    if len(page) and (int(page["hi"][0]), int(page["lo"][0])) == (hi, lo):
+        into[0] = page[0]
+    else:
+        into["flags"] = META_ABSENT

@@ -12,15 +12,17 @@ from fs3 import ids
 from fs3.storage import metadata as md
 from fs3.storage.chunk_locks import Key
 from fs3.storage.metadata import CHUNK, CHUNK_KEY, MetadataStore, Version
-from fs3.transport.messages import CHUNK_META, LISTED, MAX_LISTED, META_DAMAGED, Records
+from fs3.transport.messages import CHUNK_META, LISTED, MAX_LISTED, META_DAMAGED, META_REMOVED, Records
 
 _PAGE = 4096
 _FIRST_FIELDS = ("version", "chain_version", "length", "crc")
 
 
-def metas(metadata: MetadataStore, pending: dict[Key, Version], target: int, after: bytes, limit: int) -> Records:
-    """CHUNK_META of at most `limit` chunks after chunk id `after`, without tombstones, with what is only pending."""
-    found, complete = _page(metadata, target, after, limit, tombstones=False)
+def metas(
+    metadata: MetadataStore, pending: dict[Key, Version], target: int, after: bytes, limit: int, *, removals: bool
+) -> Records:
+    """CHUNK_META of at most `limit` chunks after id `after`, with what is only pending; tombstones if `removals`."""
+    found, complete = _page(metadata, target, after, limit, chunks=True, tombstones=removals)
     low = ids.chunk_from_bytes(after) if after else (-1, -1)
     high = (int(found["hi"][-1]), int(found["lo"][-1])) if len(found) and not complete else (1 << 64, 0)
     waiting = {key[1:]: version for key, version in list(pending.items()) if key[0] == target and low < key[1:] <= high}
@@ -50,7 +52,7 @@ def with_marks(page: Records, damaged: Mapping[Key, int], target: int) -> Record
 
 def tombstones(metadata: MetadataStore, target: int, after: bytes, limit: int) -> Records:
     """CHUNK_META of at most `limit` removals after chunk id `after`."""
-    return _page(metadata, target, after, limit, tombstones=True)[0]
+    return _page(metadata, target, after, limit, chunks=False, tombstones=True)[0]
 
 
 def list_chunks(
@@ -77,7 +79,9 @@ def list_chunks(
     return np.concatenate(pages) if pages else np.zeros(0, dtype=LISTED)
 
 
-def _page(metadata: MetadataStore, target: int, after: bytes, limit: int, *, tombstones: bool) -> tuple[Records, bool]:
+def _page(
+    metadata: MetadataStore, target: int, after: bytes, limit: int, *, chunks: bool, tombstones: bool
+) -> tuple[Records, bool]:
     """Up to `limit` records, and whether there are no more."""
     prefix = md.target_prefix(md.COMMITTED, target)
     start = after + b"\0" if after else b""
@@ -85,12 +89,14 @@ def _page(metadata: MetadataStore, target: int, after: bytes, limit: int, *, tom
     count = 0
     while count < limit:
         pairs = metadata.scan(prefix, start, min(_PAGE, limit - count))
-        keys, chunks = _arrays(pairs)
-        chosen = ((chunks["flags"] & md.FLAG_REMOVED) != 0) == tombstones
+        keys, found = _arrays(pairs)
+        removed = (found["flags"] & md.FLAG_REMOVED) != 0
+        chosen = np.where(removed, tombstones, chunks)
         page = np.zeros(int(chosen.sum()), dtype=CHUNK_META)
         page["hi"], page["lo"] = keys["hi"][chosen], keys["lo"][chosen]
         for name in _FIRST_FIELDS:
-            page[name] = chunks[name][chosen]
+            page[name] = found[name][chosen]
+        page["flags"][removed[chosen]] = META_REMOVED
         pages.append(page)
         count += len(page)
         if len(pairs) < min(_PAGE, limit - count + len(page)):

@@ -4,7 +4,8 @@ A pending version is read again only for a successor that wants the whole chunk,
 behind. Its bytes may be lost by then, and the update at hand: a retry of its client, or the replica in front, which
 sends the whole chunk. They are compared with the record, and written anew (`regain`); to go on without them would be to
 acknowledge what is lost. The same holds for an update that was applied before (`still_true`), and for a SYNCING replica
-that is sent damaged bytes of a version which it has itself from earlier times (`keep_better`).
+that is sent damaged bytes of a version which it has itself from earlier times (`keep_better`), be it as a pending one:
+only the last replica's commit is synced, so after a power loss the others have pending what everybody acknowledged.
 """
 
 from __future__ import annotations

@@ -57,6 +57,14 @@ class RepairCounts:
     failed: int = 0  # attempts that found no good copy
 
 
+@dataclass(slots=True)
+class _Mending:
+    """A chunk that a thread is at; others who want it mended wait, and share what came of it."""
+
+    over: Event
+    outcome: Mend = Mend.UNKNOWN
+
+
 class Repair:
     """Thread-safe. `ask(in_s)` has `round` run on a thread of its owner's, in `in_s` seconds at the latest."""
 
@@ -70,7 +78,7 @@ class Repair:
         self._runtime = runtime
         self._guard = runtime.lock()
         self._suspects: dict[Key, None] = {}  # in order of arrival
-        self._mending: dict[Key, Event] = {}
+        self._mending: dict[Key, _Mending] = {}
         self._hopeless: dict[Key, str] = {}  # what was said of a chunk without a good copy
 
     # What others say
@@ -159,22 +167,23 @@ class Repair:
         with self._guard:
             other = self._mending.get(key)
             if other is None:
-                mine = self._mending[key] = self._runtime.event()
+                mine = self._mending[key] = _Mending(self._runtime.event())
         if other is not None:
-            other.wait(max(deadline_s - self._runtime.now_s(), 0.0))
-            return Mend.WHOLE if key not in engine.damaged() else Mend.UNKNOWN
+            other.over.wait(max(deadline_s - self._runtime.now_s(), 0.0))
+            return Mend.WHOLE if key not in engine.damaged() else other.outcome
         try:
             if not self.look(key):
                 return Mend.WHOLE
             outcome, why = Mend.WHOLE, self._from_itself(engine, key)
             if why:
                 outcome, why = self._from_others(engine, key, deadline_s)
+            mine.outcome = outcome
         except NotFound:
             return Mend.WHOLE  # removed meanwhile
         finally:
             with self._guard:
                 del self._mending[key]
-            mine.set()
+            mine.over.set()
         if outcome is Mend.WHOLE:
             self._hopeless.pop(key, None)
             return outcome

@@ -1,6 +1,6 @@
 """Recovery of the SYNCING replica behind this one: what differs is copied, chunk by chunk, while writes go on.
 
-    results of updates -> tombstones -> chunks, page by page, as resync_core says -> what was pending -> SYNC_DONE
+    results of updates -> chunks and tombstones, page by page, as resync_core says -> what was pending -> SYNC_DONE
 
 Live updates reach the SYNCING replica as whole chunks from the moment it joined the chain (replication.py), so recovery
 waits until nobody acts on an older version of the chain, and then needs to look at every chunk once. It takes the
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fs3.errors import Busy, Corrupt, Fs3Error, StaleRouting, Unavailable, from_code
-from fs3.ids import chunk_bytes, chunk_name
+from fs3.ids import chunk_name
 from fs3.pb import storage_pb2
 from fs3.storage import resync_core
 from fs3.storage.allocator_core import LARGEST_BYTES
@@ -130,8 +130,6 @@ class _Pass:
     def run(self) -> None:
         """Raises: Fs3Error, _ChainChanged."""
         self._send_results()
-        for chunks in self._tombstones():
-            self._send_chunks(chunks)
         for plan in self._plans():
             self._send_chunks(sorted([*plan.transfer, *plan.remove]))
         self._send_chunks(self._left_pending())
@@ -174,16 +172,6 @@ class _Pass:
         if self._owner.closing.is_set() or self._state.role(self._role.chain_id) != self._role:
             raise _ChainChanged
 
-    def _tombstones(self) -> Iterator[list[Chunk]]:
-        after = b""
-        while True:
-            page = self._engine.tombstones(self._role.target_id, after, self._page)
-            chunks: list[Chunk] = list(zip(page["hi"].tolist(), page["lo"].tolist(), strict=True))
-            yield chunks
-            if len(chunks) < self._page:
-                return
-            after = chunk_bytes(*chunks[-1])
-
     def _left_pending(self) -> list[Chunk]:
         """What was pending when the replica joined: whoever was behind before may have shown it, so it must be there
         before the replica serves."""
@@ -199,7 +187,7 @@ class _Pass:
             )
             deadline_s = self._after(_CALL_S)
             reply, there = self._port.sync_list(self._successor.endpoint, request, deadline_s=deadline_s)
-            here = self._engine.metas(self._role.target_id, after, self._page)
+            here = self._engine.metas(self._role.target_id, after, self._page, removals=True)
             here, there, after = resync_core.stretch(here, len(here) == self._page, there, reply.more)
             yield resync_core.compare(here, there)
 

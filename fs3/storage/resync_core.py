@@ -4,6 +4,7 @@
     only there                                              remove
     there something is pending                              transfer
     versions, lengths or sums of sums differ                transfer
+    removed on one side (there is a tombstone)              as if it were a version: transfer, or remove there
     same, but written here under a later chain version      nothing: the same bytes, received in another way
     same                                                    nothing, unless it is known to be damaged there, not here
 
@@ -17,19 +18,20 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from fs3.ids import chunk_bytes
-from fs3.transport.messages import META_DAMAGED, Records
+from fs3.transport.messages import META_DAMAGED, META_REMOVED, Records
 
 Chunk = tuple[int, int]  # hi, lo
 
 
 class Meta(NamedTuple):
-    """What CHUNK_META says of one chunk. `version` 0: it is only pending."""
+    """What CHUNK_META says of one chunk. `version` 0: it is only pending; `removed`: that of a tombstone."""
 
     version: int
     pending: int
     length: int
     crc: int
     damaged: bool = False
+    removed: bool = False
 
 
 class Plan(NamedTuple):
@@ -43,7 +45,8 @@ def differs(here: Meta, there: Meta) -> bool:
     """Whether a chunk that both have must be transferred."""
     if there.damaged and not here.damaged:
         return True
-    return bool(there.pending) or here.version != there.version or here.length != there.length or here.crc != there.crc
+    same = here.version == there.version and here.length == there.length and here.crc == there.crc
+    return bool(there.pending) or not same or here.removed != there.removed
 
 
 def compare(here: Records, there: Records) -> Plan:
@@ -84,5 +87,5 @@ def _count(page: Records, end: Chunk) -> int:
 def _by_chunk(page: Records) -> dict[Chunk, Meta]:
     names = ("hi", "lo", "version", "pending", "length", "crc")
     columns = [page[name].tolist() for name in names]
-    columns.append(((page["flags"] & META_DAMAGED) != 0).tolist())
+    columns += [((page["flags"] & flag) != 0).tolist() for flag in (META_DAMAGED, META_REMOVED)]
     return {(hi, lo): Meta(*rest) for hi, lo, *rest in zip(*columns, strict=True)}

@@ -7,7 +7,7 @@
     ASIDE      an operator wants it out, or an update cannot be finished here, and its chain can spare it: does not
                serve; OFFLINE
     RECALLING  the last that served: commits its pending versions, then COMPLETE; OFFLINE until then
-    CLEARING   others went on without it: drops its pending versions and tombstones, then STALE; OFFLINE until then
+    CLEARING   others went on without it: lets what it is at come to an end, then STALE; OFFLINE until then
     STALE      to be synced, or being synced: ONLINE
     REFUSED    asked for data that it does not have: OFFLINE
     BROKEN     its disk failed: OFFLINE until the daemon is restarted
@@ -50,7 +50,7 @@ class Phase(Enum):
     SERVING = "serving"
     ASIDE = "left to the others of its chain"
     RECALLING = "commits its pending versions"
-    CLEARING = "drops its pending versions"
+    CLEARING = "lets what it is at come to an end"
     STALE = "waits for, or is in, recovery"
     REFUSED = "does not hold the data that it is asked to serve"
     BROKEN = "its disk failed"

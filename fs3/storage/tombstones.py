@@ -18,8 +18,9 @@ front of it. So at any time a chunk's tombstone is there on the first replicas o
     re-creation     takes the same lock. Before the FORGET: that finds a chunk, Conflict. After it: FRESH, as above.
     late FORGET     One that its sender has given up finds the tombstone, as good as ever; or another version, Conflict;
                     or that version again, of a chunk that began anew: no, see "late frames".
-    a SYNCING       successor gets tombstones with recovery: while there is one, nothing is forgotten (Busy). It has
-    successor       none of its own from earlier: a target drops them before it asks to be synced (target_core.py).
+    a SYNCING       successor has, once recovery is complete, the tombstones of the replica in front of it and no
+    successor       others, of earlier times or an earlier recovery (resync_core.py). While there is one, nothing is
+                    forgotten (Busy).
     late frames     An update whose frame got no answer may be applied by the successor at any later time, as long as
                     the chain's version is the frame's; also FORGET itself. So a replica does not pass on a FORGET of a
                     chunk about which it has sent a frame, under this version, that was never answered (doubts_core.py):

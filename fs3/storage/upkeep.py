@@ -9,6 +9,7 @@ import logging
 from fs3.errors import Fs3Error, Unavailable
 from fs3.pb import mgmtd_pb2
 from fs3.storage.chain_state import ChainState, Duty
+from fs3.storage.engine_api import Staged
 from fs3.storage.replication import Replication
 from fs3.storage.target_core import Phase
 
@@ -17,7 +18,6 @@ _SETTLE_CHUNKS = 64
 _SETTLE_S = 5.0
 _AGAIN_S = 0.1
 _NEVER = 1 << 62
-_TOMBSTONES = 65_536  # forgotten in one batch
 
 
 class Upkeep:
@@ -67,31 +67,30 @@ class Upkeep:
         return None
 
     def prepare(self, target_id: int) -> float | None:
-        """Bring a target that is off duty into order, so that it can come back."""
+        """Bring a target that is off duty into order, so that it can come back.
+
+        What is pending on one that others went on without stays until recovery replaces it: a power loss may have made
+        that of what everybody had committed, and then it is a copy of acknowledged bytes, perhaps the last good one
+        (own_bytes.py).
+        """
         stand = self._state.stand(target_id)
         if stand.phase not in (Phase.RECALLING, Phase.CLEARING):
             return None
         if not self._state.drained(target_id, _NEVER, self._runtime.now_s() + 1.0):
             return _AGAIN_S
         engine = self._state.engine(target_id)
-        pending = [engine.pending_staged(target_id, one.hi, one.lo) for one in engine.pending_of(target_id)]
+        pending: list[Staged] = []
         try:
             if stand.phase is Phase.RECALLING:
+                pending = [engine.pending_staged(target_id, one.hi, one.lo) for one in engine.pending_of(target_id)]
                 engine.commit(pending, sync=True)
-            else:
-                engine.abort(pending)
-                while len(page := engine.tombstones(target_id, b"", _TOMBSTONES)):
-                    engine.expire_tombstones(
-                        target_id, list(zip(page["hi"].tolist(), page["lo"].tolist(), strict=True))
-                    )
         except Unavailable as error:
             self._state.broken(engine, error)
             return None
+        for one in pending:
+            self._replication.look((target_id, one.hi, one.lo))
         if pending:
-            for one in pending if stand.phase is Phase.RECALLING else ():
-                self._replication.look((target_id, one.hi, one.lo))
-            done = "committed" if stand.phase is Phase.RECALLING else "dropped"
-            _LOG.info("target %d: %d pending versions %s", target_id, len(pending), done)
+            _LOG.info("target %d: %d pending versions committed", target_id, len(pending))
         self._state.prepared(target_id, stand)
         return None
 

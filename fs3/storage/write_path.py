@@ -233,7 +233,7 @@ class WritePath:
         role, acting = self._enter_syncing(request.chain_id, request.chain_version)
         try:
             limit = min(max(request.limit, 1), MAX_SYNC_PAGE)
-            page = self.state.engine(role.target_id).metas(role.target_id, request.after, limit)
+            page = self.state.engine(role.target_id).metas(role.target_id, request.after, limit, removals=True)
             assert page.dtype == CHUNK_META
             return storage_pb2.SyncListReply(more=len(page) == limit), page
         finally:

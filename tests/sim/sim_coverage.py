@@ -92,7 +92,8 @@ class Coverage:
         for chunk, meta in mine.items():
             other = others.pop(chunk, None)
             if other is None:
-                self.note(RESYNC, "only here: transfer" if meta.version else "only pending here: nothing")
+                what = "removed here, unknown" if meta.removed else "only here"
+                self.note(RESYNC, f"{what}: transfer" if meta.version else "only pending here: nothing")
             elif other.pending:
                 self.note(RESYNC, "pending there: transfer")
             elif meta.version != other.version:
@@ -101,8 +102,8 @@ class Coverage:
                 self.note(RESYNC, "content differs: transfer")
             else:
                 self.note(RESYNC, f"same{', later chain version here' * (later[chunk] > before[chunk])}: nothing")
-        for _ in others:
-            self.note(RESYNC, "only there: remove")
+        for other in others.values():
+            self.note(RESYNC, "unknown, removed there: remove" if other.removed else "only there: remove")
 
     def judged(self, seen: Any, *_: Any, **__: Any) -> None:
         self._judged = seen
@@ -274,6 +275,8 @@ _PHASES = (
 _RESYNC = (
     "only here: transfer",
     "only there: remove",
+    "removed here, unknown: transfer",
+    "unknown, removed there: remove",
     "pending there: transfer",
     "version higher here: transfer",
     "version lower here: transfer",
@@ -322,9 +325,6 @@ _NOT_MET = {
         "uptodate OFFLINE -> WAITING": "a daemon that has seen its target OFFLINE reports it OFFLINE, then ONLINE",
         "online LASTSRV -> SERVING": "a target becomes LASTSRV from SERVING; then its daemon reports OFFLINE first",
         "online SERVING -> SERVING": "ONLINE is reported of a target that is off duty, for that version of its chain",
-    },
-    RESYNC: {
-        "pending there: transfer": "the SYNCING replica is the last of its chain: it stages and commits in one batch",
     },
     CRAQ: {
         "head: refused, StaleRouting": "a guard: the routing by which a head serves brings the sessions with it",

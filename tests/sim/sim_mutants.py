@@ -18,7 +18,6 @@ and these are made together with the second rule that would hold:
 
     a late commit's version not compared    the chunk's lock is held from staging to commit
     a gap in the versions taken             no removal is forgotten while an older frame may still arrive
-    pending versions kept when left behind  recovery replaces whatever has a pending version
     no settling after a change of a chain   whoever works on a version finishes it, or leaves the chore behind
     SYNC_DONE not comparing tables          a target has the table by the time that its predecessor forgets by it
     repair with another version             the sum of sums, and the version once more under the chunk's lock
@@ -250,8 +249,8 @@ MUTANTS: tuple[Mutant, ...] = (
         "recovery-ignores-sums",
         "a chunk of the same version is taken for the same, whatever its bytes and length",
         _RESYNC_CORE,
-        "    return bool(there.pending) or here.version != there.version or here.length != there.length or here.crc != there.crc",
-        "    return bool(there.pending) or here.version != there.version",
+        "    same = here.version == there.version and here.length == there.length and here.crc == there.crc",
+        "    same = here.version == there.version",
         faults=("all storages lose power", "storage power loss"),
     ),
     _one(
@@ -275,14 +274,26 @@ MUTANTS: tuple[Mutant, ...] = (
         "                engine.commit(pending, sync=True)\n",
         "                engine.abort(pending)\n",
     ),
-    Mutant(
+    _one(
         "pending-kept",
-        "a replica that was left behind keeps the pending versions of before, and recovery does not mind",
-        (
-            Patch(_UPKEEP, "                engine.abort(pending)\n", "                pass\n"),
-            Patch(_RESYNC_CORE, "    return bool(there.pending) or here.version", "    return here.version"),
-        ),
+        "recovery does not mind what a replica that was left behind has pending",
+        _RESYNC_CORE,
+        "    return bool(there.pending) or not same",
+        "    return not same",
         faults=("storage crash", "client crash", "storage stall"),
+    ),
+    _one(
+        "pending-dropped",
+        "a replica that was left behind drops what it has pending, which may be acknowledged and damaged elsewhere",
+        _UPKEEP,
+        "        except Unavailable as error:\n            self._state.broken(engine, error)\n            return None\n"
+        "        for one in pending:\n",
+        "            else:\n"
+        "                engine.abort([engine.pending_staged(target_id, one.hi, one.lo)"
+        " for one in engine.pending_of(target_id)])\n"
+        "        except Unavailable as error:\n            self._state.broken(engine, error)\n            return None\n"
+        "        for one in pending:\n",
+        faults=("bytes change on a disk", "all storages lose power"),
     ),
     Mutant(
         "not-settled",
@@ -420,8 +431,15 @@ MUTANTS: tuple[Mutant, ...] = (
         "removals-left-behind",
         "recovery does not copy tombstones",
         _RESYNC,
-        "        for chunks in self._tombstones():\n            self._send_chunks(chunks)\n",
-        "",
+        "            here = self._engine.metas(self._role.target_id, after, self._page, removals=True)",
+        "            here = self._engine.metas(self._role.target_id, after, self._page)",
+    ),
+    _one(
+        "removals-kept",
+        "a replica keeps the tombstones of an earlier recovery, which the one in front of it has forgotten since",
+        _RESYNC_CORE,
+        "    return Plan(transfer, list(others))",
+        "    return Plan(transfer, [chunk for chunk, other in others.items() if not other.removed])",
     ),
     # The order of what is heard
     _one(

@@ -108,8 +108,6 @@ class Daemon:
     def work(self) -> None:
         if self.stand.phase is Phase.RECALLING:
             self.log, self.pending = self.log + self.pending, []
-        elif self.stand.phase is Phase.CLEARING:
-            self.pending = []
         self.stand = prepared(self.stand)
         if self.chain is not None:
             self.see(self.chain, ours=False)
@@ -208,7 +206,7 @@ class World:
                 fits = source.up and there.up and source.chain == self.chain == there.chain
                 if fits and source.stand.phase is Phase.SERVING and there.stand.phase is Phase.STALE:
                     self.settle()
-                    there.log = list(self.writes(source))
+                    there.log, there.pending = list(self.writes(source)), []  # recovery replaces whatever is pending
                     there.stand = synced(there.stand, self.chain.version)
 
     def check(self) -> None:

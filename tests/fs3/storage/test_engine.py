@@ -26,7 +26,7 @@ from fs3.errors import (
 )
 from fs3.storage.engine import Engine
 from fs3.storage.engine_api import ChunkEngine, DedupEntry, DedupRecord, EngineConfig, Located, Staged, Update
-from fs3.transport.messages import Op, UpdateFlag
+from fs3.transport.messages import META_REMOVED, Op, UpdateFlag
 
 TARGET, HI = 3, 1 << 56 | 77
 CONFIG = EngineConfig(file_bytes=64 << 20, group_bytes=1 << 20, reserve_bytes=0, index_chunks=16)
@@ -241,7 +241,19 @@ def test_removal_leaves_its_version_until_it_expires(engine: Engine) -> None:
     engine = reopen(engine)
     assert engine.info(TARGET, HI, 0).version == 5
     engine.stage_and_commit([update(1, Op.REPLACE, b"y")])
-    engine.expire_tombstones(TARGET, [(HI, 0), (HI, 1)])
+    assert engine.metas(TARGET, b"", 9)["lo"].tolist() == [1]
+    both = engine.metas(TARGET, b"", 9, removals=True)
+    assert both[["lo", "version", "flags", "length"]].tolist() == [(0, 5, META_REMOVED, 0), (1, 1, 0, 1)]
+    done(engine.stage([update(0, Op.REPLACE, b"new")]))
+    engine.forget_tombstones(TARGET, [(HI, 0, 5)])
+    assert engine.info(TARGET, HI, 0)[:3] == (False, 5, 6)
+    assert engine.metas(TARGET, b"", 1)[["version", "pending", "flags"]].tolist() == [(0, 6, 0)]
+    removed = engine.metas(TARGET, b"", 1, removals=True)
+    assert removed[["version", "pending", "flags"]].tolist() == [(5, 6, META_REMOVED)]
+    engine.abort([engine.pending_staged(TARGET, HI, 0)])
+    engine.forget_tombstones(TARGET, [(HI, 0, 4), (HI, 1, 1)])
+    assert engine.info(TARGET, HI, 0).version == 5 and content(engine, 1) == b"y"
+    engine.forget_tombstones(TARGET, [(HI, 0, 5)])
     assert engine.info(TARGET, HI, 0).version == 0 and content(engine, 1) == b"y"
     engine.stage_and_commit([update(1, Op.REMOVE, flags=UpdateFlag.SYNC_REMOVE)])
     assert engine.info(TARGET, HI, 1) == (False, 0, 0, 0, 0)

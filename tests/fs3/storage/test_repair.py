@@ -292,6 +292,29 @@ def test_recovery_without_a_good_copy_ends_and_is_honest(make: Callable[..., Any
     cluster.check_replicas()
 
 
+def test_what_one_who_comes_back_has_pending_may_be_the_last_good_copy(make: Callable[..., Any]) -> None:
+    """Only the last replica's commit is synced: after a power loss the head has pending what both had committed."""
+    cluster = make(replicas=2, nodes=2)
+    client = wc.Client(cluster, 7)
+
+    def forgets(_staged: Any) -> Any:
+        raise Unavailable("as if a power loss had taken its record")
+
+    cluster.nodes[1].engine.refuse["commit"] = forgets
+    with pytest.raises(Unavailable):
+        client.attempt(1, CHUNK, Op.REPLACE, DATA, 0, seq=1, attempt_s=0.2)
+    assert cluster.nodes[2].raw.info(102, *CHUNK).version == 1 and cluster.nodes[1].raw.info(101, *CHUNK).pending == 1
+    cluster.kill(1)
+    cluster.notice()
+    flip(cluster.nodes[2], 102, CHUNK, 1)
+    cluster.restart(1)
+    cluster.wait_serving()
+    cluster.wait(lambda: not any(node.raw.damaged() for node in cluster.nodes.values()), "repair")
+    cluster.check_replicas()
+    for node in cluster.nodes.values():
+        assert cluster.contents(node, 1)[CHUNK] == (1, DATA)
+
+
 def test_recovery_gives_a_damaged_replica_its_bytes(make: Callable[..., Any]) -> None:
     """Same version, same sums in the records: without the mark recovery would see no difference."""
     cluster = make()

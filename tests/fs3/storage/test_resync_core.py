@@ -10,34 +10,43 @@ import pytest
 
 from fs3.ids import chunk_from_bytes
 from fs3.storage.resync_core import Meta, compare, differs, stretch
-from fs3.transport.messages import CHUNK_META, META_DAMAGED, Records
+from fs3.transport.messages import CHUNK_META, META_DAMAGED, META_REMOVED, Records
 
 
 def page(chunks: dict[tuple[int, int], Meta]) -> Records:
     out = np.zeros(len(chunks), dtype=CHUNK_META)
     for row, (chunk, meta) in enumerate(sorted(chunks.items())):
         out["hi"][row], out["lo"][row] = chunk
-        out["version"][row], out["pending"][row], out["length"][row], out["crc"][row], damaged = meta
-        out["flags"][row] = META_DAMAGED if damaged else 0
+        out["version"][row], out["pending"][row], out["length"][row], out["crc"][row], damaged, removed = meta
+        out["flags"][row] = META_DAMAGED * damaged | META_REMOVED * removed
     return out
 
 
-METAS = [Meta(*values) for values in itertools.product((0, 1, 2), (0, 3), (8, 9), (5, 6), (False, True))]
+METAS = [
+    *(Meta(*values) for values in itertools.product((0, 1, 2), (0, 3), (8, 9), (5, 6), (False, True))),
+    *(Meta(version, pending, 0, 0, removed=True) for version, pending in itertools.product((1, 2), (0, 3))),
+]
 
 
 @pytest.mark.parametrize("here", METAS)
 @pytest.mark.parametrize("there", METAS)
 def test_one_chunk(here: Meta, there: Meta) -> None:
-    same = (here.version, here.length, here.crc) == (there.version, there.length, there.crc)
+    same = (here.version, here.removed, here.length, here.crc) == (
+        there.version,
+        there.removed,
+        there.length,
+        there.crc,
+    )
     assert differs(here, there) == (not same or there.pending > 0 or (there.damaged and not here.damaged))
     plan = compare(page({(1, 1): here}), page({(1, 1): there}))
     assert (plan.transfer, plan.remove) == ([(1, 1)] if differs(here, there) else [], [])
 
 
 def test_only_on_one_side() -> None:
-    settled, waiting = Meta(3, 0, 8, 5), Meta(0, 1, 0, 0)
-    assert compare(page({(1, 1): settled, (1, 2): waiting}), page({})) == ([(1, 1)], [])
-    assert compare(page({}), page({(1, 1): settled, (1, 2): waiting})) == ([], [(1, 1), (1, 2)])
+    settled, waiting, removed = Meta(3, 0, 8, 5), Meta(0, 1, 0, 0), Meta(3, 0, 0, 0, removed=True)
+    chunks = page({(1, 1): settled, (1, 2): waiting, (1, 3): removed})
+    assert compare(chunks, page({})) == ([(1, 1), (1, 3)], [])
+    assert compare(page({}), chunks) == ([], [(1, 1), (1, 2), (1, 3)])
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -42,7 +42,6 @@ CHANGES = {
     "restage",
     "put_dedup",
     "put_state",
-    "expire_tombstones",
     "forget_tombstones",
     "forget_clients",
     "create_target",
