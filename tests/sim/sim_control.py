@@ -101,7 +101,8 @@ class _Call:
             late_s = 2 * network.delay(machine, there.name)
             if (method == "Heartbeat" or hasattr(request, "id")) and network.random.random() < 0.5:
                 late_s += network.random.random() * _LATE_S  # after others, of a later run of the daemon too
-            sim.after(late_s, lambda: self._arrive(there))
+            server = there.process  # a connection ends with its server: what is late reaches no later run of it
+            sim.after(late_s, lambda: self._arrive(there) if there.process is server else None)
             self._tell("twice")
 
     def left_s(self) -> float:

@@ -66,7 +66,9 @@ class Mistake:
             operator.in_hub(self.wrong)
             operator.ask(lambda: self.put_right(operator, patience_s))
             return
-        operator.accept_losses(self.first)
+        operator.accept_losses(self.first, self._over)
+
+    def _over(self) -> None:
         self.first.misplaced = False
 
     def _spare(self) -> bool:

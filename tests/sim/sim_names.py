@@ -17,6 +17,7 @@ from sim_kernel import Simulation, Violation
 from fs3.client.meta import InodeType, MetaClient, Publish, Sync, Written
 from fs3.errors import Busy, Conflict, Exists, Fs3Error, MaybeApplied, NotFound, Unavailable
 from fs3.inode import Inode
+from fs3.kv import keys
 from fs3.meta.fsck import fsck
 
 _UNKNOWN = (MaybeApplied, Unavailable, Busy, Conflict)
@@ -87,6 +88,15 @@ class Names:
         for directory in self.directories:
             if directory.sure:
                 self._compare(client.meta, directory)
+
+    def collected(self) -> bool:
+        """Whether no dead file waits for the removal of its chunks, which would be a write like any other."""
+        reading = self.cluster.names.kv.begin().range(*keys.whole(keys.GC_QUEUE), limit=1, snapshot=True)
+        try:
+            reading.send(None)  # it waits for nobody
+        except StopIteration as read:
+            return not read.value
+        raise AssertionError("the store in memory waits")
 
     def at_rest(self) -> None:
         """That every record of the metas' store hangs together. Raises: Violation."""

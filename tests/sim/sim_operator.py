@@ -98,10 +98,18 @@ class SimOperator(SimMachine):
             self.order("Replace", admin_pb2.ReplaceRequest(place=place))  # refused where a drain has left no targets
         self.accept_losses(storage)
 
-    def accept_losses(self, storage: SimStorage) -> None:
-        """Have what has its one replica there serve, with what there is."""
+    def accept_losses(self, storage: SimStorage, then: Callable[[], None] = lambda: None) -> None:
+        """Have what has its one replica there serve, with what there is, `then` the rest of the job.
+
+        He comes back to it if it takes long and other jobs wait: it may be those that it waits for, such as ending
+        another daemon that has the node's id, or mounting the disk from which a replica there is to be filled.
+        """
         while not self._accepted(storage):
             self.runtime.sleep(_LOOK_S)
+            if self._jobs:
+                self.ask(lambda: self.accept_losses(storage, then))
+                return
+        then()
 
     def restart_all(self, patience_s: float) -> None:
         """A new version everywhere: each daemon in turn is stopped and started, once all is well, or not in time."""

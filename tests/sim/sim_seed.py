@@ -98,6 +98,7 @@ class _Run:
             if names is not None:
                 last = cluster.clients[0].spawn(lambda: names.check(cluster.clients[0]), name="last")
                 cluster.run_until(lambda: not last.is_alive(), within_s=_HEAL_S)
+                cluster.run_until(names.collected, within_s=_HEAL_S, what="the collection of every dead file")
             cluster.settle(within_s=_HEAL_S)
         with self._phase("check"):
             self.invariants.histories()
