@@ -173,12 +173,17 @@ class _Image:
         return covered
 
     def end_sync(self, covered: list[Undo], *, failed: bool) -> None:
-        self.syncing = [other for other in self.syncing if other is not covered]
+        begun = [other is covered for other in self.syncing].index(True)
+        del self.syncing[begun]
         if failed:
             self.lost += covered
-        elif self.lost:
+            return
+        # What it wrote is there, whatever becomes of an earlier sync of the same sectors, be it of a dead process.
+        before = [log for log in (self.lost, *self.syncing[:begun]) if log]
+        if before:
             durable = {sector for undo in covered for sector in _sectors(undo)}
-            self.lost = [piece for undo in self.lost for piece in _cut(undo) if piece[0] // SECTOR not in durable]
+            for log in before:
+                log[:] = [piece for undo in log for piece in _cut(undo) if piece[0] // SECTOR not in durable]
 
     def lose_power(self, chance: random.Random) -> tuple[int, int]:
         log = [(undo, True) for undo in self.lost]

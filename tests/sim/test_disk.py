@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from sim_disk import SECTOR, SimDisk
+from sim_disk import SECTOR, SimDisk, _Image
 from sim_kernel import SimProcess, Simulation
 from sim_threads import SimRuntime
 
@@ -122,6 +122,19 @@ def test_without_syncs_a_power_loss_takes_something() -> None:
         lost += sum(disk.files["f"].data[number * SECTOR] == 0 for number in range(1, 16))
         sim.close()
     assert 15 < lost < 135
+
+
+def test_a_sync_makes_durable_what_an_earlier_one_of_the_same_place_is_still_at() -> None:
+    """Be it of a process that has ended, on a disk that was slow then: the kernel waits for what is being written."""
+    image = _Image("f", 4 * SECTOR)
+    image.write(memoryview(b"1" * 2 * SECTOR), 0)
+    earlier = image.begin_sync()
+    image.write(memoryview(b"2" * SECTOR), SECTOR)
+    image.end_sync(image.begin_sync(), failed=False)
+    assert image.is_unsynced(0, SECTOR) and not image.is_unsynced(SECTOR, SECTOR)
+    image.end_sync(earlier, failed=True)
+    image.lose_power(random.Random(1))
+    assert bytes(image.data) == bytes(SECTOR) + b"2" * SECTOR + bytes(2 * SECTOR)
 
 
 def test_a_failed_sync_has_lost_its_pages_and_the_engine_stops() -> None:
