@@ -168,6 +168,20 @@ class TooLarge(Invalid):
     code = 22
 
 
+class QuotaExceeded(Fs3Error):
+    """More than the quota of a directory allows; the request changed nothing."""
+
+    code = 23
+    errno = errno.EDQUOT
+
+
+class CrossQuota(Fs3Error):
+    """It would have to be counted anew, and cannot at once: copy it, and remove the original."""
+
+    code = 24
+    errno = errno.EXDEV
+
+
 class InUse(Fs3Error):
     """Another writer has the file."""
 
@@ -202,6 +216,8 @@ BY_CODE: dict[int, type[Fs3Error]] = {
         NotPermitted,
         NoAttribute,
         TooLarge,
+        QuotaExceeded,
+        CrossQuota,
         InUse,
     )
 }

@@ -28,7 +28,9 @@ class Inode(NamedTuple):
     lost its last name while it was being written. `parent` is the directory that holds a directory (the root's is
     itself), 0 for others. `length` of a symlink is that of its target. A directory's `nlink` is 2, however many
     directories it holds. `xattr_bytes` are those of the names and values of its extended attributes. `rewritten`: it
-    was opened for writing once it had a name, so that its chunks may reach beyond its length.
+    was opened for writing once it had a name, so that its chunks may reach beyond its length. `quota` is the number of
+    a directory's own quota, 0 if it has none; `quotas` are those that count the inode (fs3/meta/quota.py),
+    maybe for the sake of a name that it has lost (`lost_name`).
     """
 
     inode_id: InodeId
@@ -48,6 +50,9 @@ class Inode(NamedTuple):
     version: int = 0
     xattr_bytes: int = 0
     rewritten: bool = False
+    quota: int = 0
+    quotas: tuple[int, ...] = ()
+    lost_name: bool = False
 
     @property
     def is_file(self) -> bool:
@@ -84,6 +89,9 @@ def inode_to_pb(inode: Inode) -> meta_pb2.Inode:
         version=inode.version,
         xattr_bytes=inode.xattr_bytes,
         rewritten=inode.rewritten,
+        quota=inode.quota,
+        quotas=inode.quotas,
+        lost_name=inode.lost_name,
     )
 
 
@@ -110,4 +118,7 @@ def inode_from_pb(message: meta_pb2.Inode) -> Inode:
         message.version,
         message.xattr_bytes,
         message.rewritten,
+        message.quota,
+        tuple(message.quotas),
+        message.lost_name,
     )

@@ -11,6 +11,8 @@ Four ASCII letters name the kind, as in 3FS; numbers follow as 8 bytes big-endia
     GCQU <inode>                      an inode that is dead: its chunks, or its entries, wait for collection
     XATR <inode> <name>               an extended attribute; its value is the user's bytes as they are
     TRSH <expires> <number>           what stands behind an entry of the trash; sorted by when it is due, in seconds
+    QUOT <number>                     a quota: of which directory, and its limits
+    QUSE <number> b, QUSE <number> i  counters of the bytes and inodes that it counts
     COUN <name>                       a counter
     META cluster                      the id of the cluster whose names these are
     META collector                    which meta daemon collects, and its beat
@@ -35,6 +37,8 @@ IDEMPOTENCY = b"IDEM"
 GC_QUEUE = b"GCQU"
 XATTR = b"XATR"
 TRASH = b"TRSH"
+QUOTA = b"QUOT"
+QUOTA_USE = b"QUSE"
 COUNTER = b"COUN"
 
 NEXT_INODE = COUNTER + b"next-inode"
@@ -91,7 +95,7 @@ def xattr_name(key: bytes) -> bytes:
 
 
 def inode_of(key: bytes) -> int:
-    """The inode in a key of INOD, SESS or GCQU."""
+    """The inode in a key of INOD, SESS or GCQU; the number in one of QUOT."""
     return int(_ONE.unpack(key)[1])
 
 
@@ -108,6 +112,16 @@ def trash_of(key: bytes) -> tuple[int, int]:
 def trash_due(now_s: int) -> tuple[bytes, bytes]:
     """The half-open range of all that is due at `now_s`."""
     return TRASH, _ONE.pack(TRASH, max(now_s + 1, 0))
+
+
+def quota(number: int) -> bytes:
+    return _ONE.pack(QUOTA, number)
+
+
+def quota_use(number: int) -> tuple[bytes, bytes]:
+    """The counters of bytes and of inodes."""
+    begin = _ONE.pack(QUOTA_USE, number)
+    return begin + b"b", begin + b"i"
 
 
 def idempotency(period: int, client_id: int, request_id: int) -> bytes:

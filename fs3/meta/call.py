@@ -22,6 +22,7 @@ class Call:
     new_id: Callable[[], InodeId]
     routing: Routing
     caller: Caller = SUPERUSER
+    at_once: int = 16  # how many inodes one transaction surely may hold
 
 
 def default_layout(routing: Routing) -> Layout:

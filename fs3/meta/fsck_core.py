@@ -6,6 +6,7 @@
     dead ones   have no inode record any more
     the rest    sessions, times and listings of directories, and attributes belong to an inode, which counts their bytes
     the trash   has the entry of each of its records
+    quotas      count what is there (fsck_quotas.py)
     the tree    every directory is below the root, or below a dead one
     counters    no inode has an id that is still to be given out
 
@@ -26,6 +27,7 @@ from fs3.kv.occ_core import decode_counter
 from fs3.meta import dentry, inode, trashed
 from fs3.meta.access import Permissions, permissions_of
 from fs3.meta.dentry import Dentry
+from fs3.meta.fsck_quotas import QuotaSums
 
 _NUMBERED_BYTES = 12  # a kind and a number
 
@@ -50,6 +52,7 @@ class _Known:
     parent: int
     xattr_bytes: int
     rewritten: bool
+    lost_name: bool
     permissions: Permissions | None  # of a directory
 
 
@@ -61,11 +64,10 @@ class Fsck:
         self._dead: dict[int, _Known] = {}
         self._names: Counter[int] = Counter()
         self._entries: list[tuple[int, bytes, Dentry]] = []
-        self._sessions: set[int] = set()
-        self._stamps: set[int] = set()
-        self._listings: set[int] = set()
+        self._having: dict[bytes, set[int]] = {keys.SESSION: set(), keys.STAMP: set(), keys.LISTING: set()}
         self._xattr_bytes: Counter[int] = Counter()
         self._trash: list[bytes] = []
+        self._quotas = QuotaSums()
         self._next_inode = 0
         self._unreadable: list[Finding] = []
 
@@ -104,12 +106,10 @@ class Fsck:
             self._take_inode(self._inodes if kind == keys.INODE else self._dead, number, inode.decode(value))
         elif kind == keys.DENTRY:
             self._entries.append((number, keys.dentry_name(key), dentry.decode(value)))
-        elif kind == keys.SESSION:
-            self._sessions.add(number)
-        elif kind == keys.STAMP:
-            self._stamps.add(number)
-        elif kind == keys.LISTING:
-            self._listings.add(number)
+        elif kind in (keys.QUOTA, keys.QUOTA_USE):
+            self._quotas.take(key, value)
+        elif kind in self._having:
+            self._having[kind].add(number)
         elif kind == keys.XATTR:
             self._xattr_bytes[number] += len(keys.xattr_name(key)) + len(value)
         else:
@@ -119,7 +119,17 @@ class Fsck:
         if found.inode_id != number:
             raise Invalid(f"holds inode {found.inode_id}")
         permissions = permissions_of(found) if found.is_directory else None
-        where[number] = _Known(found.type, found.nlink, found.parent, found.xattr_bytes, found.rewritten, permissions)
+        where[number] = _Known(
+            found.type,
+            found.nlink,
+            found.parent,
+            found.xattr_bytes,
+            found.rewritten,
+            found.lost_name,
+            permissions,
+        )
+        if where is self._inodes:
+            self._quotas.take_inode(found)
 
     def findings(self) -> list[Finding]:
         """All that is wrong, by inode."""
@@ -129,6 +139,7 @@ class Fsck:
             *self._of_inodes(),
             *self._of_the_rest(),
             *self._of_the_trash(),
+            *self._of_the_quotas(),
             *self._of_the_tree(),
         ]
         return sorted(found, key=lambda one: (one.inode_id, one.text))
@@ -137,7 +148,7 @@ class Fsck:
         self._names.clear()
         for parent, name, entry in self._entries:
             number, kind, permissions = entry.inode_id, entry.type, entry.permissions
-            what = f"entry {name.decode(errors='replace')!r} of directory {parent}"
+            what = _entry(parent, name)
             holder = self._inodes.get(parent) or self._dead.get(parent)
             child = self._inodes.get(number)
             if holder is None or holder.type is not InodeType.DIRECTORY:
@@ -168,7 +179,7 @@ class Fsck:
                     yield Finding(number, f"is a directory with {names} names")
             elif names != one.nlink:
                 yield Finding(number, f"counts {one.nlink} names, and has {names}")
-            elif not names and number not in self._sessions:
+            elif not names and number not in self._having[keys.SESSION]:
                 yield Finding(number, "has neither a name nor a write session")
             if self._xattr_bytes[number] != one.xattr_bytes:
                 yield Finding(
@@ -176,13 +187,13 @@ class Fsck:
                 )
 
     def _of_the_rest(self) -> Iterator[Finding]:
-        for number in self._sessions:
+        for number in self._having[keys.SESSION]:
             one = self._inodes.get(number)
             if one is None or one.type is not InodeType.FILE or (one.nlink and not one.rewritten):
                 yield Finding(number, "has a write session, and is no file that is being written")
-        of_directories = {"time of a directory's last change": self._stamps, "version of a listing": self._listings}
-        for what, numbers in of_directories.items():
-            for number in numbers:
+        of_directories = {"time of a directory's last change": keys.STAMP, "version of a listing": keys.LISTING}
+        for what, kind in of_directories.items():
+            for number in self._having[kind]:
                 holder = self._inodes.get(number) or self._dead.get(number)
                 if holder is None or holder.type is not InodeType.DIRECTORY:
                     yield Finding(number, f"has the {what}, and is no directory")
@@ -195,6 +206,27 @@ class Fsck:
         for name in self._trash:
             if name not in there:
                 yield Finding(0, f"the trash remembers {name.decode(errors='replace')!r}, and does not have it")
+
+    def _of_the_quotas(self) -> Iterator[Finding]:
+        for number, text in self._quotas.findings():
+            yield Finding(number, text)
+        trash = {
+            entry.inode_id for parent, name, entry in self._entries if (parent, name) == (ROOT_INODE, trashed.NAME)
+        }
+        for parent, name, entry in self._entries:
+            child = self._inodes.get(entry.inode_id)
+            if child is None:
+                continue
+            if child.type is InodeType.DIRECTORY and entry.counts != self._quotas.counts(entry.inode_id):
+                says = "some count" if entry.counts else "none counts"
+                yield Finding(
+                    entry.inode_id,
+                    f"says otherwise of quotas than {_entry(parent, name)}, by which {says} what is in it",
+                )
+            several = child.type is not InodeType.DIRECTORY and (child.nlink > 1 or child.lost_name)
+            placed = parent in self._inodes and parent not in trash and not several
+            if placed and self._quotas.differs(parent, entry.inode_id):
+                yield Finding(entry.inode_id, f"is {_entry(parent, name)}; other quotas count what is in there")
 
     def _of_the_tree(self) -> Iterator[Finding]:
         """Directories whose parents never end at the root or at one that is being taken apart."""
@@ -211,3 +243,7 @@ class Fsck:
                 fine |= above
             else:
                 yield Finding(number, "is a directory that nothing leads to from the root")
+
+
+def _entry(parent: int, name: bytes) -> str:
+    return f"entry {name.decode(errors='replace')!r} of directory {parent}"

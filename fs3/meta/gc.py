@@ -4,6 +4,7 @@
     queued directory                  --> its entries are queued, page by page, then it is gone
     queued file                       --> after a delay (for its last readers), its chunks are removed, then it is gone
     entry of the trash that is due    --> is removed as by hand: what nobody names any more is queued
+    new quota of a directory          --> what is below it is counted, page by page
 
 All state lies in the store, so a restart, or a second collector, only repeats what is safe to repeat. A round does a
 bounded amount of work, so that ordinary operations get their turn. A file whose chunks cannot be removed now stays
@@ -31,8 +32,10 @@ from fs3.kv import keys
 from fs3.kv.api import KVEngine, Transaction, transact
 from fs3.meta import dentry, idempotency, inode
 from fs3.meta.gc_pass import PAGE, Pass
+from fs3.meta.gc_quota import QuotaCounting
 from fs3.meta.gc_trash import TRASH_GRACE_S, TrashExpiry
 from fs3.meta.gc_turn import CollectorTurn
+from fs3.meta.quota import Charges
 from fs3.meta.sizes import page_of
 from fs3.meta.unchanged_core import Unchanged
 
@@ -44,6 +47,7 @@ _COUNTED = {
     "entries_detached": "Entries of removed directories that were taken apart",
     "files_removed": "Dead files whose chunks were removed",
     "trash_expired": "Entries of the trash whose time was over",
+    "quota_pages_counted": "Pages of directories that were counted for new quotas",
     "removals_failed": "Attempts to remove a dead file's chunks that failed",
 }
 
@@ -68,6 +72,7 @@ class Round:
     files_removed: int = 0
     removals_failed: int = 0
     trash_expired: int = 0
+    quota_pages_counted: int = 0
     answers_forgotten: bool = False
 
     @property
@@ -78,6 +83,7 @@ class Round:
             or self.entries_detached
             or self.files_removed
             or self.trash_expired
+            or self.quota_pages_counted
             or self.answers_forgotten
         )
 
@@ -114,6 +120,7 @@ class Collector:
         self._sessions = Pass(keys.SESSION)
         self._queue = Pass(keys.GC_QUEUE)
         self._trash = TrashExpiry(kv, trash_grace_s, wall_ns)
+        self._quotas = QuotaCounting(kv)
         self._period = Unchanged()
         self._turn = CollectorTurn(kv, secrets.randbits(63) if owner is None else owner)
         self._failing: set[InodeId] = set()
@@ -155,6 +162,7 @@ class Collector:
             files_removed=removed,
             removals_failed=len(ready) - removed,
             trash_expired=trash_expired,
+            quota_pages_counted=await self._quotas.round(now_s),
             answers_forgotten=await self._forget_answers(now_s),
         )
         for name, counter in self._counted.items():
@@ -215,11 +223,12 @@ async def detach_page(txn: Transaction, directory: InodeId, limit: int) -> int:
     """Queue up to `limit` entries of a dead directory, and forget it once it has none; how many things were done."""
     if await txn.get(keys.gc_queue(directory)) is None:
         return 0  # another collector was faster
-    page = await dentry.load_page(txn, directory, b"", limit)
+    page, charges = await dentry.load_page(txn, directory, b"", limit), Charges(txn)
     for name, entry in page:
         child = await inode.load(txn, entry.inode_id)
         dentry.remove(txn, directory, name)
-        await inode.drop_tree(txn, child, child.ctime_ns)
+        await inode.drop_tree(txn, child, child.ctime_ns, charges)
+    await charges.settle()
     if len(page) < limit:
         inode.forget_listing(txn, directory)
         txn.delete(keys.gc_queue(directory))

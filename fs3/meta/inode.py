@@ -17,6 +17,7 @@ from fs3.kv import keys
 from fs3.kv.api import Transaction
 from fs3.meta import session
 from fs3.meta.dentry import Dentry
+from fs3.meta.quota import Charges
 from fs3.pb import meta_pb2
 
 _FORMAT = b"\x01"
@@ -106,13 +107,17 @@ def changed(inode: Inode, now_ns: int) -> Inode:
     return inode._replace(ctime_ns=max(now_ns, inode.ctime_ns + 1), version=inode.version + 1)
 
 
-async def drop_name(txn: Transaction, inode: Inode, now_ns: int) -> None:
+async def drop_name(txn: Transaction, inode: Inode, now_ns: int, charges: Charges) -> None:
     """One name of a file or symlink is gone; with the last one it dies, and a file's chunks wait for collection.
 
-    A file that is being written lives on without a name until its session ends.
+    A file that is being written lives on without a name until its session ends; no quota counts it then.
     """
-    if inode.nlink > 1 or (inode.rewritten and await session.load(txn, inode.inode_id) is not None):
-        store(txn, changed(inode, now_ns)._replace(nlink=inode.nlink - 1))
+    if inode.nlink > 1:
+        store(txn, changed(inode, now_ns)._replace(nlink=inode.nlink - 1, lost_name=True))
+        return
+    charges.release(inode)
+    if inode.rewritten and await session.load(txn, inode.inode_id) is not None:
+        store(txn, changed(inode, now_ns)._replace(nlink=0, quotas=()))
     elif inode.is_file:
         queue(txn, inode)
     else:
@@ -126,9 +131,10 @@ def end_session(txn: Transaction, inode: Inode) -> None:
         queue(txn, inode)
 
 
-async def drop_empty_directory(txn: Transaction, inode_id: int) -> None:
+async def drop_empty_directory(txn: Transaction, inode_id: int, charges: Charges) -> None:
     """The only name of an empty directory is gone; conflicts with whoever is changing the directory's attributes."""
     directory = await load(txn, inode_id)
+    charges.release(directory)
     _forget(txn, directory)
     forget_listing(txn, directory.inode_id)
 
@@ -140,17 +146,18 @@ def forget_listing(txn: Transaction, directory: int) -> None:
 
 
 def queue(txn: Transaction, inode: Inode) -> None:
-    """Hand an inode, which nothing names any more, to the collector."""
+    """Hand an inode, which nothing names and no quota counts any more, to the collector."""
     _forget(txn, inode)
-    txn.put(keys.gc_queue(inode.inode_id), encode(inode))
+    txn.put(keys.gc_queue(inode.inode_id), encode(inode._replace(quota=0, quotas=())))
 
 
-async def drop_tree(txn: Transaction, inode: Inode, now_ns: int) -> None:
-    """One name of anything is gone; the collector takes apart what is in a directory."""
+async def drop_tree(txn: Transaction, inode: Inode, now_ns: int, charges: Charges) -> None:
+    """One name of anything is gone; the collector takes apart what is in a directory, which counts until then."""
     if inode.is_directory:
+        charges.release(inode)
         queue(txn, inode)
     else:
-        await drop_name(txn, inode, now_ns)
+        await drop_name(txn, inode, now_ns, charges)
 
 
 def _forget(txn: Transaction, inode: Inode) -> None:

@@ -24,7 +24,7 @@ from fs3.meta.backup import Backups
 from fs3.meta.call import Call
 from fs3.meta.fsck import fsck
 from fs3.meta.id_blocks import InodeIds
-from fs3.meta.ops import attributes, directory, file, link, remove, rename, stat, trash, update, xattr
+from fs3.meta.ops import attributes, directory, file, link, quota, remove, rename, stat, trash, update, xattr
 from fs3.meta.sizes import check_files, page_of
 from fs3.pb import common_pb2, meta_pb2, meta_pb2_grpc
 from fs3.routing import Routing
@@ -288,6 +288,14 @@ class MetaService(meta_pb2_grpc.MetaServicer):
         return await self._change("restore_trash", trash.restore, request)
 
     @rpc.handler
+    async def SetQuota(self, request: meta_pb2.SetQuotaRequest) -> meta_pb2.SetQuotaReply:  # noqa: N802
+        return await self._change("set_quota", quota.set_quota, request, 1)
+
+    @rpc.handler
+    async def Quotas(self, request: meta_pb2.QuotasRequest) -> meta_pb2.QuotasReply:  # noqa: N802
+        return await self._read("quotas", quota.quotas, request)
+
+    @rpc.handler
     async def EmptyTrash(self, request: meta_pb2.EmptyTrashRequest) -> meta_pb2.EmptyTrashReply:  # noqa: N802
         page = partial(trash.empty_page, limit=page_of(self._kv.limits, trash.KEYS_OF_AN_ENTRY))
         return await self._change("empty_trash", page, request)
@@ -337,11 +345,11 @@ class MetaService(meta_pb2_grpc.MetaServicer):
 
         async def attempt(txn: Transaction) -> R:
             fresh = iter(await self._ids.take(ids)) if ids else iter(())
-            return await body(txn, request, Call(now_ns, fresh.__next__, self._routing, caller))
+            return await body(txn, request, Call(now_ns, fresh.__next__, self._routing, caller, at_once))
 
         with self._metrics.measured(op):
             await self._ready()
-            now_ns, caller = self._wall_ns(), self._caller()
+            now_ns, caller, at_once = self._wall_ns(), self._caller(), page_of(self._kv.limits)
             try:
                 try:
                     return await transact(self._kv, attempt)

@@ -20,7 +20,7 @@ DIRECTORY: InodeType
 SYMLINK: InodeType
 
 class Inode(_message.Message):
-    __slots__ = ("inode_id", "type", "mode", "uid", "gid", "nlink", "length", "atime_ns", "mtime_ns", "ctime_ns", "layout", "parent", "symlink", "version", "btime_ns", "xattr_bytes", "rewritten")
+    __slots__ = ("inode_id", "type", "mode", "uid", "gid", "nlink", "length", "atime_ns", "mtime_ns", "ctime_ns", "layout", "parent", "symlink", "version", "btime_ns", "xattr_bytes", "rewritten", "quota", "quotas", "lost_name")
     INODE_ID_FIELD_NUMBER: _ClassVar[int]
     TYPE_FIELD_NUMBER: _ClassVar[int]
     MODE_FIELD_NUMBER: _ClassVar[int]
@@ -38,6 +38,9 @@ class Inode(_message.Message):
     BTIME_NS_FIELD_NUMBER: _ClassVar[int]
     XATTR_BYTES_FIELD_NUMBER: _ClassVar[int]
     REWRITTEN_FIELD_NUMBER: _ClassVar[int]
+    QUOTA_FIELD_NUMBER: _ClassVar[int]
+    QUOTAS_FIELD_NUMBER: _ClassVar[int]
+    LOST_NAME_FIELD_NUMBER: _ClassVar[int]
     inode_id: int
     type: InodeType
     mode: int
@@ -55,7 +58,10 @@ class Inode(_message.Message):
     btime_ns: int
     xattr_bytes: int
     rewritten: bool
-    def __init__(self, inode_id: _Optional[int] = ..., type: _Optional[_Union[InodeType, str]] = ..., mode: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., nlink: _Optional[int] = ..., length: _Optional[int] = ..., atime_ns: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., ctime_ns: _Optional[int] = ..., layout: _Optional[_Union[_common_pb2.Layout, _Mapping]] = ..., parent: _Optional[int] = ..., symlink: _Optional[str] = ..., version: _Optional[int] = ..., btime_ns: _Optional[int] = ..., xattr_bytes: _Optional[int] = ..., rewritten: _Optional[bool] = ...) -> None: ...
+    quota: int
+    quotas: _containers.RepeatedScalarFieldContainer[int]
+    lost_name: bool
+    def __init__(self, inode_id: _Optional[int] = ..., type: _Optional[_Union[InodeType, str]] = ..., mode: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., nlink: _Optional[int] = ..., length: _Optional[int] = ..., atime_ns: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., ctime_ns: _Optional[int] = ..., layout: _Optional[_Union[_common_pb2.Layout, _Mapping]] = ..., parent: _Optional[int] = ..., symlink: _Optional[str] = ..., version: _Optional[int] = ..., btime_ns: _Optional[int] = ..., xattr_bytes: _Optional[int] = ..., rewritten: _Optional[bool] = ..., quota: _Optional[int] = ..., quotas: _Optional[_Iterable[int]] = ..., lost_name: _Optional[bool] = ...) -> None: ...
 
 class Entry(_message.Message):
     __slots__ = ("name", "inode")
@@ -592,3 +598,65 @@ class EmptyTrashReply(_message.Message):
     after: str
     more: bool
     def __init__(self, removed: _Optional[int] = ..., after: _Optional[str] = ..., more: _Optional[bool] = ...) -> None: ...
+
+class QuotaRecord(_message.Message):
+    __slots__ = ("directory", "path", "max_bytes", "max_inodes", "counting")
+    DIRECTORY_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    MAX_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_INODES_FIELD_NUMBER: _ClassVar[int]
+    COUNTING_FIELD_NUMBER: _ClassVar[int]
+    directory: int
+    path: str
+    max_bytes: int
+    max_inodes: int
+    counting: bool
+    def __init__(self, directory: _Optional[int] = ..., path: _Optional[str] = ..., max_bytes: _Optional[int] = ..., max_inodes: _Optional[int] = ..., counting: _Optional[bool] = ...) -> None: ...
+
+class Quota(_message.Message):
+    __slots__ = ("number", "record", "bytes", "inodes")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    RECORD_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    INODES_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    record: QuotaRecord
+    bytes: int
+    inodes: int
+    def __init__(self, number: _Optional[int] = ..., record: _Optional[_Union[QuotaRecord, _Mapping]] = ..., bytes: _Optional[int] = ..., inodes: _Optional[int] = ...) -> None: ...
+
+class SetQuotaRequest(_message.Message):
+    __slots__ = ("id", "path", "max_bytes", "max_inodes")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    MAX_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_INODES_FIELD_NUMBER: _ClassVar[int]
+    id: RequestId
+    path: str
+    max_bytes: int
+    max_inodes: int
+    def __init__(self, id: _Optional[_Union[RequestId, _Mapping]] = ..., path: _Optional[str] = ..., max_bytes: _Optional[int] = ..., max_inodes: _Optional[int] = ...) -> None: ...
+
+class SetQuotaReply(_message.Message):
+    __slots__ = ("quota",)
+    QUOTA_FIELD_NUMBER: _ClassVar[int]
+    quota: Quota
+    def __init__(self, quota: _Optional[_Union[Quota, _Mapping]] = ...) -> None: ...
+
+class QuotasRequest(_message.Message):
+    __slots__ = ("path", "after", "limit")
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    path: str
+    after: int
+    limit: int
+    def __init__(self, path: _Optional[str] = ..., after: _Optional[int] = ..., limit: _Optional[int] = ...) -> None: ...
+
+class QuotasReply(_message.Message):
+    __slots__ = ("quotas", "more")
+    QUOTAS_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
+    quotas: _containers.RepeatedCompositeFieldContainer[Quota]
+    more: bool
+    def __init__(self, quotas: _Optional[_Iterable[_Union[Quota, _Mapping]]] = ..., more: _Optional[bool] = ...) -> None: ...

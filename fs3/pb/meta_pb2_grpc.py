@@ -170,6 +170,16 @@ class MetaStub:
                 request_serializer=fs3_dot_pb_dot_meta__pb2.EmptyTrashRequest.SerializeToString,
                 response_deserializer=fs3_dot_pb_dot_meta__pb2.EmptyTrashReply.FromString,
                 _registered_method=True)
+        self.SetQuota = channel.unary_unary(
+                '/fs3.pb.Meta/SetQuota',
+                request_serializer=fs3_dot_pb_dot_meta__pb2.SetQuotaRequest.SerializeToString,
+                response_deserializer=fs3_dot_pb_dot_meta__pb2.SetQuotaReply.FromString,
+                _registered_method=True)
+        self.Quotas = channel.unary_unary(
+                '/fs3.pb.Meta/Quotas',
+                request_serializer=fs3_dot_pb_dot_meta__pb2.QuotasRequest.SerializeToString,
+                response_deserializer=fs3_dot_pb_dot_meta__pb2.QuotasReply.FromString,
+                _registered_method=True)
 
 
 class MetaServicer:
@@ -337,6 +347,18 @@ class MetaServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetQuota(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Quotas(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_MetaServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -474,6 +496,16 @@ def add_MetaServicer_to_server(servicer, server):
                     servicer.EmptyTrash,
                     request_deserializer=fs3_dot_pb_dot_meta__pb2.EmptyTrashRequest.FromString,
                     response_serializer=fs3_dot_pb_dot_meta__pb2.EmptyTrashReply.SerializeToString,
+            ),
+            'SetQuota': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetQuota,
+                    request_deserializer=fs3_dot_pb_dot_meta__pb2.SetQuotaRequest.FromString,
+                    response_serializer=fs3_dot_pb_dot_meta__pb2.SetQuotaReply.SerializeToString,
+            ),
+            'Quotas': grpc.unary_unary_rpc_method_handler(
+                    servicer.Quotas,
+                    request_deserializer=fs3_dot_pb_dot_meta__pb2.QuotasRequest.FromString,
+                    response_serializer=fs3_dot_pb_dot_meta__pb2.QuotasReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1205,6 +1237,60 @@ class Meta:
             '/fs3.pb.Meta/EmptyTrash',
             fs3_dot_pb_dot_meta__pb2.EmptyTrashRequest.SerializeToString,
             fs3_dot_pb_dot_meta__pb2.EmptyTrashReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetQuota(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fs3.pb.Meta/SetQuota',
+            fs3_dot_pb_dot_meta__pb2.SetQuotaRequest.SerializeToString,
+            fs3_dot_pb_dot_meta__pb2.SetQuotaReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Quotas(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fs3.pb.Meta/Quotas',
+            fs3_dot_pb_dot_meta__pb2.QuotasRequest.SerializeToString,
+            fs3_dot_pb_dot_meta__pb2.QuotasReply.FromString,
             options,
             channel_credentials,
             insecure,

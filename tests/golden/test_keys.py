@@ -6,7 +6,7 @@ from fs3.ids import InodeId
 from fs3.inode import Inode, InodeType
 from fs3.kv import keys
 from fs3.layout import Durability, Layout
-from fs3.meta import dentry, inode, session, trashed
+from fs3.meta import dentry, inode, quota, session, trashed
 from fs3.meta.access import Permissions
 from fs3.meta.session import Session
 from fs3.pb import meta_pb2
@@ -22,6 +22,9 @@ KEYS = {
     keys.gc_queue(258): "47435155 0000000000000102",
     keys.xattr(258, "user.ü".encode()): "58415452 0000000000000102 757365722ec3bc",
     keys.trash(1_800_000_000, 258): "54525348 000000006b49d200 0000000000000102",
+    keys.quota(258): "51554f54 0000000000000102",
+    keys.quota_use(258)[0]: "51555345 0000000000000102 62",
+    keys.quota_use(258)[1]: "51555345 0000000000000102 69",
     keys.NEXT_INODE: "434f554e 6e6578742d696e6f6465",
     keys.IDEMPOTENCY_PERIOD: "434f554e 6964656d706f74656e63792d706572696f64",
     keys.CLUSTER: "4d455441 636c7573746572",
@@ -84,6 +87,14 @@ def test_the_trash_sorts_by_what_is_due() -> None:
     assert trashed.key_of(b"10-5-whatever") == keys.trash(10, 5)
 
 
+def test_a_quota_is_kept_apart_from_what_it_counts() -> None:
+    record = meta_pb2.QuotaRecord(directory=300, path="/ü", max_bytes=1 << 40, counting=True)
+    stored = bytes.fromhex("01 08ac02 1203 2fc3bc 1880808080 8020 2801")
+    assert quota.encode(record) == stored and quota.decode(stored) == record
+    begin, end = keys.whole(keys.QUOTA)
+    assert begin < keys.quota(1) < keys.quota((1 << 64) - 1) < end <= keys.quota_use(0)[0]
+
+
 def test_values() -> None:
     assert inode.encode(INODE._replace(xattr_bytes=300)) == bytes.fromhex(INODE_BYTES + " 8001ac02")
     assert inode.encode(INODE) == bytes.fromhex(INODE_BYTES)
@@ -95,4 +106,11 @@ def test_values() -> None:
     assert dentry.encode(entry) == bytes.fromhex("000000000000012c 02 05e8 000003e8 000001f4")
     assert dentry.decode(bytes.fromhex("000000000000012c 02")) == entry._replace(packed=b"")  # of before
     assert dentry.encode(entry._replace(packed=b"")) == bytes.fromhex("000000000000012c 02")
+    counted = dentry.of_inode(INODE._replace(type=InodeType.DIRECTORY, mode=0o2750, uid=1_000, gid=500, quota=9))
+    assert counted == entry._replace(counts=True)
+    assert dentry.encode(counted) == bytes.fromhex("000000000000012c 82 05e8 000003e8 000001f4")
+    assert dentry.decode(dentry.encode(counted)) == counted
+    quotas = INODE._replace(quota=300, quotas=(1, 300), lost_name=True)
+    assert inode.encode(quotas) == bytes.fromhex(INODE_BYTES + " 9001ac02 9a010301ac02 a00101")
+    assert inode.decode(inode.encode(quotas)) == quotas
     assert session.decode(bytes.fromhex("0000000000000007 0000000000000009")) == Session(7, 9)

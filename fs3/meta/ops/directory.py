@@ -14,6 +14,7 @@ from fs3.meta.call import Call, choose_layout, default_layout
 from fs3.meta.checks import may_add
 from fs3.meta.idempotency import record, recorded
 from fs3.meta.path import MAX_DEPTH, Place, Walker
+from fs3.meta.quota import Charges, inside
 from fs3.pb import meta_pb2
 
 DEFAULT_MODE = 0o755
@@ -39,7 +40,7 @@ async def mkdir(txn: Transaction, request: meta_pb2.MkdirRequest, call: Call) ->
     Raises:
         Exists: the name is taken; with `parents`, by something else than a directory with the chosen layout.
         NotFound: a parent is missing, or no chain table has the chosen replicas.
-        PermissionDenied, NotADirectory, Invalid.
+        QuotaExceeded, PermissionDenied, NotADirectory, Invalid.
     """
     answer = await recorded(txn, request.id, meta_pb2.InodeReply)
     if answer is not None:
@@ -87,12 +88,16 @@ async def _make(txn: Transaction, request: meta_pb2.MkdirRequest, place: Place, 
         raise Invalid(f"{request.path}: leads more than {MAX_DEPTH} levels deep")
     above = await inode.load(txn, place.parent)
     inode.stamp_directory(txn, place.parent, call.now_ns)
+    charges = Charges(txn)
+    quotas = await charges.live(inside(above))
+    charges.add(quotas, len(names), 0)
+    await charges.settle()
     for name in names:
         last = name is names[-1]
         layout = choose_layout(above, request.layout if last else meta_pb2.LayoutChoice(), call.routing)
         mode = request.mode & 0o7777 if last and request.mode else DEFAULT_MODE
         its = call.caller.born(permissions_of(above), mode, directory=True)
-        made = _directory(call.new_id(), above.inode_id, its, layout, call.now_ns)
+        made = _directory(call.new_id(), above.inode_id, its, layout, call.now_ns)._replace(quotas=quotas)
         inode.store(txn, made)
         dentry.store(txn, above.inode_id, name, made)
         above = made

@@ -20,6 +20,8 @@ from fs3.meta.checks import may_add, may_take
 from fs3.meta.dentry import Dentry
 from fs3.meta.idempotency import record, recorded
 from fs3.meta.path import Place, Walker
+from fs3.meta.quota import Charges, Numbers
+from fs3.meta.recount import counting
 from fs3.meta.session import Session
 from fs3.pb import common_pb2, meta_pb2
 
@@ -40,10 +42,12 @@ def check_batch(count: int) -> None:
 async def create_files(txn: Transaction, request: meta_pb2.CreateFilesRequest, call: Call) -> meta_pb2.CreateFilesReply:
     """An inode and a write session for each path; nothing is visible yet, so this conflicts with nobody.
 
-    Whether the caller may publish there is asked already, lest they write for nothing; it counts when they publish.
+    Whether the caller may publish there, and a quota has room, is asked already, lest they write for nothing; it counts
+    when they publish.
 
     Raises:
         NotFound: a directory is missing, or no chain table has the chosen replicas.
+        QuotaExceeded: a quota has no room for a single one.
         IsADirectory, NotADirectory, PermissionDenied, Invalid.
     """
     check_batch(len(request.paths))
@@ -56,6 +60,9 @@ async def create_files(txn: Transaction, request: meta_pb2.CreateFilesRequest, c
     for path, place in zip(request.paths, places, strict=True):
         _refuse_directory(place, path)
         await _may_publish(walker, place, path)
+    charges = Charges(txn)
+    for place in {place.parent: place for place in places if place.dentry is None}.values():
+        await charges.require_room(await counting(walker, place))
     for file in await _made(txn, places, request, call):
         reply.inodes.append(file)
         inode.store_message(txn, file)
@@ -74,6 +81,7 @@ async def publish_files(
         NotFound: a directory is missing, or a write session is over.
         Exists: a name is taken and not to be replaced.
         PermissionDenied: the caller may not, or a write session is another client's.
+        QuotaExceeded: a quota has no room for all of them.
         IsADirectory, NotADirectory, Invalid.
     """
     check_batch(len(request.files))
@@ -97,8 +105,16 @@ async def publish_files(
     await session.require(txn, written, request.id.client_id)
     reply = meta_pb2.PublishFilesReply()
     values = await _values(txn, request, places, call)
+    charges = Charges(txn)
+    counted: dict[InodeId, Numbers] = {}
     for wanted, place, value in zip(request.files, places, values, strict=True):
-        await _publish(txn, wanted, place, value, reply.inodes.add(), call)
+        if place.parent not in counted:
+            counted[place.parent] = await charges.live(await counting(walker, place))
+        file = reply.inodes.add()
+        file.quotas.extend(counted[place.parent])
+        await _publish(txn, wanted, place, value, file, call, charges)
+        charges.add(counted[place.parent], 1, wanted.length)
+    await charges.settle()
     for directory in {place.parent for place in places}:
         inode.stamp_directory(txn, directory, call.now_ns)
     return await record(txn, request.id, reply)
@@ -149,14 +165,20 @@ async def _made(
 
 
 async def _publish(
-    txn: Transaction, wanted: meta_pb2.PublishFile, place: Place, value: bytes, file: meta_pb2.Inode, call: Call
+    txn: Transaction,
+    wanted: meta_pb2.PublishFile,
+    place: Place,
+    value: bytes,
+    file: meta_pb2.Inode,
+    call: Call,
+    charges: Charges,
 ) -> None:
-    """Make the inode stored as `value` visible, and fill `file` with what it is then."""
+    """Make the inode stored as `value` visible, and fill `file`, which has its quotas, with what it is then."""
     inode.decode_into(file, value)
     if file.rewritten or file.nlink:
         raise Invalid(f"{wanted.path}: inode {file.inode_id} was published before")
     if place.dentry is not None:
-        await inode.drop_name(txn, await inode.load(txn, place.dentry.inode_id), call.now_ns)
+        await inode.drop_name(txn, await inode.load(txn, place.dentry.inode_id), call.now_ns, charges)
         await trashed.forget(txn, place)
     file.nlink, file.length, file.version = 1, wanted.length, file.version + 1
     file.mtime_ns = file.ctime_ns = call.now_ns

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fs3.errors import Exists, Invalid, NotPermitted
+from fs3.errors import CrossQuota, Exists, Invalid, NotPermitted
 from fs3.inode import Inode, InodeType, inode_to_pb
 from fs3.kv.api import Transaction
 from fs3.meta import dentry, inode, listing
@@ -11,6 +11,8 @@ from fs3.meta.checks import may_add, may_link
 from fs3.meta.dentry import check_name
 from fs3.meta.idempotency import record, recorded
 from fs3.meta.path import Place, Walker
+from fs3.meta.quota import Charges
+from fs3.meta.recount import counting
 from fs3.pb import meta_pb2
 
 MAX_TARGET_BYTES = 4_095
@@ -38,6 +40,7 @@ async def symlink(txn: Transaction, request: meta_pb2.SymlinkRequest, call: Call
         Exists: the name is taken.
         NotFound, NotADirectory: the directory is missing, or is none.
         PermissionDenied: the caller may not write there.
+        QuotaExceeded: a quota has no room for it.
         Invalid: a path or target that is none.
     """
     answer = await recorded(txn, request.id, meta_pb2.InodeReply)
@@ -48,6 +51,10 @@ async def symlink(txn: Transaction, request: meta_pb2.SymlinkRequest, call: Call
     place = await walker.holder(request.path, follow=False)
     _refuse_taken(place, request.path)
     await may_add(walker, place, request.path)
+    charges = Charges(txn)
+    quotas = await charges.live(await counting(walker, place))
+    charges.add(quotas, 1, len(target))
+    await charges.settle()
     its = call.caller.born(await walker.permissions(walker.holding(place)), MODE)
     made = Inode(
         inode_id=call.new_id(),
@@ -62,6 +69,7 @@ async def symlink(txn: Transaction, request: meta_pb2.SymlinkRequest, call: Call
         ctime_ns=call.now_ns,
         btime_ns=call.now_ns,
         version=1,
+        quotas=quotas,
     )
     return await _name(txn, request.id, place, made, call)
 
@@ -72,6 +80,7 @@ async def link(txn: Transaction, request: meta_pb2.LinkRequest, call: Call) -> m
     Raises:
         Exists: the name is taken.
         NotPermitted: `source` is a directory, or a file of others that the caller may not both read and write.
+        CrossQuota: other quotas count what is at the target.
         PermissionDenied, NotFound, NotADirectory, Invalid.
     """
     answer = await recorded(txn, request.id, meta_pb2.InodeReply)
@@ -86,6 +95,9 @@ async def link(txn: Transaction, request: meta_pb2.LinkRequest, call: Call) -> m
     await may_add(walker, place, request.target)
     if entry.type is InodeType.DIRECTORY:
         raise NotPermitted(f"{request.source}: is a directory, and a directory has one name only")
+    charges = Charges(txn)
+    if await charges.live(named.quotas) != await charges.live(await counting(walker, place)):
+        raise CrossQuota(f"{request.target}: other quotas count what is there than {request.source}; copy the file")
     named = inode.changed(named, call.now_ns)._replace(nlink=named.nlink + 1)
     listing.changed(txn, source.parent, request.id)
     return await _name(txn, request.id, place, named, call)

@@ -12,6 +12,7 @@ from fs3.meta.dentry import Dentry
 from fs3.meta.idempotency import record, recorded
 from fs3.meta.moving import take
 from fs3.meta.path import Walker
+from fs3.meta.quota import Charges
 from fs3.pb import common_pb2, meta_pb2
 
 
@@ -39,18 +40,20 @@ async def remove(txn: Transaction, request: meta_pb2.RemoveRequest, call: Call) 
     trashed.check_stays(place, request.path)
     await may_take(walker, place, entry, request.path)
     _check_type(request, entry)
+    charges = Charges(txn)
     if entry.type is not InodeType.DIRECTORY:
-        await inode.drop_name(txn, await inode.load(txn, entry.inode_id), call.now_ns)
+        await inode.drop_name(txn, await inode.load(txn, entry.inode_id), call.now_ns, charges)
     elif request.recursive:
         top = await inode.load(txn, entry.inode_id)
         if not call.caller.superuser and not await dentry.is_empty(txn, entry.inode_id):
             may_empty(call.caller, top, request.path)
-        inode.queue(txn, top)
+        await inode.drop_tree(txn, top, call.now_ns, charges)
     elif await dentry.is_empty(txn, entry.inode_id):
-        await inode.drop_empty_directory(txn, entry.inode_id)
+        await inode.drop_empty_directory(txn, entry.inode_id, charges)
     else:
         raise NotEmpty(f"{request.path}: the directory is not empty; remove it recursively")
     await take(txn, place, call.now_ns)
+    await charges.settle()
     return await record(txn, request.id, common_pb2.Empty())
 
 

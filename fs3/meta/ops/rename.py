@@ -12,6 +12,8 @@ from fs3.meta.dentry import Dentry
 from fs3.meta.idempotency import record, recorded
 from fs3.meta.moving import move
 from fs3.meta.path import Place, Walker
+from fs3.meta.quota import Charges
+from fs3.meta.recount import counted_there
 from fs3.pb import meta_pb2
 
 
@@ -27,6 +29,8 @@ async def rename(txn: Transaction, request: meta_pb2.RenameRequest, call: Call) 
         Exists: the target does, and `no_replace` was asked for.
         NotEmpty, IsADirectory, NotADirectory: the target cannot be replaced by this source.
         Invalid: the root, or a directory into its own subtree.
+        QuotaExceeded: a quota has no room for it.
+        CrossQuota: other quotas count what is at the target, and it is too much to be counted anew at once.
         PermissionDenied, NotPermitted: the caller may not take the source, put it there, or replace what is there;
             the trash.
     """
@@ -45,9 +49,12 @@ async def rename(txn: Transaction, request: meta_pb2.RenameRequest, call: Call) 
         return await record(txn, request.id, meta_pb2.InodeReply(inode=inode_to_pb(moved)))
     if not call.caller.superuser:
         await _may_move(walker, request, source, moving, moved, target)
+    charges = Charges(txn)
     if target.dentry is not None:
-        await _replace(txn, request.target, moving, target.dentry, call.now_ns)
+        await _replace(txn, request.target, moving, target.dentry, call.now_ns, charges)
         await trashed.forget(txn, target)
+    moved = await counted_there(txn, walker, moved, target, charges, at_once=call.at_once)
+    await charges.settle()
     moved = await move(txn, moved, source, target.parent, target.name, call.now_ns)
     return await record(txn, request.id, meta_pb2.InodeReply(inode=inode_to_pb(moved)))
 
@@ -79,15 +86,15 @@ async def _may_move(
         may_move_away(walker.caller, moved, request.source)
 
 
-async def _replace(txn: Transaction, path: str, moving: Dentry, there: Dentry, now_ns: int) -> None:
+async def _replace(txn: Transaction, path: str, moving: Dentry, there: Dentry, now_ns: int, charges: Charges) -> None:
     """Make room at the target. Raises: IsADirectory, NotADirectory, NotEmpty."""
     _check_types(path, moving, there)
     if there.type is not InodeType.DIRECTORY:
-        await inode.drop_name(txn, await inode.load(txn, there.inode_id), now_ns)
+        await inode.drop_name(txn, await inode.load(txn, there.inode_id), now_ns, charges)
         return
     if not await dentry.is_empty(txn, there.inode_id):
         raise NotEmpty(f"{path}: the directory is not empty")
-    await inode.drop_empty_directory(txn, there.inode_id)
+    await inode.drop_empty_directory(txn, there.inode_id, charges)
 
 
 def _check_types(path: str, moving: Dentry, there: Dentry) -> None:

@@ -1,4 +1,7 @@
-"""The trash: removing so that it can be undone for a while. One rename into /.trash, whatever the size; one back."""
+"""The trash: removing so that it can be undone for a while. One rename into /.trash, whatever the size; one back.
+
+The quotas that counted what is removed go on counting it.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,8 @@ from fs3.meta.idempotency import record, recorded
 from fs3.meta.moving import move
 from fs3.meta.ops import directory
 from fs3.meta.path import Walker
+from fs3.meta.quota import Charges
+from fs3.meta.recount import counted_there
 from fs3.pb import meta_pb2
 
 KEEP_S = 3 * 86_400
@@ -78,6 +83,7 @@ async def restore(txn: Transaction, request: meta_pb2.RestoreTrashRequest, call:
         Exists: something is there.
         NotADirectory: a file stands in the way to it.
         Invalid: the root, or somewhere in the trash.
+        QuotaExceeded, CrossQuota: other quotas count what is there than what was where it came from.
         PermissionDenied, NotPermitted: it is neither the caller's nor removed by them, or may not go there.
     """
     answer = await recorded(txn, request.id, meta_pb2.RestoreTrashReply)
@@ -102,7 +108,10 @@ async def restore(txn: Transaction, request: meta_pb2.RestoreTrashRequest, call:
     _may_have(call.caller, known, moving)
     may_move_away(call.caller, moving, f"{trashed.PATH}/{request.name}")
     await may_add(walker, target, path)
+    charges = Charges(txn)
+    moving = await counted_there(txn, walker, moving, target, charges, at_once=call.at_once)
     moved = await move(txn, moving, source, target.parent, target.name, call.now_ns)
+    await charges.settle()
     reply = meta_pb2.RestoreTrashReply(inode=inode_to_pb(moved), path=target.path)
     return await record(txn, request.id, reply)
 
@@ -181,16 +190,17 @@ async def purge(txn: Transaction, chosen: Records, now_ns: int) -> int:
     if into is None:
         return 0
     names = [trashed.entry_name(key, known) for key, known in chosen]
-    removed = 0
+    removed, charges = 0, Charges(txn)
     entries = await dentry.load_many(txn, [(into, name) for name in names])
     for (key, _), name, entry in zip(chosen, names, entries, strict=True):
         txn.delete(key)
         if entry is not None:
-            await inode.drop_tree(txn, await inode.load(txn, entry.inode_id), now_ns)
+            await inode.drop_tree(txn, await inode.load(txn, entry.inode_id), now_ns, charges)
             dentry.remove(txn, into, name)
             removed += 1
     if removed:
         inode.stamp_directory(txn, into, now_ns)
+    await charges.settle()
     return removed
 
 

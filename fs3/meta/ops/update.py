@@ -19,6 +19,7 @@ from fs3.meta.checks import may_write
 from fs3.meta.idempotency import record, recorded
 from fs3.meta.ops.file import check_batch
 from fs3.meta.path import Walker
+from fs3.meta.quota import Charges
 from fs3.meta.session import Session
 from fs3.pb import meta_pb2
 
@@ -69,6 +70,7 @@ async def sync_files(txn: Transaction, request: meta_pb2.SyncFilesRequest, call:
     Raises:
         NotFound: a session is over: what was written since the last sync may be visible or not.
         PermissionDenied: it is another client's.
+        QuotaExceeded: a quota has no room for what has been added to them; to make them as long as before is no matter.
         Invalid: the file was never published, or is named twice in one call.
     """
     check_batch(len(request.files))
@@ -79,12 +81,13 @@ async def sync_files(txn: Transaction, request: meta_pb2.SyncFilesRequest, call:
     if len(set(numbers)) < len(numbers):
         raise Invalid("a file is named twice in one call")
     sessions = await session.require(txn, [(number, f"inode {number}") for number in numbers], request.id.client_id)
-    reply = meta_pb2.SyncFilesReply()
+    reply, charges = meta_pb2.SyncFilesReply(), Charges(txn)
     for file, number, ours in zip(request.files, numbers, sessions, strict=True):
         found = await inode.load(txn, number)
         if not found.rewritten:
             raise Invalid(f"inode {number} was never published; publish it")
         synced = _synced(found, file, call.now_ns)
+        charges.add(found.quotas, 0, synced.length - found.length)
         if synced != found:
             inode.store(txn, synced)
         if file.close:
@@ -92,6 +95,7 @@ async def sync_files(txn: Transaction, request: meta_pb2.SyncFilesRequest, call:
         elif file.epoch > ours.epoch:
             session.store(txn, number, ours.at_epoch(file.epoch))
         reply.inodes.append(inode_to_pb(synced))
+    await charges.settle()
     return await record(txn, request.id, reply)
 
 
@@ -99,6 +103,8 @@ async def renew_sessions(
     txn: Transaction, request: meta_pb2.RenewSessionsRequest, call: Call
 ) -> meta_pb2.RenewSessionsReply:
     """Raise the beat of the client's sessions, and the lengths of files that have grown; which sessions are lost.
+
+    Where a quota has no room for that, lengths stay as they are: whoever syncs or closes the file is told.
 
     Raises: Invalid: neither as many lengths and epochs as files, nor none.
     """
@@ -109,12 +115,18 @@ async def renew_sessions(
             " agree"
         )
     renewed = await session.renew(txn, request.client_id, numbers)
+    charges, grown = Charges(txn), []
     for number, length, epoch in zip(numbers, request.lengths, request.epochs, strict=False):
         if length and number in renewed and renewed[number].epoch == epoch:
             found = await inode.load(txn, number)
             if found.rewritten and length > found.length:
-                grown = meta_pb2.FileSync(inode_id=number, length=length, written=True)
-                inode.store(txn, _synced(found, grown, call.now_ns))
+                longer = meta_pb2.FileSync(inode_id=number, length=length, written=True)
+                grown.append(_synced(found, longer, call.now_ns))
+                charges.add(found.quotas, 0, length - found.length)
+    if await charges.fit():
+        for one in grown:
+            inode.store(txn, one)
+        await charges.settle(check=False)
     return meta_pb2.RenewSessionsReply(lost=[number for number in numbers if number not in renewed])
 
 

@@ -19,7 +19,7 @@ from fs3.kv.memory import MemoryKV
 from fs3.kv.sqlite import SqliteKV
 from fs3.meta.access import SUPERUSER, Caller
 from fs3.meta.call import Call
-from fs3.meta.ops import attributes, directory, file, link, remove, rename, stat, trash, update, xattr
+from fs3.meta.ops import attributes, directory, file, link, quota, remove, rename, stat, trash, update, xattr
 from fs3.pb import common_pb2, meta_pb2
 from fs3.routing import ChainTable, Routing
 
@@ -106,6 +106,18 @@ class Namespace:
     async def remove(self, path: str, recursive: bool = False, must_be: int = 0) -> None:
         request = meta_pb2.RemoveRequest(id=self.request_id(), path=path, recursive=recursive, must_be=must_be)
         assert await self.change(remove.remove, request) == common_pb2.Empty()
+
+    async def set_quota(self, path: str, **limits: int) -> meta_pb2.Quota:
+        """`max_bytes`, `max_inodes`; 0 does away with one."""
+        request = meta_pb2.SetQuotaRequest(id=self.request_id(), path=path, **limits)
+        return (await self.change(quota.set_quota, request)).quota
+
+    async def quotas(self, path: str = "", **page: int) -> list[meta_pb2.Quota]:
+        return list((await self.read(quota.quotas, meta_pb2.QuotasRequest(path=path, **page))).quotas)
+
+    async def used(self, path: str) -> list[tuple[int, int]]:
+        """Inodes and bytes by each quota of the directory, outermost first."""
+        return [(one.inodes, one.bytes) for one in await self.quotas(path)]
 
     async def trash(self, path: str, keep_s: int = 0) -> meta_pb2.Trashed:
         request = meta_pb2.TrashRequest(id=self.request_id(), path=path, keep_s=keep_s)

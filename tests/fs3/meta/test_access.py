@@ -72,7 +72,7 @@ def test_an_entry_carries_the_permissions_of_a_directory_whichever_way_they_are_
         assert await entry_of(ns, ROOT_INODE, b"c") == dentry.of_inode(moved)
         assert (moved.inode_id, moved.mode, moved.uid) == (made.inode_id, 0o3770, 1_000)
         (one,) = await ns.write("/f")
-        assert await entry_of(ns, ROOT_INODE, b"f") == (one.inode_id, 1, b"")
+        assert await entry_of(ns, ROOT_INODE, b"f") == (one.inode_id, 1, b"", False)
         assert [one.text for one in (await fsck(ns.kv)).findings() if "given out" not in one.text] == []
 
     drive(body)
@@ -84,7 +84,7 @@ def test_entries_of_before_are_read_and_their_inodes_asked(drive: Any) -> None:
         await ns.mkdir("/a/b")
         await ns.write("/a/b/f")
         await age(ns)
-        assert await entry_of(ns, ROOT_INODE, b"a") == (made.inode_id, 2, b"")
+        assert await entry_of(ns, ROOT_INODE, b"a") == (made.inode_id, 2, b"", False)
         assert (await ns.stat("/a/b/f"))[0].length == 10
         ns.caller = ANNA
         assert await ns.stat("/a/b/f", "/a/b", "/a") == [errors.PermissionDenied.code] * 2 + [await whole(ns, "/a")]
