@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import click
 
-from fs3.cli import admin_change, admin_chunks, admin_lost, admin_names, admin_scrub, admin_show, admin_tables
+from fs3.cli import admin_change, admin_chunks, admin_lost, admin_names, admin_scrub, admin_show, admin_tables, room
 
 
 @click.group()
 def admin() -> None:
-    """Look after a running cluster: nodes, disks, targets, chains, tables, chunks."""
+    """Look after a running cluster: nodes, disks, targets, chains, tables, chunks, names, quotas."""
 
 
-for _module in (admin_show, admin_change, admin_tables, admin_chunks, admin_lost, admin_scrub, admin_names):
+for _module in (admin_show, admin_change, admin_tables, admin_chunks, admin_lost, admin_scrub, admin_names, room):
     for _command in _module.COMMANDS:
         admin.add_command(_command)

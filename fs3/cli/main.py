@@ -34,6 +34,7 @@ COMMANDS = {
     "chown": ("fs3.cli.inodes", "chown", "Change owner and group."),
     "stat": ("fs3.cli.files", "stat", "Show all that is known of a file or directory."),
     "du": ("fs3.cli.files", "du", "Sum up the sizes of files."),
+    "df": ("fs3.cli.room", "df", "Show how much room there is, by disks and quotas."),
     "kv": ("fs3.cli.kv", "kv", "Show or clear what the KV cache holds."),
     "mgmtd": ("fs3.cli.daemons", "mgmtd", "Run the cluster manager."),
     "meta": ("fs3.cli.daemons", "meta", "Run a metadata daemon."),
@@ -41,7 +42,7 @@ COMMANDS = {
 }
 SECTIONS = {
     "Clusters": ("up", "down", "status", "admin"),
-    "Files": ("cp", "ls", "cat", "rm", "trash", "mv", "mkdir", "ln", "chmod", "chown", "stat", "du"),
+    "Files": ("cp", "ls", "cat", "rm", "trash", "mv", "mkdir", "ln", "chmod", "chown", "stat", "du", "df"),
     "KV cache": ("kv",),
     "Daemons, one by one": ("mgmtd", "meta", "storage"),
 }

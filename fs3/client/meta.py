@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias, TypeVar
 
 from fs3.client.meta_calls import text
-from fs3.client.meta_reads import MetaReads, Page
+from fs3.client.meta_reads import Page
+from fs3.client.room import Quota, Room, RoomCalls, Space
 from fs3.client.trash import TrashCalls
 from fs3.errors import Fs3Error, Invalid, TooLarge
 from fs3.inode import Entry, Inode, InodeType, inode_from_pb
@@ -23,6 +24,8 @@ __all__ = [
     "MetaClient",
     "Page",
     "Publish",
+    "Quota",
+    "Room",
     "Space",
     "Sync",
     "Usage",
@@ -94,15 +97,6 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
-class Space:
-    """Of all disks together, in bytes; a file of r replicas takes r times its length."""
-
-    total: int
-    used: int
-    free: int
-
-
-@dataclass(frozen=True, slots=True)
 class Found:
     """An inode that exists, or whether it is `dead`: removed, and its chunks still wait to be."""
 
@@ -110,7 +104,7 @@ class Found:
     dead: bool
 
 
-class MetaClient(MetaReads, TrashCalls):
+class MetaClient(RoomCalls, TrashCalls):
     """Metadata calls of one process; beside what a method names, each raises Unavailable at its deadline."""
 
     _files_at_once = FILES_AT_ONCE  # fewer once meta's store has turned out to take fewer
@@ -252,12 +246,6 @@ class MetaClient(MetaReads, TrashCalls):
     def realpath(self, path: str, *, timeout_s: float | None = None) -> str:
         """Where `path` leads, without symlinks; its last name may be missing. Raises: NotFound, ..."""
         return str(self._call("Realpath", meta_pb2.RealpathRequest, timeout_s, path=path).path)
-
-    def space(self) -> Space:
-        """What the cluster's disks hold, as they last reported; asks nobody."""
-        disks = self._routing().disks
-        total, free = sum(disk.total_bytes for disk in disks), sum(disk.free_bytes for disk in disks)
-        return Space(total, total - free, free)
 
     def link(self, source: str, target: str, *, timeout_s: float | None = None) -> Inode:
         """Give the file at `source` a further name, `target`. Raises: Exists, NotPermitted (a directory), NotFound."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from fs3.client.connect import Client
+from fs3.client.meta import Room
 from fs3.errors import Fs3Error
 from fs3.filesystem.os_errors import os_errors
 from fs3.inode import InodeType
@@ -65,6 +66,12 @@ class PosixFace:
         path = self._strip_protocol(path)
         with os_errors(path):
             self.client.meta.set_attributes(path, uid=uid, gid=gid, follow=follow)
+
+    def room(self, path: str = "/") -> Room:
+        """How many bytes and inodes there is room for at `path`, by the disks and by quotas, as statvfs(3) tells it."""
+        path = self._strip_protocol(path)
+        with os_errors(path):
+            return self.client.meta.room(path)
 
     def truncate(self, path: str, length: int) -> None:
         """Make a file longer, with zeros, or shorter, in place."""

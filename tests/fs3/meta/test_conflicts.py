@@ -18,7 +18,7 @@ from fs3.ids import ROOT_INODE
 from fs3.kv import keys
 from fs3.meta import trashed
 from fs3.meta.gc import Collector
-from fs3.meta.ops import attributes, directory, file, link, remove, rename, stat, trash, update, xattr
+from fs3.meta.ops import attributes, directory, file, link, quota, remove, rename, stat, trash, update, xattr
 from fs3.pb import meta_pb2
 
 
@@ -58,6 +58,10 @@ def chmod(path: str, mode: int = 0o700):
         attributes.set_attributes,
         meta_pb2.SetAttrRequest(id=ns.request_id(), path=path, mode=mode),
     )
+
+
+def limit(path: str):
+    return lambda ns: (quota.set_quota, meta_pb2.SetQuotaRequest(id=ns.request_id(), path=path, max_inodes=100))
 
 
 def set_times(path: str, mtime_ns: int = 5):
@@ -241,6 +245,22 @@ PAIRS = [
     (by_hand(rmdir), empty(), True),
     (empty(), by_hand(lambda path: move(path, "/back")), True),
     (by_hand(lambda path: publish(0, path)), restore(), True),
+    # quotas: what comes into a directory sees its quota, or is seen when what is there is counted
+    (publish(0, "/a/f"), limit("/a"), True),
+    (limit("/a"), publish(0, "/a/f"), True),
+    (limit("/d"), publish(0, "/d/e/f"), True),
+    (publish(0, "/d/e/f"), limit("/d"), False),  # /d is not empty, and will be counted
+    (limit("/d"), move("/d/old", "/a/old"), True),
+    (move("/b", "/a/b"), limit("/a"), True),
+    (limit("/d"), open_for_writing("/d/old"), True),
+    (limit("/a"), limit("/a"), True),
+    (limit("/a"), chmod("/a"), True),
+    (chmod("/a"), limit("/a"), True),
+    (limit("/a"), rmdir("/a"), True),
+    (rmdir("/a"), limit("/a"), True),
+    (rmdir("/d", recursive=True), limit("/d/e"), True),
+    (limit("/a"), create("/a/f"), False),
+    (limit("/a"), publish(0, "/b/f"), False),
     # listings: what is noted of them is put blindly
     (chmod("/d/old"), publish(0, "/d/new"), False),
     (hardlink("/d/old", "/a/x"), publish(0, "/d/new"), False),
