@@ -2,7 +2,8 @@
 
 Whatever is made in a directory has the quotas that its directory has. A directory has the new one before its entries
 are looked at, so what comes later has it from the beginning, and what was there is found; each is counted in the
-transaction that gives it the quota. So the counting may be interrupted, and begun again, at any point.
+transaction that gives it the quota. So the counting may be interrupted, and begun again, at any point; it is when a
+directory has moved that was not reached yet.
 """
 
 from __future__ import annotations
@@ -58,8 +59,10 @@ class QuotaCounting:
         left = self._left[number]
         for done in range(_PAGES):
             if not left:
-                await transact(self._kv, partial(finish, number=number))
-                _log.info("quota %d of %s: what was there is counted", number, known.path)
+                if await transact(self._kv, partial(finish, number=number)):
+                    _log.info("quota %d of %s: what was there is counted", number, known.path)
+                else:
+                    left.append((InodeId(known.directory), b""))
                 return done + 1
             directory, after = left[-1]
             page = await transact(self._kv, partial(count_page, directory=directory, after=after, limit=self._limit))
@@ -87,9 +90,12 @@ async def count_page(txn: Transaction, directory: InodeId, after: bytes, limit: 
     return _Page(below, page[-1][0] if len(page) == limit else None)
 
 
-async def finish(txn: Transaction, number: int) -> None:
-    """Note that nothing is left to be counted."""
+async def finish(txn: Transaction, number: int) -> bool:
+    """Note that nothing is left to be counted; False if it must be looked through again."""
     known = await quota.load(txn, number)
-    if known is not None and known.counting:
-        known.counting = False
-        quota.store(txn, number, known)
+    if known is None or not known.counting:
+        return True
+    again = known.again
+    known.counting, known.again = again, False
+    quota.store(txn, number, known)
+    return not again

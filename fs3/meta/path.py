@@ -146,6 +146,10 @@ class Walker:
         """What stands for the directory that holds `place`, which this walker has found."""
         return self._entry_of(place.parents, place.above)
 
+    def above(self, place: Place) -> list[Dentry]:
+        """What stands for the directories from the root down to the one that holds `place`, without the root."""
+        return [self._passed[one] for one in zip(place.parents, place.above, strict=False)]
+
     def _entry_of(self, parents: Sequence[InodeId], above: Sequence[bytes]) -> Dentry:
         return self._passed[parents[-2], above[-1]] if above else _ROOT
 

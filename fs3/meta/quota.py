@@ -133,6 +133,20 @@ class Charges:
         self.add(numbers, 1, inode.length)
         return inode._replace(quotas=numbers)
 
+    def reached(self, inode: Inode, numbers: Numbers) -> Inode:
+        """What has been found by an operation before the collector, which counts what was there, has come to it.
+
+        A directory is left to the collector, which begins again: it may move to where that has been already.
+        """
+        if not inode.is_directory:
+            return self.moved(inode, numbers)
+        for number in numbers:
+            record = self._records[number]
+            if record is not None and record.counting and number not in inode.quotas:
+                record.again = True
+                store(self._txn, number, record)
+        return inode
+
     async def require_room(self, numbers: Sequence[int]) -> None:
         """That none of them is full now; conflicts with nobody. Raises: QuotaExceeded."""
         for number in await self.live(numbers):

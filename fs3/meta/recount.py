@@ -24,16 +24,53 @@ async def counting(walker: Walker, place: Place) -> Numbers:
     return inside(await walker.load(holder.inode_id)) if holder.counts else ()
 
 
-async def counted_there(
-    txn: Transaction, walker: Walker, moving: Inode, target: Place, charges: Charges, *, at_once: int
+async def moved_between(
+    txn: Transaction, walker: Walker, moving: Inode, places: tuple[Place, Place], charges: Charges, *, at_once: int
 ) -> Inode:
-    """What moves to `target`, as it is once the quotas there count it, and what is below it: at most `at_once` things.
+    """What moves from one place to the other, as it is once the quotas there count it; settles the charges.
 
-    Raises: CrossQuota.
+    What is below it is counted anew, too: at most `at_once` things. Raises: CrossQuota, QuotaExceeded.
     """
+    source, target = places
     before, after = await charges.live(moving.quotas), await charges.live(await counting(walker, target))
+    if before != after:
+        after = await _by_path(walker, target, charges)
     if before == after:
+        await charges.settle()
         return moving
+    if set(before) < set(after) and after == await _by_path(walker, source, charges):  # it was not reached yet
+        moved = charges.reached(moving, after)
+        await charges.settle(check=False)
+        return moved
+    moved = await _counted_there(txn, moving, target, (before, after), charges, at_once)
+    await charges.settle()
+    return moved
+
+
+async def linked(walker: Walker, named: Inode, places: tuple[Place, Place], charges: Charges) -> Inode:
+    """What gets a further name at the second place. Raises: CrossQuota."""
+    source, target = places
+    before = await charges.live(named.quotas)
+    if before == await charges.live(await counting(walker, target)):
+        return named
+    after = await _by_path(walker, target, charges)
+    if not set(before) <= set(after) or after != await _by_path(walker, source, charges):
+        raise CrossQuota(f"{target.path}: other quotas count what is there than {source.path}; copy the file")
+    named = charges.reached(named, after)
+    await charges.settle(check=False)
+    return named
+
+
+async def _by_path(walker: Walker, place: Place, charges: Charges) -> Numbers:
+    """The quotas of the directories above a place: those that count what is there, or will once all is counted."""
+    own = [(await walker.load(one.inode_id)).quota for one in walker.above(place) if one.counts]
+    return await charges.live([number for number in own if number])
+
+
+async def _counted_there(
+    txn: Transaction, moving: Inode, target: Place, quotas: tuple[Numbers, Numbers], charges: Charges, at_once: int
+) -> Inode:
+    before, after = quotas
     if not moving.is_directory and moving.nlink > 1:
         raise CrossQuota(
             f"{target.path}: other quotas count what is there, and it has further names, which would stay behind; copy"

@@ -600,18 +600,20 @@ class EmptyTrashReply(_message.Message):
     def __init__(self, removed: _Optional[int] = ..., after: _Optional[str] = ..., more: _Optional[bool] = ...) -> None: ...
 
 class QuotaRecord(_message.Message):
-    __slots__ = ("directory", "path", "max_bytes", "max_inodes", "counting")
+    __slots__ = ("directory", "path", "max_bytes", "max_inodes", "counting", "again")
     DIRECTORY_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
     MAX_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_INODES_FIELD_NUMBER: _ClassVar[int]
     COUNTING_FIELD_NUMBER: _ClassVar[int]
+    AGAIN_FIELD_NUMBER: _ClassVar[int]
     directory: int
     path: str
     max_bytes: int
     max_inodes: int
     counting: bool
-    def __init__(self, directory: _Optional[int] = ..., path: _Optional[str] = ..., max_bytes: _Optional[int] = ..., max_inodes: _Optional[int] = ..., counting: _Optional[bool] = ...) -> None: ...
+    again: bool
+    def __init__(self, directory: _Optional[int] = ..., path: _Optional[str] = ..., max_bytes: _Optional[int] = ..., max_inodes: _Optional[int] = ..., counting: _Optional[bool] = ..., again: _Optional[bool] = ...) -> None: ...
 
 class Quota(_message.Message):
     __slots__ = ("number", "record", "bytes", "inodes")

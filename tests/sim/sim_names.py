@@ -15,9 +15,10 @@ from sim_cluster import Cluster, SimClient
 from sim_kernel import Simulation, Violation
 
 from fs3.client.meta import InodeType, MetaClient, Publish, Sync, Written
-from fs3.errors import Busy, Conflict, Exists, Fs3Error, MaybeApplied, NotFound, Unavailable
+from fs3.errors import Busy, Conflict, Exists, Fs3Error, MaybeApplied, NotFound, QuotaExceeded, Unavailable
 from fs3.inode import Inode
 from fs3.kv import keys
+from fs3.meta import quota
 from fs3.meta.fsck import fsck
 
 _UNKNOWN = (MaybeApplied, Unavailable, Busy, Conflict)
@@ -40,6 +41,16 @@ class Directory:
     path: str
     names: dict[str, Thing] = field(default_factory=dict)
     sure: bool = True
+    limit: int = 0  # how many inodes its quota allows
+    counted: bool = False  # all of them, from the beginning, not in the background
+
+    def check_room(self, more: bool) -> None:
+        """After a refusal for want of room (not `more`), or after one more inode has been made. Raises: Violation."""
+        there = len(set(map(id, self.names.values())))
+        if not more and not (self.limit and there >= self.limit):
+            raise Violation(f"{self.path} has {there} of {self.limit} inodes, and is full")
+        if more and self.limit and self.counted and there >= self.limit:
+            raise Violation(f"{self.path} had {there} of {self.limit} inodes, and got one more")
 
     def expected(self) -> dict[str, tuple[object, ...]]:
         """What a listing must say."""
@@ -90,12 +101,18 @@ class Names:
                 self._compare(client.meta, directory)
 
     def collected(self) -> bool:
-        """Whether no dead file waits for the removal of its chunks, which would be a write like any other."""
-        reading = self.cluster.names.kv.begin().range(*keys.whole(keys.GC_QUEUE), limit=1, snapshot=True)
+        """Whether no dead file waits for the removal of its chunks, which would be a write like any other, and no quota
+        is being counted."""
+        dead, quotas = self._records(keys.GC_QUEUE), self._records(keys.QUOTA)
+        return not dead and not any(quota.decode(value).counting for _, value in quotas)
+
+    def _records(self, kind: bytes) -> list[tuple[bytes, bytes]]:
+        reading = self.cluster.names.kv.begin().range(*keys.whole(kind), limit=1_000, snapshot=True)
         try:
             reading.send(None)  # it waits for nobody
         except StopIteration as read:
-            return not read.value
+            found: list[tuple[bytes, bytes]] = read.value
+            return found
         raise AssertionError("the store in memory waits")
 
     def at_rest(self) -> None:
@@ -149,6 +166,7 @@ class Names:
                 self._symlink,
                 self._chmod,
                 self._update,
+                self._limit,
                 self._look,
             ]
         )
@@ -164,17 +182,23 @@ class Names:
         if leads is not None:  # it is followed: `path` is another name for what is, or is not yet, at its end
             return
         begun_s = self.sim.now
+        more = there is None or list(directory.names.values()).count(there) > 1  # else it takes the place of another
         try:
             (made,) = meta.create_files([path])
             meta.publish_files([Publish(made.inode_id, path, length, replace)])
         except _UNKNOWN:
             raise
+        except QuotaExceeded:
+            directory.check_room(more=not more)
+            return
         except Fs3Error as error:
             if free and not self._late(error, begun_s):
                 raise Violation(f"publishing {path} over {there}, replace {replace}: {error!r}") from error
             return  # what was made and not published is the collector's
         if not free:
             raise Violation(f"{path} was published over {there}, replace {replace}")
+        if more:
+            directory.check_room(more=True)
         directory.names[name] = Thing(InodeType.FILE, length)
 
     def _mkdir(self, meta: MetaClient, directory: Directory, draw: random.Random) -> None:
@@ -192,11 +216,11 @@ class Names:
         thing = directory.names.get(source)
         if thing is None or thing.kind is InodeType.DIRECTORY:
             return
-        if self._made(directory, name, lambda path: meta.link(f"{directory.path}/{source}", path)):
+        if self._made(directory, name, lambda path: meta.link(f"{directory.path}/{source}", path), more=False):
             directory.names[name] = thing
 
-    def _made(self, directory: Directory, name: str, make: Callable[[str], object]) -> bool:
-        """Make something at a name that must be free; whether it was."""
+    def _made(self, directory: Directory, name: str, make: Callable[[str], object], *, more: bool = True) -> bool:
+        """Make something at a name that must be free, and is an inode `more`; whether it was, and there was room."""
         path = f"{directory.path}/{name}"
         try:
             make(path)
@@ -204,8 +228,13 @@ class Names:
             if name not in directory.names:
                 raise Violation(f"{path} exists, and was never made") from error
             return False
+        except QuotaExceeded:
+            directory.check_room(more=not more)
+            return False
         if name in directory.names:
             raise Violation(f"{path} was made twice")
+        if more:
+            directory.check_room(more=True)
         return True
 
     def _rename(self, meta: MetaClient, directory: Directory, draw: random.Random) -> None:
@@ -244,6 +273,13 @@ class Names:
             return
         meta.set_attributes(f"{directory.path}/{name}", mode=mode)
         thing.mode = mode
+
+    def _limit(self, meta: MetaClient, directory: Directory, draw: random.Random) -> None:
+        most = draw.choice([0, 2, 3, 4, 100])
+        if most or directory.limit:
+            meta.set_quota(directory.path, max_inodes=most)
+            directory.counted = directory.counted if directory.limit else not directory.names
+            directory.limit = most
 
     def _update(self, meta: MetaClient, directory: Directory, draw: random.Random) -> None:
         """A file written in place, without its bytes: what meta is told of its length, and its name that may go."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fs3.errors import CrossQuota, Exists, Invalid, NotPermitted
+from fs3.errors import Exists, Invalid, NotPermitted
 from fs3.inode import Inode, InodeType, inode_to_pb
 from fs3.kv.api import Transaction
 from fs3.meta import dentry, inode, listing
@@ -12,7 +12,7 @@ from fs3.meta.dentry import check_name
 from fs3.meta.idempotency import record, recorded
 from fs3.meta.path import Place, Walker
 from fs3.meta.quota import Charges
-from fs3.meta.recount import counting
+from fs3.meta.recount import counting, linked
 from fs3.pb import meta_pb2
 
 MAX_TARGET_BYTES = 4_095
@@ -95,9 +95,7 @@ async def link(txn: Transaction, request: meta_pb2.LinkRequest, call: Call) -> m
     await may_add(walker, place, request.target)
     if entry.type is InodeType.DIRECTORY:
         raise NotPermitted(f"{request.source}: is a directory, and a directory has one name only")
-    charges = Charges(txn)
-    if await charges.live(named.quotas) != await charges.live(await counting(walker, place)):
-        raise CrossQuota(f"{request.target}: other quotas count what is there than {request.source}; copy the file")
+    named = await linked(walker, named, (source, place), Charges(txn))
     named = inode.changed(named, call.now_ns)._replace(nlink=named.nlink + 1)
     listing.changed(txn, source.parent, request.id)
     return await _name(txn, request.id, place, named, call)

@@ -13,7 +13,7 @@ from fs3.meta.idempotency import record, recorded
 from fs3.meta.moving import move
 from fs3.meta.path import Place, Walker
 from fs3.meta.quota import Charges
-from fs3.meta.recount import counted_there
+from fs3.meta.recount import moved_between
 from fs3.pb import meta_pb2
 
 
@@ -53,8 +53,7 @@ async def rename(txn: Transaction, request: meta_pb2.RenameRequest, call: Call) 
     if target.dentry is not None:
         await _replace(txn, request.target, moving, target.dentry, call.now_ns, charges)
         await trashed.forget(txn, target)
-    moved = await counted_there(txn, walker, moved, target, charges, at_once=call.at_once)
-    await charges.settle()
+    moved = await moved_between(txn, walker, moved, (source, target), charges, at_once=call.at_once)
     moved = await move(txn, moved, source, target.parent, target.name, call.now_ns)
     return await record(txn, request.id, meta_pb2.InodeReply(inode=inode_to_pb(moved)))
 

@@ -21,7 +21,7 @@ from fs3.meta.moving import move
 from fs3.meta.ops import directory
 from fs3.meta.path import Walker
 from fs3.meta.quota import Charges
-from fs3.meta.recount import counted_there
+from fs3.meta.recount import moved_between
 from fs3.pb import meta_pb2
 
 KEEP_S = 3 * 86_400
@@ -109,9 +109,8 @@ async def restore(txn: Transaction, request: meta_pb2.RestoreTrashRequest, call:
     may_move_away(call.caller, moving, f"{trashed.PATH}/{request.name}")
     await may_add(walker, target, path)
     charges = Charges(txn)
-    moving = await counted_there(txn, walker, moving, target, charges, at_once=call.at_once)
+    moving = await moved_between(txn, walker, moving, (source, target), charges, at_once=call.at_once)
     moved = await move(txn, moving, source, target.parent, target.name, call.now_ns)
-    await charges.settle()
     reply = meta_pb2.RestoreTrashReply(inode=inode_to_pb(moved), path=target.path)
     return await record(txn, request.id, reply)
 

@@ -6,6 +6,7 @@ import asyncio
 import random
 import secrets
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from fs3.meta import dentry
 from fs3.meta.access import Caller
 from fs3.meta.fsck import fsck
 from fs3.meta.gc import Collector
+from fs3.meta.gc_quota import count_page, finish
 from fs3.meta.ops import file, rename, update
 from fs3.meta.ops.quota import set_quota
 from fs3.pb import meta_pb2
@@ -247,6 +249,29 @@ def test_what_was_there_before_is_counted_while_things_go_on(drive: Callable[...
         await ns.set_quota("/q", max_inodes=163)
         with refused(errors.QuotaExceeded, "inodes"):
             await ns.make_empty("/q/more")
+
+    drive(body)
+
+
+def test_what_moves_past_the_counting_is_counted(drive: Callable[..., None]) -> None:
+    async def body(ns: Any) -> None:
+        await ns.mkdir("/q/a/deep", parents=True)
+        await ns.mkdir("/q/z/moved/deep", parents=True)
+        await ns.write(*(f"/q/z/moved/deep/{n}" for n in range(20)), "/q/z/moved/one")
+        number = (await ns.set_quota("/q", max_inodes=2)).number  # less than is there, and no reason to refuse
+        q, a, z = (one.inode_id for one in await ns.stat("/q", "/q/a", "/q/z"))
+        for directory in (q, a):  # as the collector does, which then is interrupted
+            await transact(ns.kv, partial(count_page, directory=directory, after=b"", limit=100))
+        await ns.rename("/q/z/moved", "/q/a/moved")
+        await ns.link("/q/a/moved/one", "/q/a/two")
+        await ns.rename("/q/a/moved/deep/0", "/q/a/deep/0")
+        await sound(ns)
+        assert await ns.used("/q") == [(5, 20)]  # a, a/deep, z, and the two files that were met
+        await transact(ns.kv, partial(count_page, directory=z, after=b"", limit=100))
+        assert not await transact(ns.kv, partial(finish, number=number)), "it has to be looked through again"
+        await collected(ns)
+        assert await ns.used("/q") == [(3 + 2 + 21, 210)]
+        await sound(ns)
 
     drive(body)
 
