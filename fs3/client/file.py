@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from fs3.checksum import Bytes
 from fs3.client import plan_core
 from fs3.client.meta import MetaClient, Publish
+from fs3.client.meta_files import FILES_AT_ONCE
 from fs3.client.mgmtd import MgmtdClient
 from fs3.client.plan_core import I64, ChunkPlan
 from fs3.client.read_path import RangeCorrupt
@@ -36,7 +37,6 @@ from fs3.transport.messages import Records
 
 __all__ = ["FileClient", "FileUpdater", "FileWriter", "OpenFile"]
 
-FILES_AT_ONCE = 512
 BATCH_BYTES = 256 << 20  # how many bytes of small files are sent before their results are awaited
 
 

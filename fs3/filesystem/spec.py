@@ -12,14 +12,13 @@ import contextlib
 import datetime
 import io
 from collections.abc import Callable, Sequence
-from glob import has_magic
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
 from fs3.client.connect import Client, connect
 from fs3.client.file import FileClient, OpenFile
-from fs3.errors import Corrupt, Exists, Fs3Error, Invalid, IsADirectory, NotADirectory, NotFound, to_os_error
+from fs3.errors import Corrupt, Exists, Fs3Error, Invalid, NotADirectory, NotFound, to_os_error
 from fs3.filesystem.asynchronous import AsyncFace
 from fs3.filesystem.facts import describe_all, time_of
 from fs3.filesystem.files import ReadFile, WriteFile
@@ -28,9 +27,10 @@ from fs3.filesystem.os_errors import os_errors
 from fs3.filesystem.posix import PosixFace
 from fs3.filesystem.transaction import Fs3Transaction
 from fs3.filesystem.trash import TrashFace
+from fs3.filesystem.tree import TreeFace
 from fs3.filesystem.update_file import UpdateFile
 from fs3.filesystem.urls import cluster_of, path_of
-from fs3.inode import Inode, InodeType
+from fs3.inode import Inode
 from fs3.layout import LayoutChoice
 from fs3.user import parse_user
 
@@ -38,7 +38,7 @@ T = TypeVar("T")
 COPY_BYTES = 16 << 20  # pieces in which files are streamed from and to other places
 
 
-class Fs3FileSystem(TrashFace, PosixFace, AsyncFace):
+class Fs3FileSystem(TreeFace, TrashFace, PosixFace, AsyncFace):
     """fs3 through fsspec.
 
     `mgmtd` is "host:port" or several, separated by commas; `secret` the cluster's, if it has one; `user` whom to call
@@ -301,74 +301,6 @@ class Fs3FileSystem(TrashFace, PosixFace, AsyncFace):
         if truncate or not self.exists(path):
             self.pipe_file(path, b"")
 
-    # -- directories and names
-
-    def mkdir(
-        self, path: str, create_parents: bool = True, *, layout: LayoutChoice | None = None, mode: int = 0o755, **_: Any
-    ) -> None:
-        """Make a directory; `layout` is what new files in it get, where it differs from the parent's."""
-        path = self._strip_protocol(path)
-        with os_errors(path):
-            try:
-                self.client.meta.mkdir(path, parents=False, mode=mode, layout=layout)
-            except NotFound:
-                if not create_parents:
-                    raise
-                self.client.meta.mkdir(path, parents=True, mode=mode, layout=layout)
-
-    def makedirs(
-        self, path: str, exist_ok: bool = False, *, layout: LayoutChoice | None = None, mode: int = 0o755
-    ) -> None:
-        path = self._strip_protocol(path)
-        if not exist_ok and self.exists(path):
-            raise FileExistsError(17, "it exists already", path)
-        with os_errors(path):
-            if path != "/":
-                self.client.meta.mkdir(path, parents=True, mode=mode, layout=layout)
-
-    def rmdir(self, path: str) -> None:
-        path = self._strip_protocol(path)
-        with os_errors(path):
-            self.client.meta.remove(path, must_be=InodeType.DIRECTORY)
-
-    def rm_file(self, path: str) -> None:
-        path = self._strip_protocol(path)
-        with os_errors(path):
-            self.client.meta.remove(path)
-
-    def rm(self, path: Any, recursive: bool = False, maxdepth: int | None = None) -> None:
-        """Remove files and, if `recursive`, directories with all that is in them; a tree goes in one operation.
-
-        A symlink goes itself, whatever it leads to.
-        """
-        named = _several(path)
-        if not recursive and any(has_magic(str(name)) for name in named):
-            named = self.expand_path(path, recursive=False)
-        for name in named:
-            stripped = self._strip_protocol(name)
-            with os_errors(stripped):
-                if not recursive and self.client.meta.stat_one(stripped, follow=False).is_directory:
-                    raise IsADirectory(f"{stripped} is a directory; remove it with recursive=True")
-                self.client.meta.remove(stripped, recursive=recursive)
-
-    def mv(self, path1: str, path2: str, recursive: bool = False, maxdepth: int | None = None, **_: Any) -> None:
-        """One atomic rename; into `path2` if that is a directory, over it if it is a file.
-
-        "a/" means what is in a, as it does when fsspec copies: it goes to "b" itself, which may be an empty directory.
-        """
-        source, target = self._strip_protocol(path1), self._strip_protocol(path2)
-        into = not str(path1).endswith("/") if self.isdir(target) else str(path2).endswith("/") and self.isfile(source)
-        if into:
-            target = f"{target.rstrip('/')}/{source.rpartition('/')[2]}"
-        if source != target:
-            with os_errors(source):
-                self.client.meta.rename(source, target)
-
-    def rename(self, path1: str, path2: str, **_: Any) -> None:
-        """One atomic rename, exactly from the one name to the other."""
-        with os_errors(path1):
-            self.client.meta.rename(self._strip_protocol(path1), self._strip_protocol(path2))
-
     # -- inside
 
     def _add_sizes(self, links: list[dict[str, Any]]) -> None:
@@ -436,7 +368,3 @@ def _stream(source: ReadFile, target: WriteFile) -> None:
     buffer = bytearray(min(COPY_BYTES, source.size))
     while count := source.readinto(buffer):
         target.write(memoryview(buffer)[:count])
-
-
-def _several(path: Any) -> list[str]:
-    return list(path) if isinstance(path, (list, tuple)) else [path]

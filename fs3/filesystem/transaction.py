@@ -6,7 +6,7 @@ from typing import Any
 
 from fsspec.transaction import Transaction
 
-from fs3.client.file import FILES_AT_ONCE
+from fs3.client.meta_files import FILES_AT_ONCE
 from fs3.errors import TooLarge
 from fs3.filesystem.files import WriteFile
 from fs3.filesystem.os_errors import os_errors

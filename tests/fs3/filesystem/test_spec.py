@@ -164,6 +164,15 @@ def test_names_move_and_go(fs: Any, home: str) -> None:
     assert caught.value.errno == errno.ENOTEMPTY
     fs.rm(f"{home}/moved", recursive=True)
     fs.rm([f"{home}/copy/z", f"{home}/copy/b/x"])
+    fs.pipe({f"{home}/copy/{name}": b"" for name in ("a1", "a2", "a[1]", "a[12]", "b1")})
+    fs.rm(f"{home}/copy/a[1]")  # it is there, and so no pattern
+    assert fs.exists(f"{home}/copy/a1")
+    fs.mkdir(f"{home}/copy/a3")
+    fs.rm(f"{home}/copy/a*", recursive=True)
+    assert [name for name in fs.ls(f"{home}/copy", detail=False) if "/copy/a" in name] == []
+    fs.rm(f"{home}/copy/b?")
+    with pytest.raises(FileNotFoundError):
+        fs.rm(f"{home}/copy/b?", recursive=True)
     assert fs.find(home) == [f"{home}/copy/b/c/y"]
 
 
