@@ -31,10 +31,6 @@ def _snake(method: str) -> str:
     return re.sub(r"(?<!^)(?=[A-Z])", "_", method).lower()
 
 
-def _may_be_met_twice(request: Any) -> bool:
-    return not hasattr(request, "id") or request.id.retry
-
-
 def serve_control(network: Network, machine: Machine, process: SimProcess, handler: Handler) -> None:
     """Have `handler` answer the control calls to `machine`, as tasks of `process`."""
     server = _Server(network, machine, process, handler)
@@ -85,6 +81,9 @@ class _Call:
         done: _Done,
     ) -> None:
         self.method = method
+        twice = network.twice and network.random.random() < network.twice
+        if twice and hasattr(request, "id"):
+            request.id.retry = True  # as if it had been sent before, and lost: only then is it met twice
         self.raw: bytes = request.SerializeToString()
         self.request_type = type(request)
         self.credentials = credentials
@@ -97,7 +96,7 @@ class _Call:
         sim = network.sim
         there = network.of(address)
         sim.after(network.delay(machine, there.name), lambda: self._arrive(there))
-        if network.twice and _may_be_met_twice(request) and network.random.random() < network.twice:
+        if twice:
             late_s = 2 * network.delay(machine, there.name)
             if (method == "Heartbeat" or hasattr(request, "id")) and network.random.random() < 0.5:
                 late_s += network.random.random() * _LATE_S  # after others, of a later run of the daemon too

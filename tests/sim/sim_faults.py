@@ -19,6 +19,7 @@ from sim_network import Hung, Wire
 from sim_operator import SimOperator
 from sim_store import STORE
 
+from fs3.ids import TargetId
 from fs3.pb import admin_pb2
 from fs3.routing import TargetState
 from fs3.storage.blocks import name_of
@@ -433,9 +434,15 @@ class Nemesis:
         wiping = self.operator.busy and self.cluster.shape.wipes
         if not self._others_have_it(storage) or wiping or any(one.misplaced for one in others):
             return False
-        disk, some = self._one(storage.disks), self.chance.choice([1, 4, 16])  # most bytes belong to no chunk any more
-        if not any([disk.corrupt(self.chance, sums=self.chance.random() < 0.3) for _ in range(some)]):
-            return False
+        if self.chance.random() < 0.5 and storage.daemon is not None:  # in a few chunks, and not just anywhere
+            disk, engine = self._one(list(zip(storage.disks, storage.daemon.engines, strict=False)))
+            where = _committed(engine)
+            if not where or not [disk.corrupt(self.chance, where=where) for _ in range(self.chance.choice([1, 4]))]:
+                return False
+        else:
+            disk, some = self._one(storage.disks), self.chance.choice([1, 4, 16])  # most bytes are no chunk's any more
+            if not any([disk.corrupt(self.chance, sums=self.chance.random() < 0.3) for _ in range(some)]):
+                return False
         self.corrupted = True
         lasts_s = self._lasts()
         self._pending_bytes_change(storage, self.sim.now + lasts_s)
@@ -494,7 +501,21 @@ class Nemesis:
         return self._drains(kind, admin_pb2.Place(node_id=self._one(self.cluster.storages).node_id))
 
     def _operator_drains_a_target(self, kind: str) -> bool:
-        return self._drains(kind, admin_pb2.Place(target_id=self._one(sorted(self.cluster.routing.targets))))
+        targets = sorted(self.cluster.routing.targets)
+        if self.corrupted and self.chance.random() < 0.7:  # one whose replacement is filled from changed bytes, perhaps
+            targets = self._beside_changed() or targets
+        return self._drains(kind, admin_pb2.Place(target_id=self._one(targets)))
+
+    def _beside_changed(self) -> list[TargetId]:
+        """Targets of others in chains of three of which one is on the disks where bytes change."""
+        routing, changed = self.cluster.routing, self.cluster.storages[0].node_id
+        return sorted(
+            target
+            for chain in routing.chains.values()
+            if len(chain.targets) > 2 and any(routing.targets[one].node_id == changed for one in chain.targets)
+            for target in chain.targets
+            if routing.targets[target].node_id != changed
+        )
 
     def _drains(self, kind: str, place: admin_pb2.Place) -> bool:
         if self.operator.busy:
@@ -553,6 +574,19 @@ def _pending(engine: Any) -> list[tuple[str, int, int]]:
         (name_of(version.file), engine._files[version.file].position(version.slot), version.length)
         for version in engine._published.pending.values()
         if version.file >= 0
+    ]
+
+
+def _committed(engine: Any) -> list[tuple[str, int, int]]:
+    """Where on its disk the bytes of committed versions are."""
+    published = engine._published
+    entries = [
+        published.get((target, *chunk))
+        for target in sorted(engine.targets())
+        for chunk in sorted(published.index.keys_of(target))
+    ]
+    return [
+        (name_of(entry.file - 1), entry.position, entry.length) for entry in entries if entry.file > 0 and entry.length
     ]
 
 

@@ -224,7 +224,7 @@ class Hung:
         if wire.open[end]:
             self._sim.after(0.01 * self._lease_s, lambda: self._look(wire, end))
             return
-        after_s = self._lease_s * self._chance.choice([0.003, 0.03, 0.3]) * self._chance.random()
+        after_s = self._lease_s * self._chance.choice([0.003, 0.03, 0.3, 2.0]) * self._chance.random()
         self._sim.after(after_s, lambda: self._resume(wire.number))
 
     def _resume(self, number: int) -> None:

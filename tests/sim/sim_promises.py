@@ -17,6 +17,7 @@ Runs do not come back         (lease_core.py) a node's generation in the routing
                               replaced
 One daemon a node             (lease_core.py) a daemon gets a node's id only once the one before it serves no more
 Marked damage is not sent     (repair.py) a range of a chunk that is marked gets no bytes
+Damage is the last resort     (resync.py) recovery passes damaged bytes on only where nobody who serves has good ones
 No damage by itself           bytes fail their sums only where a disk has failed, lost power or changed bytes
 
 What a chain may have lost by contract (`Workload.lossy_chains`) is left out.
@@ -38,6 +39,7 @@ from fs3.storage import metadata, service
 from fs3.storage.blocks import name_of
 from fs3.storage.published import Published
 from fs3.storage.read_path import ReadPath
+from fs3.storage.resync import _Pass
 from fs3.storage.session_fence import FENCE
 from fs3.storage.target_core import Phase
 from fs3.transport.frame_core import Kind
@@ -78,6 +80,7 @@ class Promises:
         self._reply: Callable[..., Any] | None = None
         self._read: Callable[..., Any] | None = None
         self._plain_reply: Callable[..., Any] | None = None
+        self._content: Callable[..., Any] | None = None
         self._sim = sim
         sim.subscribe(self.hear, "routing", "disk", "frame")
 
@@ -109,6 +112,15 @@ class Promises:
                 self._in_time("an update")
             return plain_reply(header, *what, **more)
 
+        self._content = content = _Pass._content
+
+        def passed_on(recovery: _Pass, chunk: Chunk, deadline_s: float) -> Any:
+            found = content(recovery, chunk, deadline_s)
+            if found[2] is not None:
+                self._is_last_resort(recovery, chunk)
+            return found
+
+        _Pass._content = passed_on  # type: ignore[method-assign]
         ReadPath.read = read_in_time  # type: ignore[method-assign]
         service.plain_reply = written_in_time
         Published.commit = watched  # type: ignore[method-assign]
@@ -117,7 +129,8 @@ class Promises:
 
     def __exit__(self, *_: object) -> None:
         assert self._commit is not None and self._reply is not None
-        assert self._read is not None and self._plain_reply is not None
+        assert self._read is not None and self._plain_reply is not None and self._content is not None
+        _Pass._content = self._content  # type: ignore[method-assign]
         ReadPath.read = self._read  # type: ignore[method-assign]
         service.plain_reply = self._plain_reply
         Published.commit = self._commit  # type: ignore[method-assign]
@@ -289,6 +302,24 @@ class Promises:
                 raise Violation(f"{storage.name} answers {what}, though its lease is over")
 
     # Marked damage is not sent
+
+    def _is_last_resort(self, recovery: _Pass, chunk: Chunk) -> None:
+        role = recovery._role
+        version = recovery._engine.info(role.target_id, *chunk).version
+        for other in self._cluster.routing.serving(role.chain_id):
+            if other.target_id == role.target_id:
+                continue
+            engine = self._engine_of(other)
+            if engine is None or (other.target_id, *chunk) in engine.damaged():
+                continue
+            info = engine.info(other.target_id, *chunk)
+            if info.found and info.version == version:
+                raise WatchedChunk(
+                    chunk,
+                    role.chain_id,
+                    f"target {role.target_id} passes damaged bytes of {chunk_name(*chunk)} on, and target"
+                    f" {other.target_id} has them",
+                )
 
     def _not_damaged(self, path: ReadPath, ranges: Any, results: Any) -> None:
         marked = {key for engine in path._engines for key in engine.damaged()}
