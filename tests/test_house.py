@@ -48,8 +48,9 @@ MAY_IMPORT = {
     "storage": {"base", "transport", "client"},
     "filesystem": {"base", "client"},
     "kvcache": {"base", "client"},
+    "bench": {"base", "client"},
     "cluster": {"base", "client", "transport", "mgmtd", "meta", "storage"},
-    "cli": {"base", "client", "transport", "mgmtd", "meta", "storage", "filesystem", "kvcache", "cluster"},
+    "cli": {"base", "client", "transport", "mgmtd", "meta", "storage", "filesystem", "kvcache", "bench", "cluster"},
     "fs3_loader": {"base", "client", "filesystem"},
     "fs3_trainer": {"base", "client", "filesystem", "kvcache", "fs3_loader"},
 }
