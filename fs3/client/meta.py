@@ -10,7 +10,7 @@ from fs3.client.meta_files import FileCalls, Publish, Sync, Written
 from fs3.client.meta_reads import Page
 from fs3.client.room import Quota, Room, RoomCalls, Space
 from fs3.client.trash import TrashCalls
-from fs3.errors import Fs3Error, Invalid
+from fs3.errors import Fs3Error, Invalid, TooLarge
 from fs3.inode import Entry, Inode, InodeType, inode_from_pb
 from fs3.layout import LayoutChoice, choice_to_pb
 from fs3.pb import meta_pb2
@@ -84,16 +84,22 @@ class MetaClient(FileCalls, RoomCalls, TrashCalls):
         layout: LayoutChoice | None = None,
         timeout_s: float | None = None,
     ) -> Inode:
-        """Make a directory; with `parents` also those above, and an existing one is no error. Raises: Exists, ..."""
-        reply = self._change(
-            "Mkdir",
-            meta_pb2.MkdirRequest,
-            timeout_s,
-            path=path,
-            parents=parents,
-            mode=mode,
-            layout=choice_to_pb(layout or LayoutChoice()),
-        )
+        """Make a directory; with `parents` also those above, and an existing one is no error.
+
+        Where the metadata store does not take all of them at once, the upper ones are made first.
+
+        Raises: Exists, NotFound (a parent is missing), NotADirectory, PermissionDenied, QuotaExceeded, Invalid.
+        """
+        choice = choice_to_pb(layout or LayoutChoice())
+        fields = {"path": path, "parents": parents, "mode": mode, "layout": choice}
+        try:
+            reply = self._change("Mkdir", meta_pb2.MkdirRequest, timeout_s, **fields)
+        except TooLarge:
+            names = path.strip("/").split("/")
+            if not parents or len(names) < 2:
+                raise
+            self.mkdir("/" + "/".join(names[: len(names) // 2]), parents=True, timeout_s=timeout_s)
+            reply = self._change("Mkdir", meta_pb2.MkdirRequest, timeout_s, **fields)
         return inode_from_pb(reply.inode)
 
     def symlink(self, path: str, target: str, *, timeout_s: float | None = None) -> Inode:

@@ -21,6 +21,7 @@ from fs3.kv import keys
 from fs3.kv.api import KVEngine, Limits
 from fs3.kv.etcd import EtcdKV
 from fs3.kv.memory import MemoryKV
+from fs3.layout import LayoutChoice
 from fs3.meta.gc import Collector
 from fs3.meta.service import MetaService
 from fs3.meta.sizes import page_of
@@ -155,6 +156,16 @@ def test_the_trash_is_emptied_in_parts(running: Running) -> None:
     running.collect()
     assert running.count(keys.INODE) == 4 and running.count(keys.TRASH) == 0
     assert meta.fsck().wrong == 0
+
+
+def test_deep_directories_are_made_from_the_top(running: Running) -> None:
+    path = "/" + "/".join(f"level{number}" for number in range(64))
+    made = running.meta.mkdir(path, parents=True, mode=0o700, layout=LayoutChoice(stripe=2))
+    assert running.meta.mkdir(path, parents=True, layout=LayoutChoice(stripe=2)).inode_id == made.inode_id
+    (found, above) = running.meta.stat([path, path.rpartition("/")[0]])
+    assert isinstance(found, Inode) and isinstance(above, Inode) and found.layout is not None
+    assert (found.mode, above.mode, found.layout.stripe) == (0o700, 0o755, 2)
+    assert running.failed("mkdir") > 0 and running.meta.fsck().wrong == 0
 
 
 @pytest.mark.parametrize("count", [100, 42])  # one says so from the request alone, the other at the commit
