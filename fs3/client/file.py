@@ -119,15 +119,22 @@ class FileClient:
         every byte is there and verified. When it raises, `out` holds anything.
 
         Raises:
-            Invalid: a range is not within its file, or does not fit into `out`.
+            Invalid: a range is not within its file, does not fit into `out`, or overlaps with another there; `out` is
+                read-only or not contiguous; the columns are not of one length, or hold other than whole numbers.
             NotFound: a file was removed or replaced since it was opened.
             Corrupt: bytes are missing, or fail their checksum on every replica.
             Unavailable: not done before the deadline.
         """
-        index: I64 = np.asarray(file_index, dtype=np.int64)
-        offsets, lengths = np.asarray(offsets, dtype=np.int64), np.asarray(lengths, dtype=np.int64)
-        if not len(index):
+        count = len(lengths)
+        index = plan_core.column(file_index, count, "file numbers")
+        offsets, lengths = plan_core.column(offsets, count, "offsets"), plan_core.column(lengths, count, "lengths")
+        target = _target(out)
+        if not count:
             return
+        if int(index.min()) < 0 or int(index.max()) >= len(handles):
+            raise Invalid(
+                f"file numbers from {index.min()} to {index.max()}: there are {len(handles)} files, from 0 on"
+            )
         table = plan_core.file_table(
             [handle.inode_id for handle in handles],
             [handle.length for handle in handles],
@@ -141,9 +148,10 @@ class FileClient:
                 f"{handle.path}: bytes {begin} to {begin + int(lengths[outside])} are not within the file, which has"
                 f" {handle.length}"
             )
-        starts = plan_core.packed_offsets(lengths) if out_offsets is None else np.asarray(out_offsets, dtype=np.int64)
+        starts = plan_core.packed_offsets(lengths)
+        if out_offsets is not None:
+            starts = plan_core.column(out_offsets, count, "places in the buffer")
         plan = plan_core.plan_file_ranges(table, index, offsets, lengths, starts)
-        target = memoryview(out).cast("B")
         try:
             results = self.storage.read(plan.ranges, target, plan.out_offsets, deadline_s=deadline_s)
         except RangeCorrupt as error:
@@ -293,3 +301,13 @@ class FileClient:
             chunk_update(inode.inode_id, layout, chains, at // layout.chunk_bytes, data[at : at + layout.chunk_bytes])
             for at in range(0, len(data), layout.chunk_bytes)
         ]
+
+
+def _target(out: Bytes) -> memoryview:
+    """A caller's buffer as bytes to be filled. Raises: Invalid; TypeError: it is no buffer."""
+    view = memoryview(out)
+    if view.readonly:
+        raise Invalid("the buffer is read-only; read into a bytearray, or a writable array")
+    if not view.c_contiguous:
+        raise Invalid("the buffer has gaps between its elements; read into a contiguous one")
+    return view.cast("B")

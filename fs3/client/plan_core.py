@@ -12,10 +12,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fs3.errors import Invalid
 from fs3.ids import KIND_FILE
 from fs3.transport.messages import RANGE, Records
 
@@ -62,10 +64,30 @@ def file_table(
     )
 
 
+def column(values: Any, count: int, what: str) -> I64:
+    """Whole numbers [count], from whatever holds them. Raises: Invalid."""
+    found = np.asarray(values)
+    if found.shape != (count,):
+        raise Invalid(f"{what} of shape {list(found.shape)}: there must be one for each of {count} ranges")
+    if count and found.dtype.kind not in "iu":
+        raise Invalid(f"{what} of type {found.dtype}: they must be whole numbers")
+    return found.astype(np.int64, copy=False)
+
+
 def first_outside(files: FileTable, file_index: I64, offsets: I64, lengths: I64) -> int | None:
-    """The first range that is not within its file, if there is one."""
-    bad = (offsets < 0) | (lengths < 0) | (offsets + lengths > files.length[file_index])
+    """The first range that is not within its file, if there is one; no sum of two numbers can overflow here."""
+    of_file = files.length[file_index]
+    bad = (offsets < 0) | (lengths < 0) | (lengths > of_file) | (offsets > of_file - lengths)
     return int(np.argmax(bad)) if bad.any() else None
+
+
+def overlap(begin: I64, lengths: I64) -> bool:
+    """Whether any two of the stretches [n] have a byte in common."""
+    if (begin[1:] >= (begin + lengths)[:-1]).all():
+        return False
+    begin, lengths = begin[lengths > 0], lengths[lengths > 0]
+    order = np.argsort(begin, kind="stable")
+    return bool((begin[order][1:] < (begin + lengths)[order][:-1]).any())
 
 
 def packed_offsets(lengths: I64) -> I64:

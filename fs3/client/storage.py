@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fs3.client.mgmtd import MgmtdClient
 from fs3.client.peers import Peers
-from fs3.client.plan_core import I64
+from fs3.client.plan_core import I64, overlap
 from fs3.client.read_path import ReadCall
 from fs3.client.write_path import ChunkUpdate, WriteCall
 from fs3.errors import Invalid, NotFound
@@ -83,6 +83,7 @@ class StorageClient:
         `length` has been verified.
 
         Raises:
+            Invalid: `out` is read-only or too small, or two ranges would have a byte of it in common.
             Corrupt: no replica of a chunk has bytes that match their sums.
             Unavailable: not all was answered before the deadline (a `lease_now_s` time; default `timeout_s` from now).
         """
@@ -93,9 +94,15 @@ class StorageClient:
         if (
             len(out_offsets) != len(ranges)
             or int(out_offsets.min()) < 0
-            or int((out_offsets + lengths).max()) > len(out)
+            or bool((out_offsets > len(out) - lengths).any())
         ):
             raise Invalid(f"{len(ranges)} ranges do not fit into a buffer of {len(out)} bytes where they should go")
+        if out.readonly:
+            raise Invalid("the buffer is read-only; read into a bytearray, or a writable array")
+        if overlap(out_offsets, lengths):
+            raise Invalid(
+                f"{len(ranges)} ranges overlap in the buffer where they should go; give each a place of its own"
+            )
         return ReadCall(self._peers, Kind.READ, ranges, deadline_s, begun_s, out=out, out_offsets=out_offsets).run()
 
     def write(self, updates: Sequence[ChunkUpdate], *, deadline_s: float | None = None) -> Records:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import threading
 
 import numpy as np
@@ -110,6 +111,52 @@ def test_ranges_outside_the_file_and_directories_are_refused(files, meta) -> Non
     meta.files["/d"] = Inode(inode_id=InodeId(5), type=InodeType.DIRECTORY, mode=0o755)
     with pytest.raises(IsADirectory, match="/d"):
         files.open_read("/d")
+
+
+def test_buffers_and_columns_that_cannot_be_are_refused_and_nothing_is_touched(files) -> None:
+    with files.create_writer("/f") as writer:
+        writer.write(bytes(range(200)) * 5)
+    handle = files.open_read("/f")
+    grid = np.zeros((100, 2), np.uint8)
+    for index, offsets, lengths, out, places, text in (
+        ([0], [0], [100], bytearray(50), None, "do not fit"),
+        ([0], [0], [10], bytearray(100), [-5], "do not fit"),
+        ([0], [0], [10], bytearray(100), [95], "do not fit"),
+        ([0], [0], [10], bytearray(100), [(1 << 63) - 1], "do not fit"),
+        ([0], [0], [100], bytes(100), None, "read-only"),
+        ([0], [0], [50], grid[:, 0], None, "gaps"),
+        ([0, 0], [0, 500], [10, 10], bytearray(100), [0, 5], "overlap"),
+        ([0, 0, 0], [0, 5, 9], [10, 4, 10], bytearray(100), [50, 20, 45], "overlap"),
+        ([1], [0], [1], bytearray(10), None, "there are 1 files"),
+        ([-1], [0], [1], bytearray(10), None, "there are 1 files"),
+        ([0, 0], [0], [1], bytearray(10), None, "one for each of 1 ranges"),
+        ([0], [0.5], [1], bytearray(10), None, "whole numbers"),
+        ([0], [1 << 62], [1 << 62], bytearray(10), None, "not within the file"),
+        ([0], [0], [-2], bytearray(10), None, "not within the file"),
+    ):
+        before = bytes(out)
+        with pytest.raises(Invalid, match=text):
+            files.read_batch([handle], index, offsets, lengths, out, places)
+        assert bytes(out) == before
+    with pytest.raises(TypeError):
+        files.read_batch([handle], [0], [0], [1], "no buffer")
+    files.read_batch([handle], [], [], [], bytearray(0))
+    files.read_batch([handle], [0], [0], [200], grid)  # of any shape and type, as long as it is contiguous
+    assert grid.tobytes() == bytes(range(200))
+    numbers = np.zeros(2)
+    files.read_batch([handle, handle], [0, 1, 0], [0, 3, 900], [3, 3, 0], numbers, [3, 0, 1])
+    assert numbers.tobytes()[:6] == bytes([3, 4, 5, 0, 1, 2])
+
+
+def test_many_ranges_at_once(files) -> None:
+    data = random.Random(4).randbytes(300_000)
+    with files.create_writer("/f") as writer:
+        writer.write(data)
+    count = 50_000
+    offsets = np.random.default_rng(1).integers(0, len(data) - 8, count)
+    out = bytearray(8 * count)
+    files.read_batch([files.open_read("/f")], np.zeros(count, np.int32), offsets, np.full(count, 8, np.uint8), out)
+    assert bytes(out) == b"".join(data[at : at + 8] for at in offsets.tolist())
 
 
 def test_a_lost_chunk_is_corrupt_and_a_replaced_file_is_not_found(files, meta, cluster) -> None:

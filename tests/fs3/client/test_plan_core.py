@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from fs3 import checksum
 from fs3.client import plan_core, verify_core
+from fs3.errors import Invalid
 from fs3.ids import KIND_FILE
 from fs3.layout import split_range
 
@@ -66,6 +67,24 @@ def test_ranges_outside_their_file_are_named() -> None:
 
     assert not outside(0, 0, 100) and not outside(0, 100, 0) and not outside(1, 0, 0)
     assert outside(0, 1, 100) and outside(1, 0, 1) and outside(0, -1, 2) and outside(0, 5, -1)
+    assert outside(0, 1 << 62, 1 << 62) and outside(0, (1 << 63) - 1, 1) and outside(0, 1, (1 << 63) - 1)
+
+
+@given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 6)), max_size=8))
+def test_overlaps_are_found_by_bytes(stretches: list[tuple[int, int]]) -> None:
+    taken = [at for begin, length in stretches for at in range(begin, begin + length)]
+    begin, lengths = (np.array([one[i] for one in stretches], dtype=np.int64) for i in (0, 1))
+    assert plan_core.overlap(begin, lengths) == (len(set(taken)) < len(taken))
+
+
+def test_columns_are_whole_numbers_one_for_each_range() -> None:
+    assert plan_core.column([1, 2], 2, "x").dtype == plan_core.column(np.zeros(2, np.uint8), 2, "x").dtype == np.int64
+    assert len(plan_core.column([], 0, "x")) == 0
+    same = np.zeros(3, dtype=np.int64)
+    assert plan_core.column(same, 3, "x") is same
+    for values, text in (([1], "shape"), ([[1, 2]], "shape"), ([0.5, 1.0], "float64"), (["a", "b"], "whole numbers")):
+        with pytest.raises(Invalid, match=text):
+            plan_core.column(values, 2, "x")
 
 
 @given(st.lists(st.integers(0, 50), max_size=30), st.integers(1, 5), st.integers(1, 100))
