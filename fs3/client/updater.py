@@ -8,6 +8,7 @@ first. Bytes are durable before meta is told of a length that includes them, and
 
 from __future__ import annotations
 
+import contextlib
 from types import TracebackType
 
 import numpy as np
@@ -19,7 +20,7 @@ from fs3.client.renewal import Renewal
 from fs3.client.sending import Sending, Window
 from fs3.client.storage import UPDATES_AT_ONCE, ChunkUpdate
 from fs3.client.writer import ABANDON_S, DIRECT_CHUNKS, chunk_update
-from fs3.errors import Corrupt, Invalid
+from fs3.errors import Corrupt, Fs3Error, Invalid, QuotaExceeded
 from fs3.ids import file_chunk
 from fs3.inode import Inode
 from fs3.layout import MAX_FILE_BYTES, Layout
@@ -195,9 +196,23 @@ class FileUpdater:
 
     def _tell(self, *, close: bool) -> None:
         sync = Sync(self._inode.inode_id, self._length, written=self._dirty, close=close, epoch=self._written.epoch)
-        with self._window.remember():
-            (self._inode,) = self._meta.sync_files([sync])
+        try:
+            with self._window.remember():
+                (self._inode,) = self._meta.sync_files([sync])
+        except QuotaExceeded:
+            self._cut_back()
+            raise
         self._dirty = False
+
+    def _cut_back(self) -> None:
+        """What a quota had no room for goes; the file is as long as meta has heard and taken before."""
+        with contextlib.suppress(Fs3Error):  # what is left then goes with the file, or with its next writer
+            (now,) = self._meta.sync_files([Sync(self._inode.inode_id)])
+            self._length = now.length
+            self._written = Written(now.length, self._written.epoch + 1)
+            shorter = Sync(now.inode_id, now.length, written=True, epoch=self._written.epoch)
+            (self._inode,) = self._meta.sync_files([shorter])
+            self._remove_beyond()
 
     def _keep(self, index: int, at: int, data: memoryview) -> int:
         """Copy into the buffer what fits; how many bytes."""

@@ -281,3 +281,39 @@ def test_a_writer_whose_session_is_over_stops(fs: Any, small: str) -> None:
     with pytest.raises(FileNotFoundError):
         file.close()
     assert contents(fs, path) == noise(1, 100) + b"!"
+
+
+def kept(fs: Any, path: str) -> int:
+    """The bytes of all chunks that a file has, on every chain of its stripe."""
+    handle = fs.file_client.open_read(path)
+    hi, _ = file_chunk(handle.inode_id, 0)
+    pages = [page for chain in handle.chains.tolist() for page in fs.client.storage.list_chunks(hi, chain)]
+    return sum(int(page["chunk_length"].sum()) for page in pages)
+
+
+def test_what_a_quota_has_no_room_for_is_not_left_behind(fs: Any, small: str) -> None:
+    """Neither what was appended, nor what renewals had made visible of it before there was no room any more."""
+    path, most = f"{small}/f", 10 * CHUNK
+    fs.client.meta.set_quota(small, max_bytes=most)
+    before = noise(1, 2 * CHUNK + 50)
+    fs.pipe_file(path, before)
+    with pytest.raises(OSError, match="allows") as failed, fs.open(path, "ab") as file:
+        file.write(noise(2, 20 * CHUNK))
+    assert failed.value.errno == errno.EDQUOT
+    assert contents(fs, path) == before and kept(fs, path) == len(before)
+    with pytest.raises(OSError, match="allows"), fs.open(path, "ab") as file:
+        file.write(noise(3, 4 * CHUNK))
+        file.flush()
+        fs.file_client.renew()
+        seen = fs.info(path)["size"]
+        file.write(noise(4, 20 * CHUNK))
+        file.flush()
+    assert len(before) <= seen <= most
+    whole = before + noise(3, 4 * CHUNK)
+    assert contents(fs, path) == whole[: fs.info(path)["size"]] and kept(fs, path) == fs.info(path)["size"] >= seen
+    with pytest.raises(OSError, match="allows"):
+        fs.truncate(path, 11 * CHUNK)
+    fs.client.meta.set_quota(small, max_bytes=0)
+    with fs.open(path, "ab") as file:
+        file.write(b"and on")
+    assert contents(fs, path) == whole[: fs.info(path)["size"] - 6] + b"and on"
