@@ -97,6 +97,8 @@ class MgmtdClient:
                     f"{addresses[0]} speaks protocol {info.protocol} (fs3 {info.version}), this client {PROTOCOL};"
                     " install the same version"
                 )
+            if info.primary:
+                service.learn((info.primary,))  # whoever was asked may be one that stands by
             credentials = Credentials(cluster_id=info.cluster_id, secret=secret)
             left_s = max(deadline_s - runtime.now_s(), 0.1)
             reply = service.call("GetRouting", mgmtd_pb2.GetRoutingRequest(), timeout_s=left_s, credentials=credentials)

@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from fs3.client.mgmtd import MgmtdClient
 from fs3.cluster.local import LocalCluster
+from fs3.url import parse_url
 
 _CLIENT = Path(__file__).with_name("failover_client.py")
 _WAIT_S = 90.0
@@ -73,3 +75,15 @@ def test_killed_under_load_it_costs_no_call(cluster: LocalCluster, kind: str) ->
             cluster.wait_serving(recovered=True, timeout_s=_WAIT_S)
     for name in cluster.shape.names:
         assert os.path.exists(f"/proc/{cluster.pids[name]}"), f"{name} has ended"
+
+
+def test_whichever_mgmtd_a_url_names_the_one_that_decides_is_found(cluster: LocalCluster) -> None:
+    addresses, _ = parse_url(cluster.url)
+    assert len(addresses) == 2
+    for address in addresses:
+        client = MgmtdClient.connect([address])
+        try:
+            assert client.primary() in addresses and set(client.addresses) == set(addresses)
+            assert client.routing.ready
+        finally:
+            client.close()
