@@ -13,9 +13,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from fs3 import checksum
-from fs3.errors import Corrupt, Fs3Error, NotFound, Unavailable
+from fs3.errors import Corrupt, Fs3Error, Invalid, NotFound, Unavailable
 from fs3.ids import chunk_name
 from fs3.storage.craq_core import Decision, Say
+from fs3.storage.engine_api import ChunkData
 from fs3.storage.repair import Mend
 from fs3.storage.write_item import Item
 from fs3.storage.write_locks import Key
@@ -23,10 +24,19 @@ from fs3.transport.messages import Op, UpdateFlag
 
 
 def regain(item: Item) -> None:
-    """Give what an item has pending its bytes again, if they are lost here and its update has them."""
+    """Give what an item has pending its bytes again, if they are lost here and its update has them.
+
+    Raises: Invalid: a client sends other bytes than before under the same number; others would stage these.
+    """
     assert item.staged is not None
     try:
-        item.engine.read_chunk(*item.key, pending=True)
+        found = item.engine.read_chunk(*item.key, pending=True)
+        if item.from_client and not _is_of(found, item):
+            client, channel, seq = item.identity
+            raise Invalid(
+                f"{chunk_name(*item.key[1:])}: update {seq} of channel {channel} of client {client} was something else"
+                " when it was sent before"
+            )
     except Corrupt:
         try:
             item.engine.restage(item.update(item.staged.version))
@@ -53,6 +63,17 @@ def still_true(item: Item, decision: Decision, mended: Callable[[Key], Mend]) ->
     if outcome is Mend.UNKNOWN:
         return Decision(Say.ANSWER, error=Unavailable(f"{what}damaged here; others cannot be asked for them now"))
     return Decision(Say.ANSWER, error=Corrupt(f"{what}lost since"))
+
+
+def _is_of(pending: ChunkData, item: Item) -> bool:
+    """Whether what is pending can have been made by this update."""
+    if pending.removed or item.op is Op.REMOVE:
+        return pending.removed == (item.op is Op.REMOVE)
+    if item.op is Op.TRUNCATE:
+        return pending.length == item.offset
+    begin = item.offset if item.op is Op.WRITE else 0
+    whole = item.op is not Op.WRITE
+    return pending.data[begin : None if whole else begin + len(item.data)] == item.data
 
 
 def keep_better(item: Item) -> None:

@@ -32,7 +32,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Sequence
 
-from fs3.errors import Busy, Conflict, Corrupt, Fs3Error, StaleRouting, Unavailable
+from fs3.errors import Busy, Conflict, Corrupt, Fs3Error, Invalid, StaleRouting, Unavailable
 from fs3.ids import chunk_name
 from fs3.runtime import SYSTEM, Runtime
 from fs3.storage import craq_core, own_bytes
@@ -229,10 +229,16 @@ class Replication:
         return craq_core.Decision(Say.ANSWER, error=error)
 
     def _resume(self, item: Item) -> None:
+        """It is pending here already, or something else under its number is, which it is refused for."""
         item.staged = item.engine.pending_staged(*item.key)
         item.first = False
-        if item.own:
+        if not item.own:
+            return
+        try:
             own_bytes.regain(item)
+        except Invalid as error:
+            item.staged = None
+            self._answer(item, error=error)
 
     def _stage(self, staging: Sequence[tuple[Item, int]], deadline_s: float, *, mended: bool = False) -> None:
         again: list[tuple[Item, int]] = []

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import write_cluster as wc
 
-from fs3.errors import Corrupt, NoSpace, Unavailable
+from fs3.errors import Corrupt, Invalid, NoSpace, Unavailable
 from fs3.transport.messages import Op
 
 DATA = random.Random(6).randbytes(300_000)
@@ -121,3 +121,39 @@ def test_a_syncing_replica_keeps_the_good_bytes_that_it_has(make: Callable[..., 
     mended(cluster)
     cluster.check_replicas()
     assert cluster.contents(cluster.nodes[1], 1)[CHUNK] == (1, DATA)
+
+
+@pytest.mark.parametrize(
+    ("op", "offset", "others"),
+    [
+        (Op.REPLACE, 0, [(Op.REPLACE, DATA[:-1], 0), (Op.REPLACE, b"", 0), (Op.REMOVE, b"", 0)]),
+        (Op.WRITE, 50_000, [(Op.WRITE, DATA, 50_001), (Op.WRITE, DATA[:-1] + b"?", 50_000), (Op.TRUNCATE, b"", 9)]),
+        (Op.TRUNCATE, 70_000, [(Op.TRUNCATE, b"", 70_001), (Op.REMOVE, b"", 0), (Op.WRITE, b"x", 0)]),
+        (Op.REMOVE, 0, [(Op.REPLACE, DATA, 0), (Op.TRUNCATE, b"", 0)]),
+    ],
+)
+def test_other_bytes_under_the_number_of_what_is_pending_reach_nobody(
+    make: Callable[..., Any], op: Op, offset: int, others: list[tuple[Op, bytes, int]]
+) -> None:
+    cluster = make()
+    client = wc.Client(cluster, 7)
+    wc.Client(cluster, 8).write(1, CHUNK, Op.REPLACE, bytes(100_000))
+    data = DATA if op in (Op.REPLACE, Op.WRITE) else b""
+    engine = cluster.nodes[2].engine
+    engine.refuse["stage"] = down
+    with pytest.raises(Unavailable):
+        client.attempt(1, CHUNK, op, data, offset, seq=1, attempt_s=0.2)
+    for other, what, where in others:
+        with pytest.raises(Invalid):
+            client.attempt(1, CHUNK, other, what, where, seq=1, attempt_s=0.2)
+    engine.refuse.clear()
+    version, _ = client.write(1, CHUNK, op, data, offset, seq=1)
+    assert version == 2
+    cluster.check_replicas()
+    expected = {
+        Op.REPLACE: (2, DATA),
+        Op.WRITE: (2, bytes(50_000) + DATA),
+        Op.TRUNCATE: (2, bytes(70_000)),
+        Op.REMOVE: (-2, b""),
+    }
+    assert cluster.contents(cluster.nodes[3], 1)[CHUNK] == expected[op]
