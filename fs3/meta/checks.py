@@ -5,8 +5,9 @@ What is read for a check is read as the walk reads, so that a change of permissi
 
 from __future__ import annotations
 
-from fs3.errors import PermissionDenied
+from fs3.errors import NotPermitted, PermissionDenied
 from fs3.inode import Inode
+from fs3.meta import trashed
 from fs3.meta.access import (
     GROUP_RUNS,
     READ,
@@ -26,10 +27,14 @@ _ANYBODY_RUNS = 0o111
 
 
 async def may_add(walker: Walker, place: Place, path: str) -> None:
-    """That the caller may make names in the directory that holds `place`. Raises: PermissionDenied."""
+    """That the caller may make names in the directory that holds `place`.
+
+    Raises: PermissionDenied; NotPermitted: the trash, where no quota would count them.
+    """
     if not walker.caller.superuser:
-        above = await walker.permissions(walker.holding(place))
-        walker.caller.require(above, WRITE | SEARCH, within(path, place.above))
+        if place.above == (trashed.NAME,):
+            raise NotPermitted(f"{path}: only `fs3 rm --trash` puts things into the trash")
+        await _may_write_in(walker, place, path)
 
 
 async def may_take(walker: Walker, place: Place, entry: Dentry, path: str) -> None:
@@ -39,11 +44,22 @@ async def may_take(walker: Walker, place: Place, entry: Dentry, path: str) -> No
     """
     if walker.caller.superuser:
         return
-    await may_add(walker, place, path)
+    await _may_write_in(walker, place, path)
     above = await walker.permissions(walker.holding(place))
     if above.mode & STICKY and not walker.caller.owns(above.uid):
         owner = (await walker.load(entry.inode_id)).uid
         walker.caller.require_owner(owner, f"{path}: in a sticky directory only the owner removes or renames")
+
+
+async def may_replace(walker: Walker, place: Place, entry: Dentry, path: str) -> None:
+    """That the caller may put something in the place of `entry`. Raises: as `may_add` and `may_take`."""
+    await may_add(walker, place, path)
+    await may_take(walker, place, entry, path)
+
+
+async def _may_write_in(walker: Walker, place: Place, path: str) -> None:
+    above = await walker.permissions(walker.holding(place))
+    walker.caller.require(above, WRITE | SEARCH, within(path, place.above))
 
 
 def may_move_away(caller: Caller, moved: Inode, path: str) -> None:

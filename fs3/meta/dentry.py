@@ -1,8 +1,8 @@
 """Directory entries: which names are allowed, and what an entry holds.
 
-That is inode id and type, and of a directory its permissions and whether any quota counts what is in it, so that a walk
-reads no inode. Entries of directories that were made before permissions were enforced lack these, until the directory
-is moved or they are changed.
+That is inode id and type, and of a directory its permissions and whether it has a quota, so that a walk reads no inode.
+Entries of directories that were made before permissions were enforced lack these, until the directory is moved or they
+are changed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _PERMISSIONS = struct.Struct(">HII")
 _DIRECTORY_VALUE = struct.Struct(f">QB{_PERMISSIONS.size}s")
 _DIRECTORY_BYTES = _DIRECTORY_VALUE.size
 _TYPES = {int(kind): kind for kind in InodeType}
-_COUNTS = 0x80  # beside the type: a quota counts what is in the directory
+_HAS_QUOTA = 0x80  # beside the type
 
 
 class Dentry(NamedTuple):
@@ -34,7 +34,7 @@ class Dentry(NamedTuple):
     inode_id: InodeId
     type: InodeType
     packed: bytes = b""  # which a walk of the superuser need not look at
-    counts: bool = False  # some quota counts what is in it, or did
+    has_quota: bool = False  # of its own
 
     @property
     def permissions(self) -> Permissions | None:
@@ -57,12 +57,12 @@ def check_name(name: str) -> bytes:
 
 
 def encode(entry: Dentry) -> bytes:
-    return _VALUE.pack(entry.inode_id, entry.type | _COUNTS * entry.counts) + entry.packed
+    return _VALUE.pack(entry.inode_id, entry.type | _HAS_QUOTA * entry.has_quota) + entry.packed
 
 
 def of_inode(inode: Inode) -> Dentry:
     packed = _PERMISSIONS.pack(*permissions_of(inode)) if inode.is_directory else b""
-    return Dentry(inode.inode_id, inode.type, packed, inode.is_directory and bool(inode.quota or inode.quotas))
+    return Dentry(inode.inode_id, inode.type, packed, bool(inode.quota))
 
 
 def decode(value: bytes) -> Dentry:
@@ -70,7 +70,7 @@ def decode(value: bytes) -> Dentry:
     try:
         if len(value) == _DIRECTORY_BYTES:
             inode_id, kind, packed = _DIRECTORY_VALUE.unpack(value)
-            return Dentry(inode_id, _TYPES[kind & ~_COUNTS], packed, bool(kind & _COUNTS))
+            return Dentry(inode_id, _TYPES[kind & ~_HAS_QUOTA], packed, bool(kind & _HAS_QUOTA))
         inode_id, kind = _VALUE.unpack(value)
         return Dentry(inode_id, _TYPES[kind])
     except (struct.error, KeyError):

@@ -16,7 +16,7 @@ Memory is in proportion to the number of inodes (about half a kilobyte each).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 
 from fs3.errors import Fs3Error, Invalid
@@ -67,6 +67,7 @@ class Fsck:
         self._having: dict[bytes, set[int]] = {keys.SESSION: set(), keys.STAMP: set(), keys.LISTING: set()}
         self._xattr_bytes: Counter[int] = Counter()
         self._trash: list[bytes] = []
+        self._uncounted: set[bytes] = set()
         self._quotas = QuotaSums()
         self._next_inode = 0
         self._unreadable: list[Finding] = []
@@ -97,7 +98,10 @@ class Fsck:
         if kind == keys.IDEMPOTENCY or key in (keys.CLUSTER, keys.COLLECTOR):
             return
         if kind == keys.TRASH:
-            self._trash.append(trashed.entry_name(key, trashed.decode(value)))
+            known = trashed.decode(value)
+            self._trash.append(trashed.entry_name(key, known))
+            if known.uncounted:
+                self._uncounted.add(self._trash[-1])
             return
         if len(key) < _NUMBERED_BYTES:
             raise Invalid("no key of a metadata store")
@@ -213,20 +217,30 @@ class Fsck:
         trash = {
             entry.inode_id for parent, name, entry in self._entries if (parent, name) == (ROOT_INODE, trashed.NAME)
         }
+        uncounted = {
+            entry.inode_id for parent, name, entry in self._entries if parent in trash and name in self._uncounted
+        }
         for parent, name, entry in self._entries:
             child = self._inodes.get(entry.inode_id)
             if child is None:
                 continue
-            if child.type is InodeType.DIRECTORY and entry.counts != self._quotas.counts(entry.inode_id):
-                says = "some count" if entry.counts else "none counts"
-                yield Finding(
-                    entry.inode_id,
-                    f"says otherwise of quotas than {_entry(parent, name)}, by which {says} what is in it",
-                )
+            if entry.has_quota != self._quotas.has_own(entry.inode_id):
+                says, has = ("one", "none") if entry.has_quota else ("none", "one")
+                yield Finding(entry.inode_id, f"has {has} quota of its own, and {_entry(parent, name)} says {says}")
             several = child.type is not InodeType.DIRECTORY and (child.nlink > 1 or child.lost_name)
             placed = parent in self._inodes and parent not in trash and not several
-            if placed and self._quotas.differs(parent, entry.inode_id):
+            if placed and self._quotas.differs(parent, entry.inode_id) and not self._is_below(parent, uncounted):
                 yield Finding(entry.inode_id, f"is {_entry(parent, name)}; other quotas count what is in there")
+
+    def _is_below(self, directory: int, tops: Set[int]) -> bool:
+        """Whether a directory is one of these, or below one."""
+        seen: set[int] = set()
+        while directory in self._inodes and directory not in seen:
+            if directory in tops:
+                return True
+            seen.add(directory)
+            directory = self._inodes[directory].parent
+        return False
 
     def _of_the_tree(self) -> Iterator[Finding]:
         """Directories whose parents never end at the root or at one that is being taken apart."""

@@ -15,7 +15,7 @@ from fs3.inode import Inode
 from fs3.kv import keys
 from fs3.kv.occ_core import decode_counter
 from fs3.meta import quota
-from fs3.meta.quota import Numbers, Used, inside
+from fs3.meta.quota import Numbers, Used
 from fs3.pb import meta_pb2
 
 
@@ -46,12 +46,13 @@ class QuotaSums:
                 self._inodes[number] += 1
         if found.quota:
             self._own[found.inode_id] = found.quota
-        if found.is_directory and inside(found):
-            self._inside[found.inode_id] = inside(found)
+        inside = (*found.quotas, found.quota) if found.quota else found.quotas
+        if found.is_directory and inside:
+            self._inside[found.inode_id] = inside
 
-    def counts(self, directory: int) -> bool:
-        """Whether some quota, be it gone, counts what is in a directory."""
-        return directory in self._inside
+    def has_own(self, directory: int) -> bool:
+        """Whether a directory has a quota."""
+        return directory in self._own
 
     def differs(self, parent: int, child: int) -> bool:
         """Whether an entry of `parent` is counted otherwise than what is in there, by quotas that have been counted."""

@@ -36,7 +36,7 @@ from fs3.meta.gc_quota import QuotaCounting
 from fs3.meta.gc_trash import TRASH_GRACE_S, TrashExpiry
 from fs3.meta.gc_turn import CollectorTurn
 from fs3.meta.quota import Charges
-from fs3.meta.sizes import page_of
+from fs3.meta.sizes import page_of, while_too_much
 from fs3.meta.unchanged_core import Unchanged
 
 _log = logging.getLogger(__name__)
@@ -152,7 +152,7 @@ class Collector:
         for key, value in await self._queue.page(self._kv, now_s):
             dead = inode.decode(value)
             if dead.type is InodeType.DIRECTORY:
-                detached += await transact(self._kv, partial(detach_page, directory=dead.inode_id, limit=self._at_once))
+                detached += await while_too_much(self._kv, partial(detach_page, directory=dead.inode_id), self._at_once)
             elif self._queue.seen.age_s(now_s, key, value) >= self._delay_s:
                 ready.append(dead)
         removed = await self._remove_files(ready)

@@ -13,11 +13,11 @@ from functools import partial
 
 from fs3.errors import Corrupt
 from fs3.kv import keys
-from fs3.kv.api import KVEngine, transact
+from fs3.kv.api import KVEngine, Transaction
 from fs3.meta import trashed
 from fs3.meta.gc_pass import Pass
 from fs3.meta.ops import trash
-from fs3.meta.sizes import page_of
+from fs3.meta.sizes import page_of, while_too_much
 from fs3.pb import meta_pb2
 
 _log = logging.getLogger(__name__)
@@ -50,12 +50,19 @@ class TrashExpiry:
         ]
         chosen = [(key, known) for key, value in ripe if (known := _readable(key, value)) is not None]
         removed = 0
-        for at in range(0, len(chosen), self._at_once):
-            some = chosen[at : at + self._at_once]
-            removed += await transact(self._kv, partial(trash.purge, chosen=some, now_ns=wall_ns))
+        while chosen:
+            gone, count = await while_too_much(self._kv, partial(_purge, chosen=chosen, now_ns=wall_ns), self._at_once)
+            removed += gone
+            some, chosen = chosen[:count], chosen[count:]
             for _, known in some:
                 _log.info("trash: %r, removed at %d s, is due and goes for good", known.path, known.removed_ns // _NS)
         return removed
+
+
+async def _purge(txn: Transaction, chosen: trash.Records, now_ns: int, *, limit: int) -> tuple[int, int]:
+    """How many were there, and how many were looked at."""
+    some = chosen[:limit]
+    return await trash.purge(txn, some, now_ns), len(some)
 
 
 def _readable(key: bytes, value: bytes) -> meta_pb2.TrashRecord | None:

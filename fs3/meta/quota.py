@@ -1,14 +1,15 @@
 """Quotas: how many bytes and inodes may be below a directory, counted with every change of what is there.
 
-    Inode.quota         of a directory that has a quota: its number
-    Inode.quotas        of anything: the numbers of the quotas that count it: those of the directories above it
+    Inode.quota         of a directory that has a quota: its number; its entry says so, too, so that a walk sees it
+    Inode.quotas        of anything: the numbers of the quotas that count it
     QUOT <number>       the limits
     QUSE <number> b, i  what is used: the lengths, and the number, of all inodes that name the quota
 
-An inode and what counts it change in one transaction, so the counters are exact at any moment (`fs3 admin fsck` adds
-them up). The counters are added to blindly, so that changes below a directory do not conflict because it has a quota;
-only near a limit they are read (see `Charges`). What was below a directory when it got its quota is counted in the
-background (gc_quota.py). Where no quota is nothing is read and nothing stored: directory entries tell a walk so.
+Which quotas count what is put somewhere is told by the directories above it (recount.py); what does count something is
+told by its inode, which changes in one transaction with the counters: these are sums that `fs3 admin fsck` can check at
+any moment. They are added to blindly, so that changes below a directory do not conflict because it has a quota; only
+near a limit they are read (see `Charges`). Where no quota is on the way, nothing is read and nothing stored. What was
+below a directory when it got its quota is counted in the background (gc_quota.py).
 
 An inode has the same quotas under all its names, unless it had several when a directory got its quota: a link between
 directories that different quotas count is refused, as a rename is if all that moves cannot be counted anew in one
@@ -32,8 +33,11 @@ from fs3.kv.api import Transaction
 from fs3.kv.occ_core import decode_counter
 from fs3.pb import meta_pb2
 
+MAX_COUNT = 1 << 62  # of bytes, whatever the limit: counters have 63 bits
+
 _FORMAT = b"\x01"
 _AT_ONCE = 64  # changes as large as this one
+_LARGE_BYTES = 1 << 40  # what grows by less takes a long time to `MAX_COUNT`
 
 Numbers = tuple[int, ...]
 
@@ -82,11 +86,6 @@ def forget(txn: Transaction, number: int) -> None:
         txn.delete(key)
 
 
-def inside(directory: Inode) -> Numbers:
-    """Which quotas, gone ones included, count what is in a directory."""
-    return (*directory.quotas, directory.quota) if directory.quota else directory.quotas
-
-
 class Charges:
     """What one transaction adds to quotas and takes from them; nothing is written before `settle`.
 
@@ -95,9 +94,10 @@ class Charges:
     the same moment add, each less than a 64th of what was left.
     """
 
-    __slots__ = ("_bytes", "_inodes", "_records", "_txn")
+    __slots__ = ("_bytes", "_inodes", "_records", "_txn", "names")
 
     def __init__(self, txn: Transaction) -> None:
+        self.names: dict[int, str] = {}  # how the caller came to the directories, for messages
         self._txn = txn
         self._inodes: Counter[int] = Counter()
         self._bytes: Counter[int] = Counter()
@@ -133,19 +133,26 @@ class Charges:
         self.add(numbers, 1, inode.length)
         return inode._replace(quotas=numbers)
 
-    def reached(self, inode: Inode, numbers: Numbers) -> Inode:
-        """What has been found by an operation before the collector, which counts what was there, has come to it.
+    def counted(self, inode: Inode, numbers: Numbers) -> Inode:
+        """What has been where these quotas count, as it is once they do.
 
-        A directory is left to the collector, which begins again: it may move to where that has been already.
+        What has, or had, several names keeps what counts it for the sake of the others.
         """
-        if not inode.is_directory:
-            return self.moved(inode, numbers)
+        if not inode.is_directory and (inode.nlink > 1 or inode.lost_name):
+            numbers = (*inode.quotas, *(number for number in numbers if number not in inode.quotas))
+        return self.moved(inode, numbers)
+
+    def is_counting(self, numbers: Numbers) -> bool:
+        """Whether what was there is still being counted, by any of these `live` ones."""
+        return any(record.counting for record in map(self._records.get, numbers) if record is not None)
+
+    def count_again(self, numbers: Numbers, *, begin: bool) -> None:
+        """Have the collector look through what these count once more; those that it is done with only if `begin`."""
         for number in numbers:
             record = self._records[number]
-            if record is not None and record.counting and number not in inode.quotas:
-                record.again = True
+            if record is not None and (record.counting or begin):
+                record.counting = record.again = True
                 store(self._txn, number, record)
-        return inode
 
     async def require_room(self, numbers: Sequence[int]) -> None:
         """That none of them is full now; conflicts with nobody. Raises: QuotaExceeded."""
@@ -154,15 +161,17 @@ class Charges:
             assert record is not None
             used = await load_used(self._txn, number, snapshot=True)
             if record.HasField("max_inodes") and used.inodes >= record.max_inodes:
-                raise _full(record, "inodes", used.inodes, used.inodes + 1)
+                raise self._full(number, "inodes", record.max_inodes, used.inodes, used.inodes + 1)
             if record.HasField("max_bytes") and used.bytes >= record.max_bytes:
-                raise _full(record, "bytes", used.bytes, used.bytes + 1)
+                raise self._full(number, "bytes", record.max_bytes, used.bytes, used.bytes + 1)
 
-    async def fit(self) -> bool:
-        """Whether `settle` would find room."""
+    async def fit(self, numbers: Numbers, bytes_: int) -> bool:
+        """Add so many bytes, if there is room for them; whether there was."""
+        self.add(numbers, 0, bytes_)
         try:
-            await self._check()
+            await self._check(numbers)
         except QuotaExceeded:
+            self.add(numbers, 0, -bytes_)
             return False
         return True
 
@@ -171,36 +180,38 @@ class Charges:
         if not self._inodes:
             return
         if check:
-            await self._check()
+            await self._check(list(self._inodes))
         for number in await self.live(list(self._inodes)):
-            for key, delta in zip(keys.quota_use(number), (self._bytes[number], self._inodes[number]), strict=True):
+            deltas = self._bytes[number], self._inodes[number]
+            for key, delta in zip(keys.quota_use(number), deltas, strict=True):
                 if delta:
                     self._txn.add(key, delta)
 
-    async def _check(self) -> None:
+    async def _check(self, numbers: Sequence[int]) -> None:
         """Raises: QuotaExceeded."""
-        for number in await self.live(list(self._inodes)):
+        for number in await self.live(numbers):
             record = self._records[number]
             assert record is not None
             of_bytes, of_inodes = keys.quota_use(number)
             if record.HasField("max_inodes"):
-                await self._room(record, "inodes", of_inodes, self._inodes[number], record.max_inodes)
+                await self._room(number, "inodes", of_inodes, self._inodes[number], record.max_inodes)
             if record.HasField("max_bytes"):
-                await self._room(record, "bytes", of_bytes, self._bytes[number], record.max_bytes)
+                await self._room(number, "bytes", of_bytes, self._bytes[number], record.max_bytes)
+            elif self._bytes[number] > _LARGE_BYTES:
+                await self._room(number, "bytes", of_bytes, self._bytes[number], MAX_COUNT)
 
-    async def _room(self, record: meta_pb2.QuotaRecord, what: str, key: bytes, delta: int, most: int) -> None:
+    async def _room(self, number: int, what: str, key: bytes, delta: int, most: int) -> None:
         if delta <= 0:
             return
         if decode_counter(await self._txn.get(key, snapshot=True)) + _AT_ONCE * delta <= most:
             return
         used = decode_counter(await self._txn.get(key))
         if used + delta > most:
-            raise _full(record, what, used, used + delta)
+            raise self._full(number, what, most, used, used + delta)
 
-
-def _full(record: meta_pb2.QuotaRecord, what: str, used: int, wanted: int) -> QuotaExceeded:
-    most = record.max_inodes if what == "inodes" else record.max_bytes
-    return QuotaExceeded(
-        f"the quota of {record.path} allows {most:,} {what}: {used:,} are used, and it would take {wanted:,}; remove"
-        " something there, or have the quota raised: fs3 admin quota set"
-    )
+    def _full(self, number: int, what: str, most: int, used: int, wanted: int) -> QuotaExceeded:
+        of = f"of {self.names[number]}" if number in self.names else f"number {number}"
+        return QuotaExceeded(
+            f"the quota {of} allows {most:,} {what}: {used:,} are used, and it would take {wanted:,}; remove something"
+            " there, or have the quota raised: fs3 admin quota set"
+        )

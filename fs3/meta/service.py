@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from fs3.clock import wall_now_ns
-from fs3.errors import Fs3Error, Invalid, MaybeApplied, NotFound, Unavailable
+from fs3.errors import Fs3Error, Invalid, MaybeApplied, NotFound, TooLarge, Unavailable
 from fs3.ids import ROOT_INODE, InodeId
 from fs3.kv import keys
 from fs3.kv.api import KVEngine, Transaction, transact
@@ -297,8 +297,14 @@ class MetaService(meta_pb2_grpc.MetaServicer):
 
     @rpc.handler
     async def EmptyTrash(self, request: meta_pb2.EmptyTrashRequest) -> meta_pb2.EmptyTrashReply:  # noqa: N802
-        page = partial(trash.empty_page, limit=page_of(self._kv.limits, trash.KEYS_OF_AN_ENTRY))
-        return await self._change("empty_trash", page, request)
+        limit = page_of(self._kv.limits, trash.KEYS_OF_AN_ENTRY)
+        while True:
+            try:
+                return await self._change("empty_trash", partial(trash.empty_page, limit=limit), request)
+            except TooLarge:
+                if limit == 1:
+                    raise
+                limit //= 2
 
     def _parts(self, request: Inodes) -> Iterator[Inodes]:
         """A request that need not be carried out at once, in as many as a transaction of the store takes."""

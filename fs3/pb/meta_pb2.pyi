@@ -502,16 +502,18 @@ class BackupReply(_message.Message):
     def __init__(self, token: _Optional[int] = ..., total_bytes: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class TrashRecord(_message.Message):
-    __slots__ = ("path", "removed_ns", "client_id", "uid")
+    __slots__ = ("path", "removed_ns", "client_id", "uid", "uncounted")
     PATH_FIELD_NUMBER: _ClassVar[int]
     REMOVED_NS_FIELD_NUMBER: _ClassVar[int]
     CLIENT_ID_FIELD_NUMBER: _ClassVar[int]
     UID_FIELD_NUMBER: _ClassVar[int]
+    UNCOUNTED_FIELD_NUMBER: _ClassVar[int]
     path: str
     removed_ns: int
     client_id: int
     uid: int
-    def __init__(self, path: _Optional[str] = ..., removed_ns: _Optional[int] = ..., client_id: _Optional[int] = ..., uid: _Optional[int] = ...) -> None: ...
+    uncounted: bool
+    def __init__(self, path: _Optional[str] = ..., removed_ns: _Optional[int] = ..., client_id: _Optional[int] = ..., uid: _Optional[int] = ..., uncounted: _Optional[bool] = ...) -> None: ...
 
 class TrashRequest(_message.Message):
     __slots__ = ("id", "path", "keep_s")
@@ -600,20 +602,22 @@ class EmptyTrashReply(_message.Message):
     def __init__(self, removed: _Optional[int] = ..., after: _Optional[str] = ..., more: _Optional[bool] = ...) -> None: ...
 
 class QuotaRecord(_message.Message):
-    __slots__ = ("directory", "path", "max_bytes", "max_inodes", "counting", "again")
+    __slots__ = ("directory", "path", "max_bytes", "max_inodes", "counting", "again", "rounds")
     DIRECTORY_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
     MAX_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_INODES_FIELD_NUMBER: _ClassVar[int]
     COUNTING_FIELD_NUMBER: _ClassVar[int]
     AGAIN_FIELD_NUMBER: _ClassVar[int]
+    ROUNDS_FIELD_NUMBER: _ClassVar[int]
     directory: int
     path: str
     max_bytes: int
     max_inodes: int
     counting: bool
     again: bool
-    def __init__(self, directory: _Optional[int] = ..., path: _Optional[str] = ..., max_bytes: _Optional[int] = ..., max_inodes: _Optional[int] = ..., counting: _Optional[bool] = ..., again: _Optional[bool] = ...) -> None: ...
+    rounds: int
+    def __init__(self, directory: _Optional[int] = ..., path: _Optional[str] = ..., max_bytes: _Optional[int] = ..., max_inodes: _Optional[int] = ..., counting: _Optional[bool] = ..., again: _Optional[bool] = ..., rounds: _Optional[int] = ...) -> None: ...
 
 class Quota(_message.Message):
     __slots__ = ("number", "record", "bytes", "inodes")

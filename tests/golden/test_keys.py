@@ -107,7 +107,7 @@ def test_values() -> None:
     assert dentry.decode(bytes.fromhex("000000000000012c 02")) == entry._replace(packed=b"")  # of before
     assert dentry.encode(entry._replace(packed=b"")) == bytes.fromhex("000000000000012c 02")
     counted = dentry.of_inode(INODE._replace(type=InodeType.DIRECTORY, mode=0o2750, uid=1_000, gid=500, quota=9))
-    assert counted == entry._replace(counts=True)
+    assert counted == entry._replace(has_quota=True)
     assert dentry.encode(counted) == bytes.fromhex("000000000000012c 82 05e8 000003e8 000001f4")
     assert dentry.decode(dentry.encode(counted)) == counted
     quotas = INODE._replace(quota=300, quotas=(1, 300), lost_name=True)

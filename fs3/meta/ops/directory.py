@@ -14,7 +14,8 @@ from fs3.meta.call import Call, choose_layout, default_layout
 from fs3.meta.checks import may_add
 from fs3.meta.idempotency import record, recorded
 from fs3.meta.path import MAX_DEPTH, Place, Walker
-from fs3.meta.quota import Charges, inside
+from fs3.meta.quota import Charges
+from fs3.meta.recount import counting
 from fs3.pb import meta_pb2
 
 DEFAULT_MODE = 0o755
@@ -53,7 +54,7 @@ async def mkdir(txn: Transaction, request: meta_pb2.MkdirRequest, call: Call) ->
         raise NotFound(f"{request.path}: the directory {place.name.decode()} in its path does not exist")
     else:
         await may_add(walker, place, request.path)
-        made = await _make(txn, request, place, call)
+        made = await _make(txn, request, walker, place, call)
     return await record(txn, request.id, meta_pb2.InodeReply(inode=inode_to_pb(made)))
 
 
@@ -80,7 +81,7 @@ async def _existing(txn: Transaction, request: meta_pb2.MkdirRequest, inode_id: 
     return found
 
 
-async def _make(txn: Transaction, request: meta_pb2.MkdirRequest, place: Place, call: Call) -> Inode:
+async def _make(txn: Transaction, request: meta_pb2.MkdirRequest, walker: Walker, place: Place, call: Call) -> Inode:
     names = (place.name, *place.rest)
     if b"." in names or b".." in names:
         raise NotFound(f"{request.path}: leads through a symlink to a directory that does not exist")
@@ -89,7 +90,7 @@ async def _make(txn: Transaction, request: meta_pb2.MkdirRequest, place: Place, 
     above = await inode.load(txn, place.parent)
     inode.stamp_directory(txn, place.parent, call.now_ns)
     charges = Charges(txn)
-    quotas = await charges.live(inside(above))
+    quotas = await counting(walker, place, charges)
     charges.add(quotas, len(names), 0)
     await charges.settle()
     for name in names:

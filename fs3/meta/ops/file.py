@@ -12,11 +12,11 @@ from fs3.errors import Exists, Invalid, IsADirectory
 from fs3.ids import InodeId
 from fs3.inode import Inode, InodeType, inode_to_pb
 from fs3.kv.api import Transaction
-from fs3.layout import Layout
+from fs3.layout import MAX_FILE_BYTES, Layout
 from fs3.meta import dentry, inode, session, trashed
 from fs3.meta.access import Permissions, permissions_of
 from fs3.meta.call import Call, choose_layout
-from fs3.meta.checks import may_add, may_take
+from fs3.meta.checks import may_add, may_replace
 from fs3.meta.dentry import Dentry
 from fs3.meta.idempotency import record, recorded
 from fs3.meta.path import Place, Walker
@@ -62,7 +62,7 @@ async def create_files(txn: Transaction, request: meta_pb2.CreateFilesRequest, c
         await _may_publish(walker, place, path)
     charges = Charges(txn)
     for place in {place.parent: place for place in places if place.dentry is None}.values():
-        await charges.require_room(await counting(walker, place))
+        await charges.require_room(await counting(walker, place, charges))
     for file in await _made(txn, places, request, call):
         reply.inodes.append(file)
         inode.store_message(txn, file)
@@ -100,6 +100,8 @@ async def publish_files(
             raise Exists(f"{wanted.path}: exists already")
         if wanted.length and not wanted.inode_id:
             raise Invalid(f"{wanted.path}: {wanted.length} bytes in a file that is only made now; write it first")
+        if wanted.length > MAX_FILE_BYTES:
+            raise Invalid(f"{wanted.path}: {wanted.length} bytes are more than a file can have ({MAX_FILE_BYTES})")
         await _may_publish(walker, place, wanted.path)
     written = [(InodeId(wanted.inode_id), wanted.path) for wanted in request.files if wanted.inode_id]
     await session.require(txn, written, request.id.client_id)
@@ -109,7 +111,7 @@ async def publish_files(
     counted: dict[InodeId, Numbers] = {}
     for wanted, place, value in zip(request.files, places, values, strict=True):
         if place.parent not in counted:
-            counted[place.parent] = await charges.live(await counting(walker, place))
+            counted[place.parent] = await counting(walker, place, charges)
         file = reply.inodes.add()
         file.quotas.extend(counted[place.parent])
         await _publish(txn, wanted, place, value, file, call, charges)
@@ -195,7 +197,7 @@ async def _may_publish(walker: Walker, place: Place, path: str) -> None:
     if place.dentry is None:
         await may_add(walker, place, path)
     else:
-        await may_take(walker, place, place.dentry, path)
+        await may_replace(walker, place, place.dentry, path)
 
 
 def _refuse_directory(place: Place, path: str) -> None:

@@ -52,7 +52,7 @@ async def symlink(txn: Transaction, request: meta_pb2.SymlinkRequest, call: Call
     _refuse_taken(place, request.path)
     await may_add(walker, place, request.path)
     charges = Charges(txn)
-    quotas = await charges.live(await counting(walker, place))
+    quotas = await counting(walker, place, charges)
     charges.add(quotas, 1, len(target))
     await charges.settle()
     its = call.caller.born(await walker.permissions(walker.holding(place)), MODE)

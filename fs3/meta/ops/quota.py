@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from fs3.errors import Invalid, NotADirectory
 from fs3.ids import ROOT_INODE
 from fs3.inode import Inode, InodeType
@@ -12,11 +14,13 @@ from fs3.meta.access import SUPERUSER, Caller
 from fs3.meta.call import Call
 from fs3.meta.idempotency import record, recorded
 from fs3.meta.path import Walker
-from fs3.meta.quota import Numbers, inside
+from fs3.meta.quota import MAX_COUNT, Charges
+from fs3.meta.recount import counting
 from fs3.pb import meta_pb2
 
 MAX_PAGE = 1_000
-MAX_LIMIT = (1 << 63) - 1  # what a counter can count to
+MAX_LIMIT = MAX_COUNT
+MOST_NESTED = 8  # each is read and written by every change below
 
 
 async def set_quota(txn: Transaction, request: meta_pb2.SetQuotaRequest, call: Call) -> meta_pb2.SetQuotaReply:
@@ -38,7 +42,8 @@ async def set_quota(txn: Transaction, request: meta_pb2.SetQuotaRequest, call: C
     for limit in (request.max_bytes, request.max_inodes):
         if limit > MAX_LIMIT:
             raise Invalid(f"a quota of {limit} is too large; at most {MAX_LIMIT}")
-    place, entry = await Walker(txn, call.caller).existing(request.path, follow=True)
+    walker = Walker(txn, call.caller)
+    place, entry = await walker.existing(request.path, follow=True)
     if entry.type is not InodeType.DIRECTORY:
         raise NotADirectory(f"{request.path}: is a file; a quota is of a directory")
     if entry.inode_id == ROOT_INODE or place.entry is None:
@@ -57,6 +62,8 @@ async def set_quota(txn: Transaction, request: meta_pb2.SetQuotaRequest, call: C
         return await record(txn, request.id, meta_pb2.SetQuotaReply())
     limits.directory, limits.path = entry.inode_id, place.path
     if known is None:
+        if sum(one.has_quota for one in walker.above(place)) >= MOST_NESTED:
+            raise Invalid(f"{request.path}: {MOST_NESTED} directories above it have quotas; that is as deep as they go")
         number = call.new_id()
         limits.counting = not await dentry.is_empty(txn, entry.inode_id)
         _mark(txn, place.entry, found._replace(quota=number))
@@ -65,37 +72,47 @@ async def set_quota(txn: Transaction, request: meta_pb2.SetQuotaRequest, call: C
 
 
 async def quotas(txn: Transaction, request: meta_pb2.QuotasRequest, caller: Caller = SUPERUSER) -> meta_pb2.QuotasReply:
-    """Those that count what is at a path, or what is put into it if it is a directory; or a page of all.
+    """Those that count what is put to a path, or into it if it is a directory; or a page of all.
+
+    Others than the superuser are told of those on the way that they have come, by the names there.
 
     Raises: NotFound, NotADirectory, PermissionDenied; NotPermitted: all are the superuser's to see.
     """
     if request.path:
-        _, entry = await Walker(txn, caller, snapshot=True).existing(request.path, follow=True)
-        numbers = inside(await inode.load(txn, entry.inode_id, snapshot=True))
-        return await _told(txn, numbers)
+        walker, charges = Walker(txn, caller, snapshot=True), Charges(txn)
+        place, entry = await walker.existing(request.path, follow=True)
+        numbers = await counting(walker, place, charges)
+        if place.name and entry.has_quota:
+            own = (await walker.load(entry.inode_id)).quota
+            charges.names[own] = place.path
+            numbers = (*numbers, own)
+        told = [number for number in numbers if caller.superuser or number in charges.names]
+        return await _told(txn, told, charges.names)
     caller.require_superuser("it tells of everybody's directories")
     begin, end = keys.whole(keys.QUOTA)
     if request.after:
         begin = keys.quota(request.after) + b"\0"
     limit = min(request.limit or MAX_PAGE, MAX_PAGE)
     page = await txn.range(begin, end, limit=limit + 1, snapshot=True)
-    reply = await _told(txn, tuple(keys.inode_of(key) for key, _ in page[:limit]))
+    reply = await _told(txn, [keys.inode_of(key) for key, _ in page[:limit]], {})
     reply.more = len(page) > limit
     return reply
 
 
-async def _told(txn: Transaction, numbers: Numbers) -> meta_pb2.QuotasReply:
+async def _told(txn: Transaction, numbers: Sequence[int], names: Mapping[int, str]) -> meta_pb2.QuotasReply:
     reply = meta_pb2.QuotasReply()
-    for number in numbers:
-        known = await quota.load(txn, number, snapshot=True)
-        if known is not None:
+    values = await txn.get_many([keys.quota(number) for number in numbers], snapshot=True)
+    for number, value in zip(numbers, values, strict=True):
+        if value is not None:
+            known = quota.decode(value)
+            known.path = names.get(number, known.path)
             reply.quotas.append(await _shown(txn, number, known))
     return reply
 
 
 async def _shown(txn: Transaction, number: int, known: meta_pb2.QuotaRecord) -> meta_pb2.Quota:
     used = await quota.load_used(txn, number, snapshot=True)
-    return meta_pb2.Quota(number=number, record=known, bytes=used.bytes, inodes=used.inodes)
+    return meta_pb2.Quota(number=number, record=known, bytes=max(used.bytes, 0), inodes=max(used.inodes, 0))
 
 
 def _limits(known: meta_pb2.QuotaRecord | None, request: meta_pb2.SetQuotaRequest) -> meta_pb2.QuotaRecord | None:

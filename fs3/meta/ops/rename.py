@@ -7,7 +7,7 @@ from fs3.inode import Inode, InodeType, inode_to_pb
 from fs3.kv.api import Transaction
 from fs3.meta import dentry, inode, trashed
 from fs3.meta.call import Call
-from fs3.meta.checks import may_add, may_move_away, may_take
+from fs3.meta.checks import may_add, may_move_away, may_replace, may_take
 from fs3.meta.dentry import Dentry
 from fs3.meta.idempotency import record, recorded
 from fs3.meta.moving import move
@@ -79,7 +79,7 @@ async def _may_move(
     if target.dentry is None:
         await may_add(walker, target, request.target)
     else:
-        await may_take(walker, target, target.dentry, request.target)
+        await may_replace(walker, target, target.dentry, request.target)
         _check_types(request.target, moving, target.dentry)
     if source.parent != target.parent:
         may_move_away(walker.caller, moved, request.source)

@@ -21,7 +21,7 @@ from fs3.meta.moving import move
 from fs3.meta.ops import directory
 from fs3.meta.path import Walker
 from fs3.meta.quota import Charges
-from fs3.meta.recount import moved_between
+from fs3.meta.recount import brought_back, counting, moved_between, thrown_away
 from fs3.pb import meta_pb2
 
 KEEP_S = 3 * 86_400
@@ -64,9 +64,15 @@ async def trash(txn: Transaction, request: meta_pb2.TrashRequest, call: Call) ->
     into = await trashed.directory(txn)
     if into is None:
         into = (await directory.make_in_root(txn, trashed.NAME, trashed.MODE, call)).inode_id
+    charges = Charges(txn)
+    moving, uncounted = await thrown_away(walker, moving, place, charges)
     key = keys.trash(call.now_ns // _NS + (request.keep_s or KEEP_S), call.new_id())
     known = meta_pb2.TrashRecord(
-        path=place.path, removed_ns=call.now_ns, client_id=request.id.client_id, uid=call.caller.user.uid
+        path=place.path,
+        removed_ns=call.now_ns,
+        client_id=request.id.client_id,
+        uid=call.caller.user.uid,
+        uncounted=uncounted,
     )
     txn.put(key, trashed.encode(known))
     moved = await move(txn, moving, place, into, trashed.entry_name(key, known), call.now_ns)
@@ -108,8 +114,14 @@ async def restore(txn: Transaction, request: meta_pb2.RestoreTrashRequest, call:
     _may_have(call.caller, known, moving)
     may_move_away(call.caller, moving, f"{trashed.PATH}/{request.name}")
     await may_add(walker, target, path)
-    charges = Charges(txn)
-    moving = await moved_between(txn, walker, moving, (source, target), charges, at_once=call.at_once)
+    charges, counted = Charges(txn), None
+    if target.path == known.path:
+        counted = await brought_back(walker, moving, target, charges, uncounted=known.uncounted)
+    if counted is None:
+        counted = await moved_between(txn, walker, moving, (source, target), charges, at_once=call.at_once)
+    if known.uncounted and moving.is_directory:
+        charges.count_again(await counting(walker, target, charges), begin=True)
+    moving = counted
     moved = await move(txn, moving, source, target.parent, target.name, call.now_ns)
     reply = meta_pb2.RestoreTrashReply(inode=inode_to_pb(moved), path=target.path)
     return await record(txn, request.id, reply)

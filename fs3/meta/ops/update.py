@@ -115,18 +115,15 @@ async def renew_sessions(
             " agree"
         )
     renewed = await session.renew(txn, request.client_id, numbers)
-    charges, grown = Charges(txn), []
+    charges = Charges(txn)
     for number, length, epoch in zip(numbers, request.lengths, request.epochs, strict=False):
         if length and number in renewed and renewed[number].epoch == epoch:
             found = await inode.load(txn, number)
-            if found.rewritten and length > found.length:
-                longer = meta_pb2.FileSync(inode_id=number, length=length, written=True)
-                grown.append(_synced(found, longer, call.now_ns))
-                charges.add(found.quotas, 0, length - found.length)
-    if await charges.fit():
-        for one in grown:
-            inode.store(txn, one)
-        await charges.settle(check=False)
+            longer = found.rewritten and length > found.length
+            if longer and await charges.fit(found.quotas, length - found.length):
+                grown = meta_pb2.FileSync(inode_id=number, length=length, written=True)
+                inode.store(txn, _synced(found, grown, call.now_ns))
+    await charges.settle(check=False)
     return meta_pb2.RenewSessionsReply(lost=[number for number in numbers if number not in renewed])
 
 

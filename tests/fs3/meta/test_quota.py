@@ -18,8 +18,8 @@ from fs3.kv import keys
 from fs3.kv.api import KVEngine, transact
 from fs3.kv.etcd import EtcdKV
 from fs3.kv.occ_core import encode_counter
-from fs3.meta import dentry
-from fs3.meta.access import Caller
+from fs3.meta import dentry, gc_quota
+from fs3.meta.access import SUPERUSER, Caller
 from fs3.meta.fsck import fsck
 from fs3.meta.gc import Collector
 from fs3.meta.gc_quota import count_page, finish
@@ -237,7 +237,7 @@ def test_what_was_there_before_is_counted_while_things_go_on(drive: Callable[...
             await ns.rename(f"/q/z/{step:03}", f"/away{step}")
             await ns.remove(f"/q/a/b/{step + 50:03}")
             if step % 10 == 0:
-                gc._quotas._left.clear()  # another collector goes on
+                gc._quotas._passes.clear()  # another collector goes on
             await gc.round(float(step))
             await sound(ns)
         await collected(ns, gc)
@@ -268,7 +268,8 @@ def test_what_moves_past_the_counting_is_counted(drive: Callable[..., None]) -> 
         await sound(ns)
         assert await ns.used("/q") == [(5, 20)]  # a, a/deep, z, and the two files that were met
         await transact(ns.kv, partial(count_page, directory=z, after=b"", limit=100))
-        assert not await transact(ns.kv, partial(finish, number=number)), "it has to be looked through again"
+        assert not await transact(ns.kv, partial(finish, number=number, rounds=0)), "it has to be looked through again"
+        assert not await transact(ns.kv, partial(finish, number=number, rounds=0)), "and not by an old list"
         await collected(ns)
         assert await ns.used("/q") == [(3 + 2 + 21, 210)]
         await sound(ns)
@@ -403,6 +404,274 @@ def test_pages_of_all_quotas(drive: Callable[..., None]) -> None:
     drive(body)
 
 
+def test_the_trash_is_no_way_around_a_quota(drive: Callable[..., None]) -> None:
+    async def body(ns: Any) -> None:
+        for path in ("/q", "/home"):
+            await ns.mkdir(path, mode=0o777)
+        await ns.set_quota("/q", max_inodes=3, max_bytes=100)
+        ns.caller = NOT_ROOT
+        await ns.mkdir("/q/d")
+        await ns.mkdir("/home/big")
+        await ns.write(*(f"/home/big/{n}" for n in range(40)))
+        thrown = await ns.trash("/q/d")
+        entry = f"/.trash/{thrown.name}"
+        with refused(errors.CrossQuota, "more than 16"):
+            await ns.rename("/home/big", f"{entry}/big")
+        with refused(errors.QuotaExceeded, "bytes"):
+            await ns.write(f"{entry}/large", length=101)
+        await ns.rename("/home/big/1", f"{entry}/one")
+        assert await ns.used("/q") == [(2, 10)]
+        for attempt in (
+            ns.mkdir("/.trash/mine"),
+            ns.write("/.trash/mine"),
+            ns.symlink("/.trash/mine", "x"),
+            ns.link("/home/big/2", "/.trash/mine"),
+            ns.rename("/home/big", "/.trash/mine"),
+            ns.rename("/home/big", entry),
+        ):
+            with refused(errors.NotPermitted, "only `fs3 rm --trash`"):
+                await attempt
+        await ns.restore(thrown.name)
+        assert await ns.used("/q") == [(2, 10)]
+        await ns.remove("/q/d/one")
+        ns.caller = SUPERUSER
+        await sound(ns)
+
+    drive(body)
+
+
+def test_limits_hold_at_once_wherever_something_is_made(drive: Callable[..., None]) -> None:
+    async def body(ns: Any) -> None:
+        await ns.mkdir("/q/a/b", parents=True)
+        await ns.set_quota("/q", max_inodes=2)
+        await ns.make_empty("/q/a/b/1", "/q/a/b/2")
+        with refused(errors.QuotaExceeded, "the quota of /q allows 2"):
+            await ns.make_empty("/q/a/b/3")
+        await sound(ns)
+        await collected(ns)
+        assert await ns.used("/q/a/b") == [(4, 0)]
+        await sound(ns)
+
+    drive(body)
+
+
+def test_a_directory_that_moves_before_its_entries_are_counted_is_counted(drive: Callable[..., None]) -> None:
+    async def body(ns: Any) -> None:
+        await ns.mkdir("/a/c", parents=True)
+        await ns.mkdir("/a/z/b", parents=True)
+        await ns.write(*(f"/a/z/b/{n}" for n in range(20)))
+        number = (await ns.set_quota("/a", max_inodes=100)).number
+        a, c, z = (one.inode_id for one in await ns.stat("/a", "/a/c", "/a/z"))
+        for directory in (a, z, a, c):  # a collector, and one that begins again after it
+            await transact(ns.kv, partial(count_page, directory=directory, after=b"", limit=100))
+        await ns.rename("/a/z/b", "/a/c/b")
+        await transact(ns.kv, partial(count_page, directory=z, after=b"", limit=100))
+        assert not await transact(ns.kv, partial(finish, number=number, rounds=0))
+        await collected(ns)
+        assert await ns.used("/a") == [(23, 200)]
+        await sound(ns)
+
+    drive(body)
+
+
+def test_two_collectors_that_take_turns_miss_nothing(drive: Callable[..., None]) -> None:
+    async def body(ns: Any) -> None:
+        await ns.mkdir("/a/c", parents=True)
+        await ns.mkdir("/a/z/b", parents=True)
+        await ns.write(*(f"/a/z/b/{n}" for n in range(20)))
+        await ns.set_quota("/a", max_inodes=100)
+        one, other = collector(ns), collector(ns)
+        for gc in (one, other):
+            gc._quotas._limit = 4
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(gc_quota, "_PAGES", 1)
+            await one.round(1.0)
+            await ns.rename("/a/z/b", "/a/c/b")
+            for now_s in range(2, 60):
+                await other.round(float(now_s))
+                if not (await ns.quotas("/a"))[0].record.again:
+                    break
+            for now_s in range(60, 160):
+                await one.round(float(now_s))
+        await collected(ns, one)
+        assert await ns.used("/a") == [(23, 200)]
+        await sound(ns)
+
+    drive(body)
+
+
+def test_a_subtree_that_was_not_reached_takes_nothing_counted_out(drive: Callable[..., None]) -> None:
+    async def body(ns: Any) -> None:
+        await ns.mkdir("/a/c", parents=True)
+        await ns.mkdir("/a/z/b", parents=True)
+        await ns.write("/a/c/x")
+        await ns.set_quota("/a", max_inodes=100)
+        a, c = (one.inode_id for one in await ns.stat("/a", "/a/c"))
+        for directory in (a, c):
+            await transact(ns.kv, partial(count_page, directory=directory, after=b"", limit=100))
+        await ns.rename("/a/c/x", "/a/z/b/x")
+        await ns.mkdir("/p")
+        await ns.set_quota("/p", max_inodes=100)
+        await ns.rename("/a/z/b", "/p/b")
+        await collected(ns)
+        assert (await ns.used("/a"), await ns.used("/p")) == ([(2, 0)], [(2, 10)])
+        (x,) = await ns.stat("/p/b/x")
+        assert len(x.quotas) == 1
+        await sound(ns)
+
+    drive(body)
+
+
+def test_what_was_thrown_away_uncounted_is_counted_when_it_is_back(drive: Callable[..., None]) -> None:
+    async def body(ns: Any) -> None:
+        await ns.mkdir("/a/before", parents=True)
+        await ns.mkdir("/a/during")
+        await ns.write(*(f"/a/{where}/{n}" for where in ("before", "during") for n in range(20)))
+        before = await ns.trash("/a/before")
+        number = (await ns.set_quota("/a", max_inodes=100)).number
+        (a,) = await ns.stat("/a")
+        await transact(ns.kv, partial(count_page, directory=a.inode_id, after=b"", limit=100))
+        during = await ns.trash("/a/during")
+        assert await transact(ns.kv, partial(finish, number=number, rounds=0))
+        await sound(ns)
+        assert await ns.used("/a") == [(1, 0)]  # the directory itself
+        await ns.restore(during.name)
+        await collected(ns)
+        assert await ns.used("/a") == [(21, 200)]
+        await ns.restore(before.name)  # more than can be counted anew at once
+        await collected(ns)
+        assert await ns.used("/a") == [(42, 400)]
+        await sound(ns)
+
+    drive(body)
+
+
+def test_a_file_with_names_here_and_there_is_renamed_and_linked_where_it_is(drive: Callable[..., None]) -> None:
+    async def body(ns: Any) -> None:
+        await ns.mkdir("/q")
+        await ns.mkdir("/d")
+        await ns.write("/q/x")
+        await ns.link("/q/x", "/d/x")
+        await ns.set_quota("/q", max_inodes=10)
+        await collected(ns)
+        await ns.rename("/d/x", "/d/y")
+        await ns.link("/d/y", "/d/z")
+        await ns.rename("/q/x", "/q/y")
+        await ns.link("/q/y", "/q/z")
+        assert await ns.used("/q") == [(1, 10)]
+        for number in range(2):
+            await ns.remove(f"/q/{'yz'[number]}")
+        assert await ns.used("/q") == [(1, 10)], "until its last name goes"
+        await ns.remove("/d/y")
+        await ns.remove("/d/z")
+        assert await ns.used("/q") == [(0, 0)]
+        await sound(ns)
+
+    drive(body)
+
+
+def test_hints_of_length_count_once_and_each_for_itself(drive: Callable[..., None]) -> None:
+    async def body(ns: Any) -> None:
+        await ns.mkdir("/q")
+        await ns.mkdir("/free")
+        await ns.set_quota("/q", max_bytes=100)
+        f, g = (await ns.write("/q/f", "/free/g"))[:2]
+        opening = meta_pb2.OpenForWritingRequest(id=ns.request_id(), paths=["/q/f", "/free/g"])
+        await ns.change(update.open_for_writing, opening)
+
+        async def renew(*lengths: tuple[int, int]) -> None:
+            request = meta_pb2.RenewSessionsRequest(
+                client_id=7,
+                inode_ids=[number for number, _ in lengths],
+                lengths=[length for _, length in lengths],
+                epochs=[0] * len(lengths),
+            )
+            await ns.change(update.renew_sessions, request)
+
+        await renew((f.inode_id, 60), (f.inode_id, 60), (f.inode_id, 60))
+        assert await ns.used("/q") == [(1, 60)]
+        await renew((f.inode_id, 101), (g.inode_id, 5_000))
+        assert [one.length for one in await ns.stat("/q/f", "/free/g")] == [60, 5_000]
+        await sound(ns)
+
+    drive(body)
+
+
+def test_counters_do_not_overflow(drive: Callable[..., None]) -> None:
+    async def body(ns: Any) -> None:
+        await ns.mkdir("/q")
+        await ns.set_quota("/q", max_inodes=10)
+        (one,) = await ns.create("/q/1")
+        with refused(errors.Invalid, "more than a file can have"):
+            await ns.publish((one.inode_id, "/q/1"), length=1 << 63)
+        with refused(errors.QuotaExceeded, "bytes"):
+            await ns.publish((one.inode_id, "/q/1"), length=(1 << 63) - 1)
+        await ns.publish((one.inode_id, "/q/1"), length=1 << 61)
+        await ns.write("/q/2", length=1 << 61)
+        with refused(errors.QuotaExceeded, "bytes"):
+            await ns.write("/q/3", length=1 << 41)
+        assert await ns.used("/q") == [(2, 1 << 62)]
+        assert len(await ns.quotas()) == 1
+        await sound(ns)
+
+    drive(body)
+
+
+def test_a_record_that_cannot_be_read_keeps_no_other_waiting(drive: Callable[..., None]) -> None:
+    async def body(ns: Any) -> None:
+        numbers = []
+        for path in ("/a", "/b"):
+            await ns.mkdir(f"{path}/d", parents=True)
+            numbers.append((await ns.set_quota(path, max_inodes=10)).number)
+        good = await ns.kv.begin().get(keys.quota(numbers[0]))
+
+        async def put(txn: Any, value: bytes) -> None:
+            txn.put(keys.quota(numbers[0]), value)
+
+        await transact(ns.kv, partial(put, value=b"\x09nonsense"))
+        await collected(ns)
+        assert await ns.used("/b") == [(1, 0)]
+        await transact(ns.kv, partial(put, value=good))
+        await collected(ns)
+        assert await ns.used("/a") == [(1, 0)]
+        await sound(ns)
+
+    drive(body)
+
+
+def test_others_are_told_of_what_they_have_come_through(drive: Callable[..., None]) -> None:
+    async def body(ns: Any) -> None:
+        await ns.mkdir("/secret", mode=0o700)
+        await ns.mkdir("/secret/q", mode=0o777)
+        await ns.mkdir("/pub", mode=0o777)
+        await ns.set_quota("/secret/q", max_inodes=2)
+        await ns.write("/secret/q/f")
+        await ns.rename("/secret/q", "/pub/q")
+        assert [one.record.path for one in await ns.quotas()] == ["/secret/q"]
+        ns.caller = NOT_ROOT
+        assert [one.record.path for one in await ns.quotas("/pub/q/f")] == ["/pub/q"]
+        await ns.make_empty("/pub/q/g")
+        with refused(errors.QuotaExceeded, "the quota of /pub/q allows"):
+            await ns.make_empty("/pub/q/h")
+
+    drive(body)
+
+
+def test_quotas_are_nested_only_so_deep(drive: Callable[..., None]) -> None:
+    async def body(ns: Any) -> None:
+        path = ""
+        for depth in range(9):
+            path += f"/{depth}"
+            await ns.mkdir(path)
+            if depth < 8:
+                await ns.set_quota(path, max_inodes=100)
+        with refused(errors.Invalid, "as deep as they go"):
+            await ns.set_quota(path, max_inodes=100)
+        await ns.set_quota("/0/1", max_inodes=50)
+
+    drive(body)
+
+
 async def both(ns: Any, first: tuple[Any, Any], second: tuple[Any, Any]) -> None:
     """Two calls on one snapshot, the second committed first. Raises: Conflict of the first."""
     txn = ns.kv.begin()
@@ -483,12 +752,11 @@ def test_fsck_finds_what_is_counted_wrongly(drive: Callable[..., None]) -> None:
             "2 counters are of no quota",
             f"inode {q.inode_id}: has quota {number}, of which there is no record",
         ]
-        plain = dentry.encode(dentry.of_inode(d))
-        assert await found((keys.dentry(q.inode_id, b"d"), plain)) == [
-            f"inode {d.inode_id}: says otherwise of quotas than entry 'd' of directory {q.inode_id}, by which none"
-            " counts what is in it"
+        plain = dentry.encode(dentry.of_inode(q))
+        assert await found((keys.dentry(1, b"q"), plain)) == [
+            f"inode {q.inode_id}: has one quota of its own, and entry 'q' of directory 1 says none"
         ]
-        outside = dentry.encode(dentry.of_inode(d._replace(quotas=(number,))))
+        outside = dentry.encode(dentry.of_inode(d))
         moved = await found((keys.dentry(q.inode_id, b"d"), None), (keys.dentry(1, b"d"), outside))
         assert f"inode {d.inode_id}: is entry 'd' of directory 1; other quotas count what is in there" in moved
         assert await found((keys.quota(number), b"\x02")) != []
@@ -622,6 +890,13 @@ def test_on_etcd_whatever_moves_fits_into_a_transaction(
             await ns.remove("/q/d", recursive=True)
             await collected(ns)
             assert await ns.used("/q") == [(0, 0)]
+            await ns.mkdir("/home")
+            for number in range(24):  # each goes with its quota
+                await ns.mkdir(f"/home/{number}")
+                await ns.set_quota(f"/home/{number}", max_inodes=10)
+            await ns.remove("/home", recursive=True)
+            await collected(ns)
+            assert [one.record.path for one in await ns.quotas()] == ["/q"]
             await sound(ns)
         finally:
             await kv.close()
