@@ -7,7 +7,8 @@ counts every lease from its own start: it cannot know what its predecessor heard
 
 Of two generations the higher was started later, unless the clock of the node's machine went back. So a lower one that
 is not known to have been replaced waits until the lease of the higher has ended: it may be the late heartbeat of a
-daemon that is gone, which must not end its successor.
+daemon that is gone, which must not end its successor. So does one that is known to have been replaced and is the
+higher: its clock had not gone back yet, and the one after it lives; or that was the late heartbeat, and will be silent.
 
 A daemon that is started again listens where it did before, so the one before it is gone. One that listens elsewhere may
 be a second one by mistake, with a copy of the configuration: it waits until the lease of the first has ended.
@@ -60,7 +61,7 @@ class LeaseTable:
         """Count a heartbeat that arrived at `now_s`; `elsewhere`: it listens where the one that is known does not.
 
         RETIRED changes nothing: this daemon was stopped, or a later one has taken the id. Neither does EARLY: one with
-        a higher generation, or one elsewhere, still has its lease.
+        a higher generation, one elsewhere, or one that has replaced it, still has its lease.
         """
         lease = self._leases.get(node_id)
         if lease is None:
@@ -68,7 +69,8 @@ class LeaseTable:
             return Heard.STARTED
         if generation in lease.parted or (generation < lease.generation and generation in lease.retired):
             return Heard.RETIRED
-        if lease.alive and (generation < lease.generation or (elsewhere and generation != lease.generation)):
+        other = generation != lease.generation
+        if lease.alive and other and (generation < lease.generation or generation in lease.retired or elsewhere):
             return Heard.EARLY
         if generation != lease.generation:
             lease.retired.append(lease.generation)

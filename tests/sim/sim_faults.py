@@ -487,7 +487,8 @@ class Nemesis:
     def _lease_clock_jumps(self, kind: str) -> bool:
         """Forward, as after a suspend that took no time. Not at the mgmtd that decides: it would take leases for
         over that are not, which no lease survives; a standby that jumps takes over too early, which must do no harm."""
-        standing_by = [mgmtd for mgmtd in self.cluster.mgmtds if mgmtd.primary is None]
+        mgmtds = self.cluster.mgmtds  # one that is about to take over decides already
+        standing_by = [one for one in mgmtds if one.primary is None and any(other.primary for other in mgmtds)]
         machine: SimMachine = self._one([*self.cluster.storages, *standing_by])
         by_s = self._lasts()
         machine.boot_s += by_s

@@ -42,11 +42,24 @@ def test_a_lower_generation_waits_until_the_higher_has_no_lease() -> None:
     assert table.heard(A, 5, 2.0) == Heard.RENEWED
     assert table.expire(12.0) == [A]
     assert table.heard(A, 4, 13.0) == Heard.STARTED
-    assert table.heard(A, 5, 14.0) == Heard.STARTED, "it was only late, and is not ended by its predecessor's heartbeat"
-    assert table.heard(A, 4, 15.0) == Heard.RETIRED
+    assert table.heard(A, 5, 14.0) == Heard.EARLY
+    assert table.expire(23.0) == [A]
+    assert table.heard(A, 5, 23.0) == Heard.STARTED, "it was only late, and is not ended by its predecessor's heartbeat"
+    assert table.heard(A, 4, 24.0) == Heard.RETIRED
     assert table.goodbye(A, 5)
     assert table.heard(A, 4, 16.0) == Heard.RETIRED
     assert table.heard(A, 3, 16.0) == Heard.STARTED, "after a goodbye nothing is waited for"
+
+
+def test_the_late_heartbeat_of_one_whose_clock_was_ahead_ends_no_successor() -> None:
+    """Its machine's clock went back between the two runs, so the later one has the lower generation."""
+    table = LeaseTable(10.0)
+    table.heard(A, 9, 0.0)
+    assert table.expire(10.0) == [A]
+    assert table.heard(A, 2, 11.0) == Heard.STARTED
+    assert table.heard(A, 9, 12.0) == Heard.EARLY and table.generation(A) == 2
+    assert table.heard(A, 2, 13.0) == Heard.RENEWED
+    assert table.heard(A, 10, 14.0) == Heard.STARTED, "a third run, by a clock that is right again"
 
 
 def test_one_elsewhere_waits_until_the_first_has_no_lease() -> None:
@@ -99,7 +112,9 @@ def test_alive_means_heard_within_t(events: list[tuple[str, int, int]]) -> None:
     now_s, current, last_s, retired, parted = 0.0, 0, float("-inf"), set[int](), set[int]()
     for kind, generation, later in events:
         now_s += later
-        newer = generation >= current or (generation not in retired and now_s - later - last_s >= 10.0)
+        over = now_s - later - last_s >= 10.0
+        newer = generation == current or (over if generation < current or generation in retired else True)
+        newer = newer and not (generation < current and generation in retired)
         if kind == "heard" and generation not in parted and newer:
             if current not in (0, generation):
                 retired.add(current)
