@@ -22,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from sim_coverage import EXPECTED, GROUPS, IMPOSSIBLE, Coverage, Key, Spies, expect_faults, missing
 from sim_faults import IMPOSSIBLE_PAIRS, KINDS
+from sim_linearize import MOST_NODES
 from sim_pairs import ROUND
 from sim_seed import OPERATIONS, Result, run_seed, tell_seed
 
@@ -74,7 +75,11 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--operations", type=int, default=OPERATIONS, help="of all clients, in each seed")
     parser.add_argument("--coverage", action="store_true", help="fail if something did not occur, however few seeds")
     parser.add_argument("--stop", action="store_true", help="at the first seed that fails")
-    return parser.parse_args()
+    parser.add_argument("--search-nodes", type=int, help="how long to look for an order of a chunk's operations")
+    options = parser.parse_args()
+    if options.search_nodes:
+        os.environ[MOST_NODES] = str(options.search_nodes)
+    return options
 
 
 _coverage_here: Coverage | None = None

@@ -46,7 +46,9 @@ class NotLinearizable(Violation):
     """No order of a chunk's operations explains what its clients saw."""
 
     def __init__(self, chunk: Chunk, chain: int, operations: list[Operation], verdict: Verdict) -> None:
-        what = "no order explains what was seen" if verdict.decided else "the search for an order was given up"
+        what = "no order explains what was seen"
+        if not verdict.decided:
+            what = f"the search for an order was given up after {verdict.nodes} nodes; longer: --search-nodes"
         super().__init__(f"{chunk_name(*chunk)} on chain {chain}: {what}\n{verdict.why}")
         self.chunk = chunk
         self.chain = chain

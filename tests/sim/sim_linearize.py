@@ -15,13 +15,15 @@ Sources: Wing and Gong, "Testing and Verifying Concurrent Objects" (1993); Lowe,
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from sim_history import Kind, Operation, Outcome, describe
 
 _NEVER = 1 << 62
-_MOST_NODES = 400_000
+MOST_NODES = "FS3_SIM_SEARCH_NODES"  # in the environment, so that processes that run seeds have it too
+_MOST_NODES = 2_000_000
 _LOST = -1  # the version of a chunk that has lost its latest changes: any
 
 _Node = tuple[int, int, int]  # which operations are done (a bit each), content, version
@@ -81,6 +83,7 @@ class _Search:
         stack = [start]
         seen = {start}
         best, best_done = start, -1
+        most = int(os.environ.get(MOST_NODES, _MOST_NODES))
         while stack:
             node = stack.pop()
             if (further := self._observe(node)) != node:
@@ -93,7 +96,7 @@ class _Search:
                 return Verdict(True, self._order(node), len(seen))
             if (count := done.bit_count()) > best_done:
                 best, best_done = node, count
-            if len(seen) > _MOST_NODES:
+            if len(seen) > most:
                 return Verdict(False, self._order(best), len(seen), self._story(best), decided=False)
             nexts = []
             for at in self._candidates(node[0]):
