@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from fs3.cli.status import FULLNESS, coloured, decides, size
@@ -83,8 +84,8 @@ def _cell(name: str, value: Any) -> str:
     if name == "state" and value.upper() in TargetState.__members__:
         return coloured(TargetState[value.upper()], value)
     if isinstance(value, list):
-        return "  ".join(map(str, value))
-    return str(value)
+        return escape("  ".join(map(str, value)))
+    return escape(str(value))
 
 
 def wishes(routing: Routing, target: Target) -> list[str]:

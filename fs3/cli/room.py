@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -21,6 +22,7 @@ from fs3.config import parse_bytes
 from fs3.errors import Invalid, Unavailable
 from fs3.url import parse_url
 
+_MOST = (1 << 63) - 1
 _LOOK_S = 0.5
 _DEADLINE_S = 5.0
 
@@ -43,9 +45,9 @@ def df(url: str, as_json: bool, secret: str) -> None:
     table = _table("", "size", "used", "free", "use", "inodes", "used", "free")
     table.add_row("disks, all replicas", *_bytes(space.total, space.used, space.free), "", "", "")
     for one in quotas:
-        table.add_row(f"quota of {one.path}", *_quota_cells(one))
+        table.add_row(escape(f"quota of {one.path}"), *_quota_cells(one))
     counts = _counts(room.max_inodes, room.inodes) if room.inodes is not None else ("", "", "")
-    table.add_row(f"room in {path}", *_bytes(room.total, room.used, room.free), *counts)
+    table.add_row(escape(f"room in {path}"), *_bytes(room.total, room.used, room.free), *counts)
     wide_console().print(table)
 
 
@@ -57,7 +59,9 @@ def quota() -> None:
 @quota.command("set", short_help="Set or change limits.")
 @url_argument
 @click.option("--bytes", "max_bytes", metavar="SIZE", help="Lengths of files together, such as 10TiB; 0: no limit.")
-@click.option("--inodes", "max_inodes", type=click.IntRange(0), help="Files, directories and symlinks; 0: no limit.")
+@click.option(
+    "--inodes", "max_inodes", type=click.IntRange(0, _MOST), help="Files, directories and symlinks; 0: no limit."
+)
 @click.option("--wait", "waiting", is_flag=True, help="Return once what is there already is counted.")
 @secret_option
 def set_command(url: str, max_bytes: str | None, max_inodes: int | None, waiting: bool, secret: str) -> None:
@@ -69,9 +73,7 @@ def set_command(url: str, max_bytes: str | None, max_inodes: int | None, waiting
     if max_bytes is None and max_inodes is None:
         raise click.UsageError("say a limit: --bytes, --inodes, or both")
     meta, path = _meta(url, secret)
-    limit = None if max_bytes is None else parse_bytes(max_bytes)
-    if limit is not None and limit < 0:
-        raise Invalid(f"--bytes {max_bytes}: a limit is not negative")
+    limit = None if max_bytes is None else _limit(max_bytes)
     made = meta.set_quota(path, max_bytes=limit, max_inodes=max_inodes)
     if made is None:
         click.echo(f"{path} has no quota any more")
@@ -109,7 +111,7 @@ def list_command(url: str, as_json: bool, secret: str) -> None:
     else:
         table = _table("path", "bytes", "used", "free", "use", "inodes", "used", "free", "")
         for one in found:
-            table.add_row(one.path, *_quota_cells(one), "being counted" if one.counting else "")
+            table.add_row(escape(one.path), *_quota_cells(one), "being counted" if one.counting else "")
         wide_console().print(table)
 
 
@@ -117,6 +119,16 @@ def _meta(url: str, secret: str) -> tuple[MetaClient, str]:
     client = connect(url, secret=secret)
     client.mgmtd.wait_ready(_DEADLINE_S)
     return client.meta, parse_url(url)[1] or "/"
+
+
+def _limit(text: str) -> int:
+    """Raises: Invalid."""
+    limit = parse_bytes(text)
+    if text.strip().startswith("-") or limit > _MOST:
+        raise Invalid(f"--bytes {text}: a limit lies between 0 and {_MOST}")
+    if not limit and text.strip().strip("0.").strip():
+        raise Invalid(f"--bytes {text}: is less than a byte; 0 does away with the limit")
+    return limit
 
 
 def _counted(meta: MetaClient, path: str, made: Quota) -> Quota:

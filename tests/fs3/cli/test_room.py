@@ -65,6 +65,14 @@ def test_a_quota_from_the_command_line(run: Run, at: str, home: str, fs: Any, tm
     assert run("cp", str(big), f"{at}/renamed/big")[0] == 0
 
 
+def test_paths_are_shown_as_they_are(run: Run, at: str, home: str, fs: Any) -> None:
+    for name in ("[old]", "[red]x[/red]"):
+        fs.mkdir(f"{home}/{name}")
+        assert run("admin", "quota", "set", f"{at}/{name}", "--bytes", "1MiB")[0] == 0
+        assert f"quota of {home}/{name} " in run("df", f"{at}/{name}")[1]
+        assert f"{home}/{name} " in run("admin", "quota", "list", at)[1]
+
+
 def test_mistakes_with_quotas(run: Run, at: str, home: str, fs: Any) -> None:
     fs.pipe(f"{home}/f", b"1")
     for arguments, code, text in (
@@ -72,7 +80,13 @@ def test_mistakes_with_quotas(run: Run, at: str, home: str, fs: Any) -> None:
         (("set", f"{at}/none", "--bytes", "1"), 1, "no such file"),
         (("set", at), 2, "say a limit"),
         (("set", at, "--bytes", "plenty"), 1, "size 'plenty'"),
-        (("set", at, "--bytes", "-1"), 1, "a limit is not negative"),
+        (("set", at, "--bytes", "-1"), 1, "lies between 0"),
+        (("set", at, "--bytes", "-0.5"), 1, "lies between 0"),
+        (("set", at, "--bytes", "0.5"), 1, "less than a byte"),
+        (("set", at, "--bytes", "16777216TiB"), 1, "lies between 0"),
+        (("set", at, "--bytes", f"{1 << 63}"), 1, "lies between 0"),
+        (("set", at, "--bytes", "6000000TiB"), 1, "too large"),
+        (("set", at, "--inodes", f"{1 << 64}"), 2, "range"),
         (("set", at, "--inodes", "-1"), 2, "-1"),
         (("set", at.removesuffix(home), "--bytes", "1"), 1, "the root has no quota"),
         (("clear", at), 1, "has no quota"),
