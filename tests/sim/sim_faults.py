@@ -23,6 +23,7 @@ from fs3.ids import TargetId
 from fs3.pb import admin_pb2
 from fs3.routing import TargetState
 from fs3.storage.blocks import name_of
+from fs3.storage.metadata import FLAG_OS, PENDING, chunk_key, unpack_pending
 from fs3.storage.reassembly_core import Frame
 from fs3.transport.frame_core import Kind
 
@@ -268,18 +269,28 @@ class Nemesis:
 
     def _all_storages_lose_power(self, kind: str) -> bool:
         lost = [storage for storage in self.cluster.storages if storage.host.up]
-        for storage in lost:
-            storage.lose_power()
+
+        lasts_s = self._lasts()
+        over = False
+
+        def lose() -> None:
+            for storage in lost:
+                if storage.host.up and not over:
+                    storage.lose_power()
+                    if self.chance.random() < 0.5:  # some are back before the others
+                        self.sim.after(lasts_s * self.chance.random(), partial(_powers_on, storage))
 
         def end() -> None:
+            nonlocal over
+            over = True
             self.chance.shuffle(lost)
             for storage in lost:
                 _powers_on(storage)
 
-        lasts_s = self._lasts()
-        for storage in lost:
-            if self.chance.random() < 0.5:  # some are back before the others
-                self.sim.after(lasts_s * self.chance.random(), partial(_powers_on, storage))
+        if self.chance.random() < 0.4:
+            self._with_changed_bytes(lose, self.sim.now + 0.5 * lasts_s)
+        else:
+            lose()
         return bool(lost) and self._begin(kind, None, end, lasts_s)
 
     def _partition(self, kind: str) -> bool:
@@ -447,6 +458,45 @@ class Nemesis:
         lasts_s = self._lasts()
         self._pending_bytes_change(storage, self.sim.now + lasts_s)
         return self._begin(kind, storage, lambda: None, lasts_s)
+
+    def _with_changed_bytes(self, lose: Callable[[], None], until_s: float) -> None:
+        """`lose` power as soon as bytes can change of a chunk that others have committed as well, but so that this is
+        not synced, and will be pending there again; or at last without that."""
+        storage = self.cluster.storages[0]
+        wiping = self.operator.busy and self.cluster.shape.wipes
+        stray = any(one.misplaced for one in self.cluster.storages)
+        engines = storage.daemon.engines if storage.daemon is not None else ()
+        if not wiping and not stray and self._others_have_it(storage):
+            for disk, engine in zip(storage.disks, engines, strict=False):
+                where = self._pending_elsewhere(engine)
+                if where:
+                    self.corrupted = disk.corrupt(self.chance, where=where) or self.corrupted
+                    lose()
+                    return
+        if self.sim.now < until_s:
+            self.sim.after(0.0005 * self._lease_s, lambda: self._with_changed_bytes(lose, until_s))
+        else:
+            lose()
+
+    def _pending_elsewhere(self, engine: Any) -> list[tuple[str, int, int]]:
+        """Where on its disk the bytes of such versions are."""
+        routing, published = self.cluster.routing, engine._published
+        stores = {one.node_id: [disk.store for disk in one.disks] for one in self.cluster.storages}
+        where = []
+        for target in sorted(set(engine.targets()) & set(routing.targets)):
+            chain = routing.chains[routing.targets[TargetId(target)].chain_id]
+            others = [routing.targets[one] for one in chain.targets if one != target]
+            for hi, lo in sorted(published.index.keys_of(target)):
+                entry = published.get((target, hi, lo))
+                durable = [
+                    raw
+                    for one in others
+                    if (raw := stores[one.node_id][one.disk].durable(chunk_key(PENDING, one.target_id, hi, lo)))
+                ]
+                versions = {one.version for one in map(unpack_pending, durable) if not one.flags & FLAG_OS}
+                if entry.version in versions and entry.file > 0 and entry.length:
+                    where.append((name_of(entry.file - 1), entry.position, entry.length))
+        return where
 
     def _pending_bytes_change(self, storage: SimStorage, until_s: float) -> None:
         """Until then: now and then the bytes of a version that is pending, which few are at any one moment."""
