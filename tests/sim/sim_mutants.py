@@ -462,9 +462,18 @@ MUTANTS: tuple[Mutant, ...] = (
         "fs3/mgmtd/lease_core.py",
         "        if generation in lease.parted or (generation < lease.generation and generation in lease.retired):\n"
         "            return Heard.RETIRED\n"
-        "        if lease.alive and (generation < lease.generation or (elsewhere and generation != lease.generation)):\n"
+        "        other = generation != lease.generation\n"
+        "        if lease.alive and other and (generation < lease.generation or generation in lease.retired or elsewhere):\n"
         "            return Heard.EARLY\n",
         "",
+    ),
+    _one(
+        "replaced-run-comes-back",
+        "a late heartbeat of a run that was replaced ends its successor, where the clock went back between them",
+        "fs3/mgmtd/lease_core.py",
+        "(generation < lease.generation or generation in lease.retired or elsewhere)",
+        "(generation < lease.generation or elsewhere)",
+        faults=("requests met twice", "wall clock jumps", "storage power loss", "storage crash"),
     ),
     _one(
         "old-requests-after-the-lock",
@@ -659,8 +668,8 @@ MUTANTS: tuple[Mutant, ...] = (
         "second-daemon-taken-in",
         "a second daemon with a node's id takes it from the first, which serves",
         "fs3/mgmtd/lease_core.py",
-        "        if lease.alive and (generation < lease.generation or (elsewhere and generation != lease.generation)):\n",
-        "        if lease.alive and generation < lease.generation:\n",
+        "(generation < lease.generation or generation in lease.retired or elsewhere)",
+        "(generation < lease.generation or generation in lease.retired)",
         faults=("a storage daemon is started twice",),
     ),
     _one(
