@@ -306,8 +306,6 @@ class FileClient:
 def _target(out: Bytes) -> memoryview:
     """A caller's buffer as bytes to be filled. Raises: Invalid; TypeError: it is no buffer."""
     view = memoryview(out)
-    if view.readonly:
-        raise Invalid("the buffer is read-only; read into a bytearray, or a writable array")
     if not view.c_contiguous:
         raise Invalid("the buffer has gaps between its elements; read into a contiguous one")
     return view.cast("B")

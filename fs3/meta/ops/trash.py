@@ -119,8 +119,8 @@ async def restore(txn: Transaction, request: meta_pb2.RestoreTrashRequest, call:
         counted = await brought_back(walker, moving, target, charges, uncounted=known.uncounted)
     if counted is None:
         counted = await moved_between(txn, walker, moving, (source, target), charges, at_once=call.at_once)
-    if known.uncounted and moving.is_directory:
-        charges.count_again(await counting(walker, target, charges), begin=True)
+        if known.uncounted:
+            charges.count_again(await counting(walker, target, charges), begin=True)
     moving = counted
     moved = await move(txn, moving, source, target.parent, target.name, call.now_ns)
     reply = meta_pb2.RestoreTrashReply(inode=inode_to_pb(moved), path=target.path)
