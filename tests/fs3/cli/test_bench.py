@@ -10,7 +10,6 @@ import pytest
 
 from fs3.bench.job import Job, Op
 from fs3.bench.run import Outcome, run
-from fs3.cli import main as entry
 from fs3.errors import Unavailable
 
 Run = Callable[..., tuple[int, str, str]]
@@ -18,13 +17,8 @@ SMALL = ("--data", "2MiB", "--file-size", "1MiB", "--seconds", "0.5")
 
 
 @pytest.fixture
-def call(capfdbinary: pytest.CaptureFixture[bytes]) -> Run:
-    def made(*arguments: str) -> tuple[int, str, str]:
-        code = entry.run(["bench", *arguments])
-        out, err = capfdbinary.readouterr()
-        return code, out.decode(), err.decode()
-
-    return made
+def call(run: Run) -> Run:
+    return lambda *arguments: run("bench", *arguments)
 
 
 @pytest.mark.parametrize("op", ["read", "randread", "write", "randrw"])

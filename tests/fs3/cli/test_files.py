@@ -18,21 +18,6 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(capfdbinary: pytest.CaptureFixture[bytes]) -> Run:
-    def call(*arguments: str) -> tuple[int, str, str]:
-        code = entry.run(list(arguments))
-        out, err = capfdbinary.readouterr()
-        return code, out.decode(), err.decode()
-
-    return call
-
-
-@pytest.fixture
-def at(cluster_url: str, home: str) -> str:
-    return cluster_url + home
-
-
-@pytest.fixture
 def tree(tmp_path: Path) -> Path:
     """Small and large files in nested directories; the empty ones count."""
     rng = random.Random(1)

@@ -10,24 +10,7 @@ from typing import Any
 
 import pytest
 
-from fs3.cli import main as entry
-
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(capfdbinary: pytest.CaptureFixture[bytes]) -> Run:
-    def call(*arguments: str) -> tuple[int, str, str]:
-        code = entry.run(list(arguments))
-        out, err = capfdbinary.readouterr()
-        return code, out.decode(), err.decode()
-
-    return call
-
-
-@pytest.fixture
-def at(cluster_url: str, home: str) -> str:
-    return cluster_url + home
 
 
 def test_a_quota_from_the_command_line(run: Run, at: str, home: str, fs: Any, tmp_path: Path) -> None:

@@ -8,29 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
-import pytest
 
-from fs3.cli import main as entry
 from fs3.cli.copy import Plan, plan_tree
 from fs3.cli.places import Failures, Place
 
 Run = Callable[..., tuple[int, str, str]]
 DAY_S = 86_400
-
-
-@pytest.fixture
-def run(capfdbinary: pytest.CaptureFixture[bytes]) -> Run:
-    def call(*arguments: str) -> tuple[int, str, str]:
-        code = entry.run(list(arguments))
-        out, err = capfdbinary.readouterr()
-        return code, out.decode(), err.decode()
-
-    return call
-
-
-@pytest.fixture
-def at(cluster_url: str, home: str) -> str:
-    return cluster_url + home
 
 
 def test_away_and_back(run: Run, at: str, home: str, fs: Any) -> None:
