@@ -23,7 +23,7 @@ from sim_history import Kind, Operation, Outcome, describe
 
 _NEVER = 1 << 62
 MOST_NODES = "FS3_SIM_SEARCH_NODES"  # in the environment, so that processes that run seeds have it too
-_MOST_NODES = 2_000_000
+_MOST_NODES = 20_000_000
 _LOST = -1  # the version of a chunk that has lost its latest changes: any
 
 _Node = tuple[int, int, int]  # which operations are done (a bit each), content, version

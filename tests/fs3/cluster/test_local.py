@@ -147,7 +147,9 @@ def test_up_on_etcd_down_and_up_again(etcd: LocalEtcd, tmp_path: Path) -> None:
     assert etcd.members  # it is installed
     directory = str(tmp_path / "c")
     made = LocalCluster(directory)
-    started = run("up", "--dir", directory, "--kv", "etcd", "--nodes", "1", "--lease", "1", "--detach")
+    port = str(free_port())  # it comes back to it: not the favourite, which another test may take meanwhile
+    options = ("--kv", "etcd", "--nodes", "1", "--lease", "1", "--port", port)
+    started = run("up", "--dir", directory, *options, "--detach")
     assert started.returncode == 0, started.stderr
     try:
         made.recall()
