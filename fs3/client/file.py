@@ -193,7 +193,7 @@ class FileClient:
 
         Raises: NotFound (the directory is missing), IsADirectory, NotADirectory, Invalid, Unavailable.
         """
-        (inode,) = self.meta.create_files([path], layout=layout_choice)
+        inode, share = self.meta.create_file(path, layout=layout_choice)
         assert inode.layout is not None
         return FileWriter(
             self._sending,
@@ -204,6 +204,7 @@ class FileClient:
             chains=self._chains(inode.layout),
             path=path,
             replace=replace,
+            share=share,
         )
 
     def open_update(self, path: str, *, reading: bool = False) -> FileUpdater:

@@ -54,6 +54,13 @@ class Written(NamedTuple):
     epoch: int = 0
 
 
+class Created(NamedTuple):
+    """A new file, not visible yet, and which part of what can be published at once it is, at least."""
+
+    inode: Inode
+    share: float
+
+
 class FileCalls(MetaCalls):
     """From a file's first byte to its last, as meta is told of it."""
 
@@ -68,15 +75,26 @@ class FileCalls(MetaCalls):
         timeout_s: float | None = None,
     ) -> Inodes:
         """An inode for each path, to be written and then published there; renew them while writing takes long."""
-        choice = choice_to_pb(layout or LayoutChoice())
 
         def create(some: Sequence[str]) -> Inodes:
-            reply = self._change(
-                "CreateFiles", meta_pb2.CreateFilesRequest, timeout_s, paths=some, layout=choice, mode=mode
-            )
+            reply = self._create(some, layout, mode, timeout_s)
             return [inode_from_pb(inode) for inode in reply.inodes]
 
         return self._in_parts(paths, create)
+
+    def create_file(self, path: str, *, layout: LayoutChoice | None = None, mode: int = 0o644) -> Created:
+        """`create_files` of one, for whoever means to publish it together with others."""
+        reply = self._create([path], layout, mode, None)
+        return Created(inode_from_pb(reply.inodes[0]), sum(reply.keys) / max(reply.most_keys, 1))
+
+    def _create(
+        self, paths: Sequence[str], layout: LayoutChoice | None, mode: int, timeout_s: float | None
+    ) -> meta_pb2.CreateFilesReply:
+        choice = choice_to_pb(layout or LayoutChoice())
+        reply: meta_pb2.CreateFilesReply = self._change(
+            "CreateFiles", meta_pb2.CreateFilesRequest, timeout_s, paths=paths, layout=choice, mode=mode
+        )
+        return reply
 
     def publish_files(
         self,

@@ -42,8 +42,10 @@ class FileWriter:
         chains: I64,
         path: str,
         replace: bool,
+        share: float,
     ) -> None:
         self.path = path
+        self.share = share  # of what can be published at once, at least
         self.inode_id = inode_id
         self.layout = layout
         self._meta = meta

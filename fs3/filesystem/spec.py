@@ -187,7 +187,7 @@ class Fs3FileSystem(TreeFace, TrashFace, PosixFace, AsyncFace):
             if mode == "xb" and self.exists(path):  # closing looks again
                 raise Exists(f"{path}: it exists already")
             if mode in ("wb", "xb"):
-                return WriteFile(self, self._create(path, replace=mode == "wb"), path, autocommit=autocommit)
+                return self._open_new(path, replace=mode == "wb", autocommit=autocommit)
             if mode in ("ab", "r+b") and autocommit and not self._intrans:
                 with contextlib.suppress(*([NotFound] if mode == "ab" else [])):
                     return UpdateFile(self, self.file_client.open_update(path, reading=mode == "r+b"), path, mode)
@@ -199,6 +199,13 @@ class Fs3FileSystem(TreeFace, TrashFace, PosixFace, AsyncFace):
             " transactions, 'r+b'"
         )
 
+    def _open_new(self, path: str, *, replace: bool, autocommit: bool) -> WriteFile:
+        """Raises: TooLarge: the transaction holds no more files."""
+        file = WriteFile(self, self._create(path, replace=replace), path, autocommit=autocommit)
+        if not autocommit and self._intrans:
+            self.transaction.admit(file)
+        return file
+
     def _open_append(self, path: str, *, autocommit: bool) -> WriteFile:
         """A new file, which in a transaction begins with what the old one has: of two that append at once one is
         lost."""
@@ -206,7 +213,7 @@ class Fs3FileSystem(TreeFace, TrashFace, PosixFace, AsyncFace):
             before = None
             with contextlib.suppress(NotFound):
                 before = stack.enter_context(ReadFile(self, self._open_read(path), path))
-            file = WriteFile(self, self._create(path, replace=True), path, autocommit=autocommit)
+            file = self._open_new(path, replace=True, autocommit=autocommit)
             if before is not None:
                 _stream(before, file)
         return file

@@ -11,14 +11,29 @@ from fs3.errors import TooLarge
 from fs3.filesystem.files import WriteFile
 from fs3.filesystem.os_errors import os_errors
 
+_ROUNDING = 1e-9  # of a sum of up to 512 shares
+
 
 class Fs3Transaction(Transaction):  # type: ignore[misc]
     """`with fs.transaction:`; of two files of one name the later counts. What removes and renames is not deferred.
 
+    It has up to 512 files, on etcd up to 40 new ones or 23 that replace others: opening one more raises OSError
+    (TooLarge), and so does its end if those in it turn out to be too many for the metadata store.
+
     Raises at its end, with nothing published:
-        OSError: TooLarge, more files than the metadata store takes at once: 512, on etcd fewer.
+        OSError: TooLarge.
         FileExistsError, FileNotFoundError, ...: as when a single file is closed.
     """
+
+    def admit(self, file: WriteFile) -> None:
+        """A file was opened, and will be one of `files`. Raises: TooLarge: there is no room; the file is given up."""
+        shares = {one.path: one.writer.share for one in [*self.files, file] if not one.settled}
+        if len(shares) > FILES_AT_ONCE or sum(shares.values()) > 1 + _ROUNDING:
+            file.discard()
+            raise TooLarge(
+                f"{file.path}: the transaction has {len(shares) - 1} files, and the metadata store takes no more at"
+                " once; end it and begin another"
+            )
 
     def complete(self, commit: bool = True) -> None:
         """End it: publish all files, or give all of them up."""
@@ -36,9 +51,6 @@ class Fs3Transaction(Transaction):  # type: ignore[misc]
 
     def _publish(self, fs: Any, files: list[WriteFile]) -> None:
         last = {file.path: file for file in files}
-        if len(last) > FILES_AT_ONCE:
-            with os_errors():
-                raise TooLarge(f"a transaction of {len(last)} files; one has up to {FILES_AT_ONCE}")
         if not last:
             return
         with os_errors():

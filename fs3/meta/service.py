@@ -25,7 +25,7 @@ from fs3.meta.call import Call
 from fs3.meta.fsck import fsck
 from fs3.meta.id_blocks import InodeIds
 from fs3.meta.ops import attributes, directory, file, link, quota, remove, rename, stat, trash, update, xattr
-from fs3.meta.sizes import check_files, page_of
+from fs3.meta.sizes import check_files, most_keys, page_of
 from fs3.pb import common_pb2, meta_pb2, meta_pb2_grpc
 from fs3.routing import Routing
 from fs3.transport import rpc
@@ -34,7 +34,6 @@ from fs3.transport.credentials import CALLER, Credentials
 _USAGE_PAGE = 512
 _MOST_FINDINGS = 1_000
 _CREATED_KEYS = 2  # of each file: inode, session
-_PUBLISHED_KEYS = 3  # the same, and the name
 _MADE_KEYS = 2  # inode, name
 _OPENED_KEYS = 2  # inode, session
 _SYNCED_KEYS = 2  # the same, or the place in the queue
@@ -202,13 +201,15 @@ class MetaService(meta_pb2_grpc.MetaServicer):
     async def CreateFiles(self, request: meta_pb2.CreateFilesRequest) -> meta_pb2.CreateFilesReply:  # noqa: N802
         file.check_batch(len(request.paths))
         check_files(self._kv.limits, len(request.paths), _CREATED_KEYS)
-        return await self._change("create_files", file.create_files, request, len(request.paths))
+        reply = await self._change("create_files", file.create_files, request, len(request.paths))
+        reply.most_keys = most_keys(self._kv.limits)
+        return reply
 
     @rpc.handler
     async def PublishFiles(self, request: meta_pb2.PublishFilesRequest) -> meta_pb2.PublishFilesReply:  # noqa: N802
         file.check_batch(len(request.files))
         made = file.ids_needed(request)
-        check_files(self._kv.limits, len(request.files) - made, _PUBLISHED_KEYS)
+        check_files(self._kv.limits, len(request.files) - made, file.PUBLISHED_KEYS)
         check_files(self._kv.limits, made, _MADE_KEYS)
         return await self._change("publish_files", file.publish_files, request, made)
 

@@ -15,6 +15,7 @@ from fs3.kv.api import KVEngine, Limits, Transaction, transact
 _MOST = 512
 _KEYS_OF_AN_INODE = 5  # at most: an inode that goes, its name, its session or place in the queue, each read and written
 _RESERVE = 16  # for the rest of the operation, and what an engine adds
+_LEAST_REST = 8  # of publishing files, at least: its record, the directory, stamps
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -29,6 +30,11 @@ def check_files(limits: Limits, count: int, keys_of_a_file: int) -> None:
     if count * keys_of_a_file > limits.max_operations:
         most = limits.max_operations // keys_of_a_file
         raise TooLarge(f"{count} files at once: the metadata store takes {most} at most; nothing was changed")
+
+
+def most_keys(limits: Limits) -> int:
+    """How many keys the files that are published at once may change; more surely do not fit."""
+    return limits.max_operations - _LEAST_REST
 
 
 class Paged(Protocol[T_co]):

@@ -184,10 +184,14 @@ class CreateFilesRequest(_message.Message):
     def __init__(self, id: _Optional[_Union[RequestId, _Mapping]] = ..., paths: _Optional[_Iterable[str]] = ..., layout: _Optional[_Union[LayoutChoice, _Mapping]] = ..., mode: _Optional[int] = ...) -> None: ...
 
 class CreateFilesReply(_message.Message):
-    __slots__ = ("inodes",)
+    __slots__ = ("inodes", "keys", "most_keys")
     INODES_FIELD_NUMBER: _ClassVar[int]
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    MOST_KEYS_FIELD_NUMBER: _ClassVar[int]
     inodes: _containers.RepeatedCompositeFieldContainer[Inode]
-    def __init__(self, inodes: _Optional[_Iterable[_Union[Inode, _Mapping]]] = ...) -> None: ...
+    keys: _containers.RepeatedScalarFieldContainer[int]
+    most_keys: int
+    def __init__(self, inodes: _Optional[_Iterable[_Union[Inode, _Mapping]]] = ..., keys: _Optional[_Iterable[int]] = ..., most_keys: _Optional[int] = ...) -> None: ...
 
 class PublishFile(_message.Message):
     __slots__ = ("inode_id", "path", "length", "replace")

@@ -25,6 +25,8 @@ from fs3.meta.recount import counting
 from fs3.meta.session import Session
 from fs3.pb import common_pb2, meta_pb2
 
+PUBLISHED_KEYS = 3  # of each file that is published: inode, session, name
+REPLACED_KEYS = PUBLISHED_KEYS + 2  # the old inode, its place in the queue
 MAX_FILES = 512  # so that the answer to a batch fits into one value of the store
 DEFAULT_MODE = 0o644
 
@@ -63,8 +65,9 @@ async def create_files(txn: Transaction, request: meta_pb2.CreateFilesRequest, c
     charges = Charges(txn)
     for place in {place.parent: place for place in places if place.dentry is None}.values():
         await charges.require_room(await counting(walker, place, charges))
-    for file in await _made(txn, places, request, call):
+    for place, file in zip(places, await _made(txn, places, request, call), strict=True):
         reply.inodes.append(file)
+        reply.keys.append(PUBLISHED_KEYS if place.dentry is None else REPLACED_KEYS)
         inode.store_message(txn, file)
         session.store(txn, InodeId(file.inode_id), Session(request.id.client_id, 0))
     return await record(txn, request.id, reply)

@@ -18,6 +18,7 @@ import pytest
 
 from fs3 import checksum
 from fs3.client.meta import Publish, Written
+from fs3.client.meta_files import Created
 from fs3.errors import Exists, Fs3Error, NotFound, SessionEnded, StaleRouting
 from fs3.ids import ChainId, ChainTableId, InodeId, NodeId, TargetId
 from fs3.inode import Inode, InodeType
@@ -395,6 +396,9 @@ class Meta:
         made = self._new(len(paths))
         self.unpublished.update((inode.inode_id, inode) for inode in made)
         return made
+
+    def create_file(self, path: str, *, layout: object = None) -> Created:
+        return Created(self.create_files([path], layout=layout)[0], 0.0)
 
     def _new(self, count: int) -> list[Inode]:
         made = []
