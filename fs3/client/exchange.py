@@ -21,6 +21,7 @@ from fs3.client import plan_core, verify_core
 from fs3.client.peers import Peers
 from fs3.client.plan_core import I64
 from fs3.client.select_core import ReplicaTable
+from fs3.client.verify_core import Pieces
 from fs3.errors import Corrupt, Fs3Error, NotFound, Unavailable, from_code
 from fs3.transport.connection import Connection
 from fs3.transport.frame_core import Flag, Header, Kind
@@ -28,7 +29,8 @@ from fs3.transport.messages import LISTED, RESULT, SUM, Records
 
 IN_FLIGHT = 2  # requests sent ahead on one connection
 LANE_BYTES = 8 << 20  # a node that owes more than this sends over several connections
-LARGE_BYTES = 1 << 20  # a reply of so many bytes is verified by itself
+LARGE_BYTES = 1 << 20  # a reply of so many bytes is verified while it comes
+STEP_BYTES = 1 << 20  # at a time; less would wake this thread more often
 
 Sums = NDArray[np.uint32]
 
@@ -187,6 +189,7 @@ class Exchange:
     def _take_in(self, connection: Connection, header: Header, head: memoryview, places: I64) -> None:
         """Receive one reply's body into place; sets results of `places`, and the codes of those without bytes."""
         batch, count = self._batch, len(places)
+        bad: I64 | None = None  # not looked at yet
         results = np.frombuffer(head, dtype=RESULT, count=count)
         sums = np.frombuffer(head, dtype=SUM, offset=count * RESULT.itemsize).copy()
         batch.results[places] = results
@@ -201,23 +204,45 @@ class Exchange:
             if (lengths > batch.lengths[places]).any() or int(lengths.sum()) != header.body_bytes:
                 connection.close()
                 raise Corrupt(f"{connection.endpoint} sent other bytes than were asked for")
-            out = batch.out
-            runs = plan_core.out_runs(batch.out_offsets[places], lengths)
-            connection.receive_body([out[begin:end] for begin, end in runs])
+            if header.body_bytes >= LARGE_BYTES:
+                bad = self._receive_verified(connection, places, sums)
+            else:
+                out = batch.out
+                runs = plan_core.out_runs(batch.out_offsets[places], lengths)
+                connection.receive_body([out[begin:end] for begin, end in runs])
         trailer_status, record = connection.receive_trailer()
         if trailer_status and record < count:
             status[record] = trailer_status
         if status.any():
             self._refused(connection, places, status)
-            if batch.kind == Kind.READ:
+            if batch.kind == Kind.READ and bad is None:
                 keep = np.repeat(status == 0, batch.results["n_sums"][places]) if len(sums) else slice(0)
                 places, sums = places[status == 0], sums[keep]
         if batch.kind == Kind.QUERY or not len(places):
             return
-        if header.body_bytes >= LARGE_BYTES:
-            self._verify([(places, sums)])
-        else:
+        if bad is None:
             self._unverified.append((places, sums))
+        else:
+            self._judge(places[status == 0], bad[~np.isin(bad, places[status != 0])])
+
+    def _receive_verified(self, connection: Connection, places: I64, sums: Sums) -> I64:
+        """Receive a large reply in steps and verify each at once; the places whose bytes fail their sums."""
+        memory = self._batch.out
+        pieces = self._pieces(places)
+        if len(pieces.begin) != len(sums):
+            lengths = self._batch.results["length"][places].astype(np.int64)
+            runs = plan_core.out_runs(self._batch.out_offsets[places], lengths)
+            connection.receive_body([memory[begin:end] for begin, end in runs])
+            return places
+        bad: list[I64] = []
+        for first, last in verify_core.steps(pieces.end - pieces.begin, STEP_BYTES):
+            begin, end = pieces.begin[first:last], pieces.end[first:last]
+            runs = plan_core.out_runs(begin, end - begin)
+            connection.receive_body([memory[a:b] for a, b in runs], int((end - begin).sum()))
+            failed = verify_core.mismatches(memory, begin, end, sums[first:last])
+            if len(failed):
+                bad.append(places[pieces.owner[first:last][failed]])
+        return np.concatenate(bad) if bad else places[:0]
 
     def _refused(self, connection: Connection, places: I64, status: NDArray[np.uint16]) -> None:
         """Note the codes of ranges that have a status; that a chunk does not exist is an answer."""
@@ -235,24 +260,32 @@ class Exchange:
         places, sums = (
             replies[0] if len(replies) == 1 else (np.concatenate(part) for part in zip(*replies, strict=True))
         )
-        results = batch.results[places]
-        offsets: I64 = batch.ranges["offset"][places].astype(np.int64)
-        lengths: I64 = results["length"].astype(np.int64)
-        cuts = verify_core.cuts(offsets, lengths, results["chunk_length"].astype(np.int64))
-        if len(cuts.begin) != len(sums) and len(replies) > 1:
+        pieces = self._pieces(places)
+        if len(pieces.begin) == len(sums):
+            bad = pieces.owner[verify_core.mismatches(batch.out, pieces.begin, pieces.end, sums)]
+        elif len(replies) > 1:
             for reply in replies:
                 self._verify([reply])
             return
-        if len(cuts.begin) != len(sums):
-            bad = np.arange(len(places))
-        elif cuts.single:
-            shift = batch.out_offsets[places] - offsets
-            bad = verify_core.mismatches(batch.out, cuts.begin + shift, cuts.end + shift, sums)
         else:
-            owner = np.repeat(np.arange(len(places)), cuts.count)
-            shift = (batch.out_offsets[places] - offsets)[owner]
-            bad = owner[verify_core.mismatches(batch.out, cuts.begin + shift, cuts.end + shift, sums)]
+            bad = np.arange(len(places))
+        self._judge(places, places[bad])
+
+    def _pieces(self, places: I64) -> Pieces:
+        """What of the caller's memory each sum of these ranges covers, as their results say."""
+        batch = self._batch
+        results = batch.results[places]
+        return verify_core.pieces_of(
+            batch.ranges["offset"][places].astype(np.int64),
+            results["length"].astype(np.int64),
+            results["chunk_length"].astype(np.int64),
+            batch.out_offsets[places],
+        )
+
+    def _judge(self, places: I64, bad: I64) -> None:
+        """These ranges have arrived; the bytes of `bad` among them failed their sums."""
+        batch = self._batch
         batch.code[places] = 0
         if len(bad):
-            batch.code[places[bad]] = Corrupt.code
+            batch.code[bad] = Corrupt.code
             batch.why[Corrupt.code] = "the bytes sent failed their checksum"

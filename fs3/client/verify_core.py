@@ -8,6 +8,7 @@ where no range contains a whole 256 KiB unit (small reads, of which there are ma
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,34 @@ class Cuts:
     begin: I64
     end: I64
     single: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Pieces:
+    """Pieces [s] of ranges [m] where they lie in memory: [begin, end), and which range each is of."""
+
+    owner: I64
+    begin: I64
+    end: I64
+
+
+def pieces_of(offset: I64, length: I64, chunk_length: I64, at: I64) -> Pieces:
+    """The pieces of ranges [m] of chunks whose bytes begin at `at` of some memory."""
+    cut = cuts(offset, length, chunk_length)
+    shift = at - offset
+    if cut.single:
+        return Pieces(np.arange(len(offset)), cut.begin + shift, cut.end + shift)
+    owner = np.repeat(np.arange(len(offset)), cut.count)
+    return Pieces(owner, cut.begin + shift[owner], cut.end + shift[owner])
+
+
+def steps(lengths: I64, step_bytes: int) -> list[tuple[int, int]]:
+    """Cuts [first, last) of pieces of these lengths [s] into steps of about so many bytes, at least one piece each."""
+    if not len(lengths):
+        return []
+    step = (np.cumsum(lengths) - lengths) // step_bytes
+    stops = (np.flatnonzero(step[1:] != step[:-1]) + 1).tolist()
+    return list(pairwise([0, *stops, len(lengths)]))
 
 
 def cuts(offset: I64, length: I64, chunk_length: I64) -> Cuts:

@@ -54,6 +54,7 @@ class Connection:
 
     __slots__ = (
         "_awaited",
+        "_body_left",
         "_head",
         "_need_ack",
         "_received_id",
@@ -81,6 +82,7 @@ class Connection:
         self._awaited: deque[int] = deque()
         self._need_ack = False
         self._receiving = Header(Kind.HELLO, 0)
+        self._body_left = 0
         self._head = memoryview(bytearray(64 << 10))
         self._trailer = memoryview(bytearray(TRAILER_BYTES))
         self._tick_s = 0.0
@@ -190,7 +192,7 @@ class Connection:
         except (Corrupt, Invalid):
             self.close()
             raise
-        self._receiving = header
+        self._receiving, self._body_left = header, header.body_bytes
         if header.status:
             if header.body_bytes or header.flags & _TRAILER:
                 self.close()
@@ -200,17 +202,22 @@ class Connection:
             self._finish()
         return header, head
 
-    def receive_body(self, views: Sequence[memoryview]) -> None:
-        """Fill `views` with the reply's body, whose length they must have together, and take in its trailer.
+    def receive_body(self, views: Sequence[memoryview], part_bytes: int | None = None) -> None:
+        """Fill `views` with the reply's body, or with its next `part_bytes`, which is how long they are together.
+
+        With the last byte of the body its trailer is taken in.
 
         Raises: Unavailable, as `receive_head`.
         """
-        body_bytes = self._receiving.body_bytes
-        if self._receiving.flags & _TRAILER:
-            self._receive_all([*views, self._trailer], body_bytes + TRAILER_BYTES)
+        left = self._body_left
+        if part_bytes is not None and part_bytes < left:
+            self._receive_all(views, part_bytes)
+            self._body_left = left - part_bytes
+        elif self._receiving.flags & _TRAILER:
+            self._receive_all([*views, self._trailer], left + TRAILER_BYTES)
             self._finish()
-        elif body_bytes:
-            self._receive_all(views, body_bytes)
+        elif left:
+            self._receive_all(views, left)
             self._finish()
 
     def receive_trailer(self) -> tuple[int, int]:
@@ -223,12 +230,17 @@ class Connection:
             self.close()
             raise
 
+    @property
+    def owes_ack(self) -> bool:
+        """Whether the peer keeps blocks for replies that have arrived, until a request or `acknowledge` says so."""
+        return self._need_ack and self._sock is not None
+
     def acknowledge(self) -> None:
-        """Tell the peer that its replies have arrived, if it waits for that and no request is going to say so.
+        """Tell the peer that its replies have arrived, if it waits for that.
 
         Raises: Unavailable.
         """
-        if self._need_ack and self._sock is not None:
+        if self.owes_ack:
             self.send(Kind.ACK, [b""], count=0, deadline_s=deadline_after(1.0))
 
     def alive(self) -> bool:

@@ -3,6 +3,9 @@
 A connection costs a round trip and a HELLO; a call of a few ranges costs less than that. So connections are lent, come
 back when the call is over, and wait for the next one; how many there may be is bounded per endpoint, and waiting for
 one ends at the caller's deadline.
+
+A reply that the peer keeps blocks for is acknowledged by the next request; where none comes soon, by a thread that is
+there while there are such replies. A frame for each reply would cost both sides as much as a small read.
 """
 
 from __future__ import annotations
@@ -17,6 +20,8 @@ from fs3.runtime import SYSTEM, Runtime
 from fs3.transport.connection import Connection, OpenConnection
 
 _FRESH_S = 0.01  # an idle connection younger than this is not probed before it is used
+_ACK_AFTER_S = 0.02  # of idleness
+_ACK_REST_S = 5.0  # without anything to acknowledge, after which the thread ends
 
 
 class ConnectionPool:
@@ -47,6 +52,8 @@ class ConnectionPool:
         self._idle: dict[str, list[Connection]] = {}
         self._lent: dict[str, int] = {}
         self._closed = False
+        self._owing = self._runtime.event()
+        self._acknowledging = False
 
     def borrow(
         self, endpoint: str, *, deadline_s: float, connect_timeout_s: float = 5.0, wait: bool = True
@@ -88,16 +95,42 @@ class ConnectionPool:
 
     def give_back(self, connection: Connection) -> None:
         """Take a borrowed connection back; a closed one, or one with answers outstanding, is dropped."""
-        if not connection.closed:
-            try:
-                connection.acknowledge()
-            except Fs3Error:
-                connection.close()
         self._release(connection.endpoint, connection)
+
+    def _acknowledge_idle(self) -> None:
+        while self._owing.wait(_ACK_REST_S) or not self._rest():
+            self._owing.clear()
+            self._runtime.sleep(_ACK_AFTER_S)
+            for connection in self._take_owing(self._runtime.now_s() - _ACK_AFTER_S):
+                try:
+                    connection.acknowledge()
+                except Fs3Error:
+                    connection.close()
+                self._release(connection.endpoint, connection)
+
+    def _rest(self) -> bool:
+        """End the thread, unless there is something to acknowledge after all."""
+        with self._changed:
+            self._acknowledging = self._owing.is_set() and not self._closed
+            return not self._acknowledging
+
+    def _take_owing(self, idle_since_s: float) -> list[Connection]:
+        """Borrow the connections that owe an acknowledgement and have been idle since then."""
+        taken = []
+        with self._changed:
+            for endpoint, idle in self._idle.items():
+                late = [one for one in idle if one.owes_ack and one.idle_since_s <= idle_since_s]
+                if len(late) < sum(one.owes_ack for one in idle):
+                    self._owing.set()  # look again
+                idle[:] = [one for one in idle if one not in late]
+                self._lent[endpoint] = self._lent.get(endpoint, 0) + len(late)
+                taken += late
+        return taken
 
     def _release(self, endpoint: str, connection: Connection | None) -> None:
         if os.getpid() != self._pid:
             return
+        begin = False
         with self._changed:
             self._lent[endpoint] -= 1
             if connection is not None and not connection.closed:
@@ -107,9 +140,14 @@ class ConnectionPool:
                     connection.idle_since_s = self._runtime.now_s()
                     idle = self._idle[endpoint]
                     idle.append(connection)
+                    if connection.owes_ack:
+                        self._owing.set()
+                        begin, self._acknowledging = not self._acknowledging, True
                     if idle[0].idle_since_s < connection.idle_since_s - self._idle_s:
                         idle.pop(0).close()
             self._changed.notify()
+        if begin:
+            self._runtime.spawn(self._acknowledge_idle, name="fs3-ack")
 
     @contextmanager
     def lent(self, endpoint: str, *, deadline_s: float) -> Iterator[Connection]:

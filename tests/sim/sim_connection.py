@@ -77,6 +77,7 @@ class SimConnection:
         self._need_ack = False
         self._now = Header(Kind.HELLO, 0)
         self._body = b""
+        self._body_at = 0
 
     def __hash__(self) -> int:
         return self._number  # sets of connections are gone through in an order that every run has
@@ -147,6 +148,7 @@ class SimConnection:
         if not header.reply or header.request_id not in self._awaited:
             self.close()
             raise Corrupt(f"{self.endpoint} sent frame {header.request_id}, which answers nothing")
+        self._body_at = 0
         self._now, self._body = header, answer.body if answer.late is None else answer.late()
         self._tell(header, head)
         if header.status:
@@ -158,18 +160,22 @@ class SimConnection:
             self._finish()
         return header, head
 
-    def receive_body(self, views: Sequence[memoryview]) -> None:
+    def receive_body(self, views: Sequence[memoryview], part_bytes: int | None = None) -> None:
         if not self._process.alive:
             raise ProcessEnded
         header = self._now
         if not header.body_bytes and not header.flags & _TRAILER:
             return
-        at = 0
+        at = self._body_at
         body = self._body
         for view in views:
             size = len(view)
             view[:] = body[at : at + size]
             at += size
+        assert part_bytes is None or at == self._body_at + part_bytes
+        self._body_at = at
+        if part_bytes is not None and at < header.body_bytes:
+            return
         assert at == header.body_bytes, f"memory for {at} bytes, and {self.endpoint} sent {header.body_bytes}"
         self._finish()
 
@@ -178,8 +184,12 @@ class SimConnection:
             return 0, 0
         return unpack_trailer(self._body[-TRAILER_BYTES:])
 
+    @property
+    def owes_ack(self) -> bool:
+        return self._need_ack and not self._closed
+
     def acknowledge(self) -> None:
-        if self._need_ack and not self._closed:
+        if self.owes_ack:
             self.send(Kind.ACK, [b""], count=0, deadline_s=self._runtime.now_s() + 1.0)
 
     def alive(self) -> bool:

@@ -7,6 +7,7 @@ partial receives and more than 1,024 pieces are met.
 from __future__ import annotations
 
 import os
+import queue
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -252,6 +253,33 @@ def test_the_pool_reuses_bounds_and_drops_what_broke() -> None:
         assert fourth.closed
         pool.give_back(two)
         assert two.closed
+
+
+def test_the_pool_acknowledges_with_the_next_request_or_when_none_comes() -> None:
+    seen: queue.Queue[tuple[int, int]] = queue.Queue()
+
+    def script(sock: socket.socket) -> None:
+        while True:
+            asked, _, _ = read_frame(sock)
+            seen.put((asked.kind, asked.ack_id))
+            if asked.kind != Kind.ACK:
+                sock.sendall(reply(asked, b"", b"12345", flags=Flag.NEED_ACK | Flag.TRAILER))
+
+    with peer(script) as endpoint:
+        pool = ConnectionPool(HELLO)
+        asked = []
+        for parts in ([(5, None)], [(2, 2), (3, None)]):
+            with pool.lent(endpoint, deadline_s=deadline_after(5.0)) as connection:
+                asked.append(connection.send(Kind.READ, [b""], count=1, deadline_s=deadline_after(5.0)))
+                connection.receive_head()
+                for size, part_bytes in parts:
+                    connection.receive_body([memoryview(bytearray(size))], part_bytes)
+                assert connection.owes_ack and connection.receive_trailer() == (0, 0)
+        assert [seen.get(timeout=5) for _ in range(2)] == [(Kind.READ, 1), (Kind.READ, asked[0])]
+        assert seen.get(timeout=5) == (Kind.ACK, asked[1]), "nobody asks any more"
+        with pool.lent(endpoint, deadline_s=deadline_after(5.0)) as again:
+            assert again is connection and not again.owes_ack
+        pool.close()
 
 
 def test_the_pool_notices_a_peer_that_went_away_while_idle() -> None:
