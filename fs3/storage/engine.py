@@ -41,6 +41,7 @@ from fs3.storage.engine_api import (
     EngineStats,
     Located,
     PendingChunk,
+    Place,
     Staged,
     TargetRecord,
     Update,
@@ -179,6 +180,9 @@ class Engine:
     def info(self, target_id: int, hi: int, lo: int) -> ChunkInfo:
         entry = self._published.get((target_id, hi, lo))
         return ChunkInfo(entry.file != 0, entry.version, entry.pending, entry.length, entry.chain_version)
+
+    def place(self, target_id: int, hi: int, lo: int) -> Place | None:
+        return self._published.place((target_id, hi, lo))
 
     def file(self, file_no: int) -> BlockFile:
         return self._files[file_no]

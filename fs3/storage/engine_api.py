@@ -98,6 +98,17 @@ class Located:
         return len(self.found)
 
 
+class Place(NamedTuple):
+    """What `place` knows of one chunk that has a block; as in `Located`."""
+
+    version: int
+    pending: int
+    length: int
+    file: int
+    position: int
+    block: int
+
+
 class DedupEntry(NamedTuple):
     """The result of the last update of one (client, channel) on a target; `status` as on the wire."""
 
@@ -275,6 +286,9 @@ class ChunkEngine(Protocol):
     def lookup(self, target_ids: NDArray[np.uint32], hi: NDArray[np.uint64], lo: NDArray[np.uint64]) -> Located: ...
     def info(self, target_id: int, hi: int, lo: int) -> ChunkInfo:
         """`lookup` for one chunk, without numpy's overhead."""
+
+    def place(self, target_id: int, hi: int, lo: int) -> Place | None:
+        """The same with its block; None if it has none."""
 
     def file(self, file_no: int) -> BlockView: ...
     def gather_fine(

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from fs3.storage.allocator_core import Block
 from fs3.storage.blocks import BlockFiles
 from fs3.storage.chunk_locks import Key
-from fs3.storage.engine_api import DedupEntry, Located, PendingChunk, Staged
+from fs3.storage.engine_api import DedupEntry, Located, PendingChunk, Place, Staged
 from fs3.storage.index import EMPTY, Entry, Index
 from fs3.storage.metadata import Version
 from fs3.storage.opening import Loaded
-from fs3.storage.space import block_ids
+from fs3.storage.space import block_id, block_ids
 
 _ABSENT = Entry()
 
@@ -57,6 +57,13 @@ class Published:
             position,
             block_ids(file, position),
         )
+
+    def place(self, key: Key) -> Place | None:
+        entry = self.index.get(*key)
+        if entry is None or entry.file <= 0:
+            return None
+        file = entry.file - 1
+        return Place(entry.version, entry.pending, entry.length, file, entry.position, block_id(file, entry.position))
 
     def pending_of(self, target_id: int) -> list[PendingChunk]:
         """In chunk-id order."""

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from fs3.checksum import FINE_BYTES
 from fs3.errors import Corrupt, Invalid, StaleRouting
-from fs3.storage import read_core
+from fs3.storage import read_core, read_one
 from fs3.storage.engine_api import BlockView, ChunkEngine, Located
 from fs3.storage.read_core import COARSE, EDGE, FINE, Parts, SumPlan
 from fs3.storage.reply import FileRange, Kept, Origin, Part, Reply, data_reply, plain_reply
@@ -90,6 +90,11 @@ class ReadPath:
             raise Invalid(f"a READ of more than {MAX_BODY_BYTES} bytes; ask for less at a time")
         kept = Kept()
         try:
+            if len(ranges) == 1:
+                plain = self._read_one(header, ranges, kept, by_sendfile=by_sendfile)
+                if plain is not None:
+                    return plain
+                kept.release()
             results, file, position = self._locate(header, ranges, kept)
             self._refuse_damaged(ranges, results)
             reply = self._reply(header, ranges, results, file, position, kept, by_sendfile=by_sendfile)
@@ -97,6 +102,41 @@ class ReadPath:
         except BaseException:
             kept.release()
             raise
+        return reply
+
+    def _read_one(self, header: Header, ranges: Records, kept: Kept, *, by_sendfile: bool) -> Reply | None:
+        """The reply to a READ of one range, or None if that is not the plain case (read_one.py)."""
+        hi, lo, offset, length, chain, version = read_one.asked_of(ranges)
+        table = self._serving.reads
+        target = int(table.target[chain]) if chain < len(table.target) else 0
+        if not target or table.version[chain] != version:
+            return None
+        engine = self._serving.engine(target)
+        if engine.damaged():
+            return None
+        flags = header.flags
+        kept.hold(engine)
+        found = read_one.find(
+            engine, target, hi, lo, offset, length, summed=bool(flags & _CHECKSUM), relaxed=bool(flags & _RELAXED)
+        )
+        if found is None or self._serving.reads is not table:
+            return None
+        kept.names(engine, np.array([found.block], dtype=np.int64))
+        parts = read_core.one_part(
+            found.file_no | self._number[id(engine)] << _FILE_SHIFT, found.position, found.length
+        )
+        plain = not by_sendfile or found.length < SENDFILE_BYTES
+        body: Part = (
+            found.file.view[found.position : found.position + found.length]
+            if plain
+            else FileRange(found.file, found.position, found.length)
+        )
+        flags = (flags & _CHECKSUM) | (0 if plain else _NEED_ACK)
+        reply = data_reply(header, found.head, 1, [body], found.length, flags=flags)
+        reply.plain, reply.need_ack, reply.kept = plain, not plain, kept
+        reply.find_origins = lambda: self._origins(parts)
+        reply.on_disk, reply.disk_bytes = parts, found.length
+        self._check_lease()
         return reply
 
     def query(self, header: Header, ranges: Records) -> Reply:
@@ -246,6 +286,7 @@ class ReadPath:
         reply.plain, reply.need_ack, reply.kept = plain, not plain, kept
         reply.find_origins = lambda: self._origins(parts)
         reply.on_disk = parts
+        reply.disk_bytes = int(parts.length.sum() if not edges else parts.length[parts.edge < 0].sum())
         return reply
 
     def _verify_edges(

@@ -89,6 +89,7 @@ class Reply:
     find_origins: Callable[[], list[Origin | None]] | None = None
     origins: list[Origin | None] | None = None
     on_disk: Parts | None = None  # the body, for a look whether it is in the page cache
+    disk_bytes: int = 0  # of the body, straight from mapped files
     kept: Kept | None = None
     need_ack: bool = False
     plain: bool = True  # no part is a FileRange
@@ -109,10 +110,7 @@ class Reply:
     @property
     def own_bytes(self) -> int:
         """The memory that it takes itself: what does not come straight from mapped files."""
-        parts = self.on_disk
-        if parts is None:
-            return self.total
-        return self.total - int(parts.length[parts.edge < 0].sum())
+        return self.total - self.disk_bytes
 
     def release(self) -> None:
         """Its blocks may go; any number of times."""

@@ -48,6 +48,11 @@ def block_ids(file: NDArray[np.int32], position: NDArray[np.int64]) -> NDArray[n
     return ids
 
 
+def block_id(file: int, position: int) -> int:
+    """`block_ids` of one."""
+    return file << _BLOCK_SHIFT | position >> _POSITION_SHIFT
+
+
 class Space:
     """Allocation, reuse and limits."""
 
