@@ -10,6 +10,7 @@ as four tables of 256 entries.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 from crc32c import crc32c
@@ -85,6 +86,11 @@ def combine(first: int, second: int, second_bytes: int) -> int:
     low, second_byte, third_byte, high = _shift_lists(second_bytes)
     shifted = low[first & 255] ^ second_byte[first >> 8 & 255] ^ third_byte[first >> 16 & 255] ^ high[first >> 24]
     return shifted ^ second
+
+
+def sums_of(pieces: Sequence[Bytes]) -> list[int]:
+    """The sum of each."""
+    return list(map(crc32c, pieces))
 
 
 def piece_sums(memory: memoryview, begin: NDArray[np.int64], end: NDArray[np.int64]) -> NDArray[np.uint32]:

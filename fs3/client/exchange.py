@@ -21,7 +21,7 @@ from fs3.client import plan_core, verify_core
 from fs3.client.peers import Peers
 from fs3.client.plan_core import I64
 from fs3.client.select_core import ReplicaTable
-from fs3.client.verify_core import Pieces
+from fs3.client.verify_core import Foreseen, Pieces
 from fs3.errors import Corrupt, Fs3Error, NotFound, Unavailable, from_code
 from fs3.transport.connection import Connection
 from fs3.transport.frame_core import Flag, Header, Kind
@@ -175,16 +175,50 @@ class Exchange:
     def _drain(self, lane: _Lane) -> None:
         connection = lane.connection
         while lane.sent:
+            request, places = next(iter(lane.sent.items()))
+            foreseen = self._foresee(places)
             header, head = connection.receive_head()
             places = lane.sent[header.request_id]
             sums_bytes = len(head) - len(places) * RESULT.itemsize
             if header.count != len(places) or sums_bytes < 0 or sums_bytes % SUM.itemsize:
                 connection.close()
                 raise Corrupt(f"{connection.endpoint} answered {header.count} of {len(places)} ranges")
-            self._take_in(connection, header, head, places)
+            if header.request_id != request or not self._take_foreseen(connection, header, head, places, foreseen):
+                self._take_in(connection, header, head, places)
             del lane.sent[header.request_id]
             if lane.waiting:
                 self._send(lane)
+
+    def _foresee(self, places: I64) -> Foreseen | None:
+        """What the reply will be like if nothing is amiss, worked out while the daemon works on it."""
+        batch = self._batch
+        if batch.kind != Kind.READ:
+            return None
+        ranges = batch.ranges[places]
+        return verify_core.foresee(
+            ranges["offset"], ranges["length"], batch.lengths[places], batch.out_offsets[places], batch.out
+        )
+
+    def _take_foreseen(
+        self, connection: Connection, header: Header, head: memoryview, places: I64, foreseen: Foreseen | None
+    ) -> bool:
+        """Receive a reply that is as it was foreseen; False, and nothing is done, if it is not."""
+        if foreseen is None or header.body_bytes != foreseen.bytes:
+            return False
+        batch, count = self._batch, len(places)
+        results = np.frombuffer(head, dtype=RESULT, count=count)
+        sums = np.frombuffer(head, dtype=SUM, offset=count * RESULT.itemsize)
+        if len(sums) != count or results["status"].any() or (results["length"] != batch.lengths[places]).any():
+            return False
+        connection.receive_body(foreseen.runs)
+        batch.results[places] = results
+        trailer_status, record = connection.receive_trailer()
+        self._judge(places, places[foreseen.mismatches(sums)])
+        if trailer_status:
+            status = np.zeros(count, dtype=np.uint16)
+            status[min(record, count - 1)] = trailer_status
+            self._refused(connection, places, status)
+        return True
 
     def _take_in(self, connection: Connection, header: Header, head: memoryview, places: I64) -> None:
         """Receive one reply's body into place; sets results of `places`, and the codes of those without bytes."""

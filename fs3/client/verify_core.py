@@ -13,7 +13,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from fs3.checksum import COARSE_BYTES, FINE_BYTES, piece_sums, pieces
+from fs3.checksum import COARSE_BYTES, FINE_BYTES, piece_sums, pieces, sums_of
+from fs3.client.plan_core import out_runs
 
 I64 = NDArray[np.int64]
 
@@ -29,6 +30,40 @@ class Cuts:
     begin: I64
     end: I64
     single: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Foreseen:
+    """Where the `bytes` of a reply go whose ranges [m] have one sum each: `runs` as they come, `ranges` one by one."""
+
+    bytes: int
+    runs: list[memoryview]
+    ranges: list[memoryview]
+
+    def mismatches(self, sums: NDArray[np.uint32]) -> I64:
+        """Which of the ranges [m], received, do not have their sum."""
+        found = sums_of(self.ranges)
+        if found == sums.tolist():
+            return _NONE
+        return np.flatnonzero(np.array(found, dtype=np.uint32) != sums)
+
+
+_NONE = np.empty(0, dtype=np.int64)
+
+
+def foresee(
+    offset: NDArray[np.uint32], length: NDArray[np.uint32], lengths: I64, at: I64, memory: memoryview
+) -> Foreseen | None:
+    """What a reply with all bytes of ranges [m] of chunks fills; None if one has several sums, or bytes of none.
+
+    `lengths` is `length` as the other columns are.
+    """
+    if ((offset & (FINE_BYTES - 1)) + length > FINE_BYTES).any() or not lengths.all():
+        return None
+    end = at + lengths
+    ranges = [memory[a:b] for a, b in zip(at.tolist(), end.tolist(), strict=True)]
+    runs = [memory[a:b] for a, b in out_runs(at, lengths)]
+    return Foreseen(int(lengths.sum()), runs, ranges)
 
 
 @dataclass(frozen=True, slots=True)

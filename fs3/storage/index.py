@@ -58,6 +58,9 @@ _CHECK_WEIGHTS = (
 _CHECK = np.array(_CHECK_WEIGHTS, dtype=np.uint64)
 _CHECK_START = 0x9216D5D98979FB1B
 _MIX_1, _MIX_2, _MIX_3 = 0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0xD6E8FEB86659FD93
+_BY_1, _BY_2, _BY_3 = np.uint64(_MIX_1), np.uint64(_MIX_2), np.uint64(_MIX_3)
+_BITS_4, _BITS_29, _BITS_31, _BITS_32 = (np.uint64(bits) for bits in (4, 29, 31, 32))
+_START, _TAG_BIT = np.uint64(_CHECK_START), np.uint32(1)
 
 
 class Entry(NamedTuple):
@@ -92,6 +95,7 @@ class Index:
 
     def __init__(self, *, seed: int = 0, chunks: int = 1024) -> None:
         self._seed = seed & _U64
+        self._seed_word = np.uint64(self._seed)
         self._lock = threading.Lock()
         self._table = _Table(_buckets_for(chunks))
         self._overflow: dict[Key, NDArray[np.uint64]] = {}
@@ -111,10 +115,12 @@ class Index:
         table = self._table
         bucket, tag = self._place(target, hi, lo, table.buckets)
         equal = table.tags[bucket] == tag[:, None]
-        lines = table.lines[(bucket << np.uint64(4)) + equal.argmax(axis=1).astype(np.uint64)]
+        slot = bucket << _BITS_4
+        slot += equal.argmax(axis=1).view(np.uint64)
+        lines = table.lines.take(slot, axis=0)
         found: NDArray[Any] = lines.view(LINE)[:, 0]
         good = (lines[:, 0] == hi) & (lines[:, 1] == lo) & (found["target"] == target)
-        good &= lines[:, 7] == lines[:, :7] @ _CHECK + np.uint64(_CHECK_START)
+        good &= lines[:, 7] == lines[:, :7] @ _CHECK + _START
         if not good.all():
             self._settle(table, np.flatnonzero(~good), lines, equal, bucket, (target, hi, lo))
         return found
@@ -188,7 +194,7 @@ class Index:
         """Fill an empty index with LINE records [n] (their `check` is made here), keys all different."""
         assert not self._count
         words = np.ascontiguousarray(lines).view(np.uint64).reshape(-1, 8)
-        words[:, 7] = words[:, :7] @ _CHECK + np.uint64(_CHECK_START)
+        words[:, 7] = words[:, :7] @ _CHECK + _START
         with self._lock:
             buckets = max(_buckets_for(len(words)), self._table.buckets)
             self._table, self._overflow = self._filled(buckets, words)
@@ -207,15 +213,16 @@ class Index:
         self, target: Any, hi: NDArray[np.uint64], lo: NDArray[np.uint64], buckets: int
     ) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
         """Bucket and tag of n keys; `_place_one` is the same for one."""
-        mixed = (hi ^ np.uint64(self._seed)) * np.uint64(_MIX_1)
-        mixed ^= mixed >> np.uint64(29)
+        mixed = hi ^ self._seed_word
+        mixed *= _BY_1
+        mixed ^= mixed >> _BITS_29
         mixed += lo
-        mixed *= np.uint64(_MIX_2)
-        mixed ^= mixed >> np.uint64(32)
+        mixed *= _BY_2
+        mixed ^= mixed >> _BITS_32
         mixed += target
-        mixed *= np.uint64(_MIX_3)
-        mixed ^= mixed >> np.uint64(31)
-        return mixed & np.uint64(buckets - 1), (mixed >> np.uint64(32)).astype(np.uint32) | np.uint32(1)
+        mixed *= _BY_3
+        mixed ^= mixed >> _BITS_31
+        return mixed & np.uint64(buckets - 1), (mixed >> _BITS_32).astype(np.uint32) | _TAG_BIT
 
     def _place_one(self, key: Key, buckets: int) -> tuple[int, int]:
         mixed = (key[1] ^ self._seed) * _MIX_1 & _U64

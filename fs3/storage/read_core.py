@@ -81,7 +81,7 @@ class SumPlan:
 
     `index` is the 4 KiB block of the chunk (FINE), its 256 KiB unit (COARSE), or the number of the edge (EDGE). Edges
     [e] are ranges `edge_begin .. edge_end` of the chunk of range `edge_range`.
-    `simple`: every range is exactly one whole block, and `kind` is FINE throughout.
+    `simple`: there are no edges, and all sums are of one kind.
     """
 
     count: I64
@@ -102,15 +102,27 @@ _NONE = np.empty(0, dtype=np.int64)
 def plan_sums(offset: I64, length: I64, chunk_length: I64) -> SumPlan:
     """The sums of ranges [n] that lie within their chunks; a range of no bytes has none."""
     end = offset + length
-    head_cut = offset % FINE_BYTES
-    block_end = np.minimum(offset - head_cut + FINE_BYTES, chunk_length)
-    if (length > 0).all() and not head_cut.any() and (end == block_end).all():
-        n = len(offset)
-        one = np.ones(n, dtype=np.int64)
-        kind = np.zeros(n, dtype=np.int8)
-        rows = np.arange(n, dtype=np.int64)
-        return SumPlan(one, kind, rows, offset // FINE_BYTES, _NONE, _NONE, _NONE, offset, end, simple=True)
+    if (length > 0).all() and not ((offset | np.where(end == chunk_length, 0, end)) % FINE_BYTES).any():
+        blocks = _blocks(length, FINE_BYTES)
+        unit = _blocks(offset, COARSE_BYTES)
+        unit_stop = np.where(end == chunk_length, _blocks(end, COARSE_BYTES), end // COARSE_BYTES)
+        has_unit = (unit < unit_stop) & (blocks > 1)
+        if not has_unit.any():
+            return _plan_alike(FINE, blocks, offset // FINE_BYTES, offset, end)
+        if has_unit.all() and (unit * COARSE_BYTES == offset).all() and (unit_stop * COARSE_BYTES >= end).all():
+            return _plan_alike(COARSE, unit_stop - unit, unit, offset, end)
     return _plan_general(offset, length, end, chunk_length)
+
+
+def _plan_alike(kind: int, count: I64, first: I64, offset: I64, end: I64) -> SumPlan:
+    """The plan of ranges [n] that have `count` sums of this kind each, from number `first` on."""
+    owner = np.arange(len(count), dtype=np.int64)
+    index = first
+    if (count != 1).any():
+        owner = np.repeat(owner, count)
+        index = np.arange(len(owner), dtype=np.int64) + (first - np.cumsum(count) + count)[owner]
+    kinds = np.full(len(owner), kind, dtype=np.int8)
+    return SumPlan(count, kinds, owner, index, _NONE, _NONE, _NONE, offset, end, simple=True)
 
 
 def _plan_general(offset: I64, length: I64, end: I64, chunk_length: I64) -> SumPlan:

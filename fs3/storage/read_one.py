@@ -1,8 +1,8 @@
 """A READ of one range in plain Python: what `ReadPath` does for a batch, in a fifth of the time.
 
-Numpy costs a microsecond or two a call, however short the arrays: nothing over 256 ranges, and for one most of the work.
-Only the plain case is answered here: a chunk that is there and undisputed, and a range that cuts no 4 KiB
-block if sums are wanted. Everything else is left to the batch; tests/fs3/storage/test_read_one.py holds the two equal.
+Numpy costs a microsecond or two a call, however short the arrays: nothing over 256 ranges, most of the work for one.
+Only the plain case is answered here: a chunk that is there and undisputed, and a range that cuts no 4 KiB block if sums
+are wanted. Everything else is left to the batch; tests/fs3/storage/test_read_one.py holds the two equal.
 """
 
 from __future__ import annotations

@@ -73,6 +73,7 @@ class ReadPath:
         self._check_lease = check_lease
         self._suspect = suspect
         self._probing = True
+        self._known: tuple[ReadTable | None, I64] = None, np.empty(0, dtype=np.int64)
 
     def many_edges(self, ranges: Records) -> bool:
         """Whether verifying this batch's partial blocks would keep an IO thread for long."""
@@ -192,11 +193,12 @@ class ReadPath:
         version, pending = np.zeros(n, dtype=np.uint64), np.zeros(n, dtype=np.uint64)
         length = np.zeros(n, dtype=np.uint32)
         file, position = np.full(n, -1, dtype=np.int64), np.zeros(n, dtype=np.int64)
-        distinct, place = np.unique(targets, return_inverse=True)
-        number_of = np.array([self._engine_number(one) for one in distinct.tolist()], dtype=np.int64)
-        numbers = number_of[place]
-        for number in np.unique(numbers[numbers >= 0]).tolist():
+        engine_of = self._engines_of(table)
+        numbers = np.where(targets != 0, engine_of[np.minimum(ranges["chain"], len(engine_of) - 1)], -1)
+        for number in range(len(self._engines)):
             rows = np.flatnonzero(numbers == number)
+            if not len(rows):
+                continue
             some = self._lookup(self._engines[number], targets[rows], ranges["hi"][rows], ranges["lo"][rows], kept)
             found[rows], version[rows], pending[rows] = some.found, some.version, some.pending
             length[rows], position[rows] = some.length, some.position
@@ -215,8 +217,14 @@ class ReadPath:
         status_now[(targets_now != targets) & (status_now == 0)] = StaleRouting.code
         return np.where(status != 0, status, status_now)
 
-    def _engine_number(self, target_id: int) -> int:
-        return -1 if target_id == 0 else self._number[id(self._serving.engine(target_id))]
+    def _engines_of(self, table: ReadTable) -> I64:
+        """The number of the engine that answers reads of a chain: [largest chain id + 1]."""
+        known = self._known
+        if known[0] is not table:
+            targets = table.target.tolist()
+            numbers = [self._number[id(self._serving.engine(one))] if one else -1 for one in targets]
+            known = self._known = table, np.array(numbers, dtype=np.int64)
+        return known[1]
 
     def _lookup(
         self,
@@ -327,7 +335,8 @@ class ReadPath:
 
     def _sums(self, plan: SumPlan, file: I64, position: I64, edge_sums: list[int]) -> NDArray[np.uint32]:
         if plan.simple:
-            return self._gather(file, position, plan.index, coarse=False)
+            where, coarse = plan.range, bool(len(plan.kind)) and plan.kind[0] == COARSE
+            return self._gather(file[where], position[where], plan.index, coarse=coarse)
         out = np.zeros(len(plan.kind), dtype=SUM)
         for kind in (FINE, COARSE):
             picked = np.flatnonzero(plan.kind == kind)
@@ -363,17 +372,17 @@ class ReadPath:
         """The body's parts, and whether all of them are memory."""
         if len(parts.file) == 0:
             return [], True
-        first = int(parts.file[0])
+        numbers = parts.file.tolist()
         begins = parts.position.tolist()
         ends = (parts.position + parts.length).tolist()
+        files = {number: self._file(number) for number in set(numbers)}
         large = by_sendfile and bool((parts.length >= SENDFILE_BYTES).any())
-        if not edges and not large and bool((parts.file == first).all()):
-            view = self._file(first).view
-            return [view[a:b] for a, b in zip(begins, ends, strict=True)], True
-        files = {number: self._file(number) for number in np.unique(parts.file).tolist()}
+        if not edges and not large:
+            views = {number: file.view for number, file in files.items()}
+            return [views[number][a:b] for number, a, b in zip(numbers, begins, ends, strict=True)], True
         body: list[Part] = []
         plain = True
-        for number, a, b, edge in zip(parts.file.tolist(), begins, ends, parts.edge.tolist(), strict=True):
+        for number, a, b, edge in zip(numbers, begins, ends, parts.edge.tolist(), strict=True):
             if edge >= 0:
                 body.append(edges[edge])
             elif by_sendfile and b - a >= SENDFILE_BYTES:
