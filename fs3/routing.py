@@ -49,7 +49,8 @@ class NodeKind(IntEnum):
 class Node:
     """One daemon. `endpoints` has an entry per worker process (storage) or one (meta, mgmtd), each "host:port".
 
-    An operator moves the targets away from a `draining` node, or from its `closed_disks`; neither gets new ones.
+    A storage daemon with several `workers` is as many nodes (fs3/ids.py). An operator moves the targets away from a
+    `draining` node, or from its `closed_disks`; neither gets new ones.
     """
 
     node_id: NodeId
@@ -64,6 +65,7 @@ class Node:
     last_heartbeat_age_ms: int = 0
     draining: bool = False
     closed_disks: tuple[int, ...] = ()
+    workers: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,6 +242,7 @@ def node_to_pb(node: Node) -> mgmtd_pb2.NodeInfo:
         last_heartbeat_age_ms=node.last_heartbeat_age_ms,
         draining=node.draining,
         closed_disks=node.closed_disks,
+        workers=node.workers if node.workers > 1 else 0,
     )
 
 
@@ -286,6 +289,7 @@ def _node(raw: bytes) -> Node:
         last_heartbeat_age_ms=message.last_heartbeat_age_ms,
         draining=message.draining,
         closed_disks=tuple(message.closed_disks),
+        workers=message.workers or 1,
     )
 
 

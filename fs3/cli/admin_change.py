@@ -11,18 +11,18 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from fs3.cli.admin_show import connected, secret_option, url_argument
+from fs3.cli.admin_show import NODE, connected, secret_option, url_argument
 from fs3.client.admin import AdminClient, place
 from fs3.errors import Fs3Error, Invalid, NotFound, Unavailable
-from fs3.ids import TargetId
-from fs3.mgmtd.named_core import find_storage_node
+from fs3.ids import TargetId, node_name
+from fs3.mgmtd.named_core import find_storage_nodes, is_named
 from fs3.pb import admin_pb2
 from fs3.routing import Routing, TargetState
 
 _LOOK_S = 0.5
 _ASK_WHY_S = 3.0  # that nothing has moved for so long is worth a reason
 
-_node = click.option("--node", type=click.IntRange(1), help="A storage node, by its id.")
+_node = click.option("--node", type=NODE, help="A storage node with all its workers, or one of them, as 3.1.")
 _disk = click.option("--disk", type=click.IntRange(0), help="One disk of the node, by its number.")
 _target = click.option("--target", type=click.IntRange(1), help="One target, by its id.")
 _one_target = click.option("--target", type=click.IntRange(1), required=True, help="The target's id.")
@@ -100,7 +100,7 @@ def replace(url: str, target: int, elsewhere: bool, yes: bool, waiting: bool, ti
 
 @click.command("replace-disk", short_help="Refill, or give up, a disk that died.")
 @url_argument
-@click.option("--node", type=click.IntRange(1), required=True, help="The storage node's id.")
+@click.option("--node", type=NODE, required=True, help="The storage node's id.")
 @click.option("--disk", type=click.IntRange(0), required=True, help="The disk's number on the node.")
 @click.option("--elsewhere", is_flag=True, help="On other disks: this one will not come back.")
 @_yes
@@ -120,7 +120,11 @@ def replace_disk(
 
 def _replace(url: str, secret: str, *, elsewhere: bool, yes: bool, wait_s: float | None, **where: int) -> None:
     if not elsewhere:
-        what = f"target {where['target']}" if "target" in where else f"disk {where['disk']} of node {where['node']}"
+        what = (
+            f"target {where['target']}"
+            if "target" in where
+            else f"disk {where['disk']} of node {node_name(where['node'])}"
+        )
         confirm(f"What {what} still holds and does not serve is deleted, and copied anew from other replicas.", yes=yes)
     with connected(url, secret) as client:
         before = client.fetch()
@@ -178,7 +182,7 @@ def online(url: str, target: int, waiting: bool, timeout_s: float, secret: str) 
 
 @click.command("create", short_help="Make one more replica of a chain.")
 @url_argument
-@click.option("--node", type=click.IntRange(1), required=True, help="The storage node's id.")
+@click.option("--node", type=NODE, required=True, help="The storage node's id.")
 @click.option("--disk", type=click.IntRange(0), required=True, help="The disk's number on the node.")
 @click.option("--chain", type=click.IntRange(1), required=True, help="The chain's id.")
 @secret_option
@@ -192,7 +196,7 @@ def create(url: str, node: int, disk: int, chain: int, secret: str) -> None:
 @click.command("rotate-lastsrv", short_help="Accept loss: let another target serve a chain.")
 @url_argument
 @click.option("--chain", "chains", type=click.IntRange(1), multiple=True, help="A chain that nobody serves.")
-@click.option("--node", type=click.IntRange(1), help="All chains whose last one that served is on this node.")
+@click.option("--node", type=NODE, help="All chains whose last one that served is on this node.")
 @click.option("--to", "target", type=click.IntRange(1), help="The target that shall serve. [default: a new, empty one]")
 @click.option("--accept-data-loss", is_flag=True, help="What only the last one that served has is given up.")
 @_wait
@@ -284,7 +288,8 @@ def _targets_at(routing: Routing, node: int | None, disk: int | None, target: in
     return [
         one.target_id
         for one in routing.targets.values()
-        if one.target_id == target or (one.node_id == node and (disk is None or one.disk == disk))
+        if one.target_id == target
+        or (node is not None and is_named(one.node_id, node) and (disk is None or one.disk == disk))
     ]
 
 
@@ -299,14 +304,14 @@ def _being_refilled(routing: Routing, slots: Collection[Any]) -> int:
 
 def _last_on(routing: Routing, node: int) -> tuple[int, ...]:
     """The chains that wait for a target on `node`. Raises: NotFound, Invalid: there is none."""
-    find_storage_node(routing, node)
+    find_storage_nodes(routing, node)
     chains = tuple(
         target.chain_id
         for target in routing.targets.values()
-        if target.node_id == node and target.state == TargetState.LASTSRV
+        if is_named(target.node_id, node) and target.state == TargetState.LASTSRV
     )
     if not chains:
-        raise Invalid(f"no chain waits for a target on node {node}")
+        raise Invalid(f"no chain waits for a target on node {node_name(node)}")
     return chains
 
 

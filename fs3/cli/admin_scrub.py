@@ -7,16 +7,17 @@ from typing import Any
 
 import click
 
-from fs3.cli.admin_show import connected, json_option, raise_silent, secret_option, show, url_argument
+from fs3.cli.admin_show import NODE, connected, json_option, raise_silent, secret_option, show, url_argument
 from fs3.client.meta import MetaClient
 from fs3.client.scrub import DamagedChunk, ScrubReport, TargetScrub, scrub
 from fs3.errors import Fs3Error
 from fs3.ids import KIND_FILE, MAX_INODE, chunk_bytes, chunk_kind, chunk_name, file_chunk
-from fs3.mgmtd.named_core import find_storage_node
+from fs3.mgmtd.named_core import find_storage_nodes
+from fs3.routing import Routing
 
 _META_S = 5.0
 
-_nodes = click.option("--node", "nodes", type=click.IntRange(1), multiple=True, help="Only this storage node.")
+_nodes = click.option("--node", "nodes", type=NODE, multiple=True, help="Only this storage node.")
 
 
 @click.group("scrub", short_help="Verify everything on the disks.")
@@ -70,9 +71,7 @@ def damaged(url: str, nodes: tuple[int, ...], with_paths: bool, as_json: bool, s
     Exits 1 if there are any.
     """
     with connected(url, secret) as client:
-        for node in nodes:
-            find_storage_node(client.mgmtd.routing, node)
-        report = scrub(client.mgmtd, secret=secret, nodes=nodes or None)
+        report = scrub(client.mgmtd, secret=secret, nodes=_named(client.mgmtd.routing, nodes))
         meta = MetaClient(
             lambda: client.mgmtd.routing, client.mgmtd.credentials, 1, refresh=lambda: client.mgmtd.refresh(0, 1.0)
         )
@@ -91,9 +90,12 @@ def damaged(url: str, nodes: tuple[int, ...], with_paths: bool, as_json: bool, s
 
 def _ask(url: str, secret: str, nodes: tuple[int, ...], *, begin: bool = False) -> ScrubReport:
     with connected(url, secret) as client:
-        for node in nodes:
-            find_storage_node(client.mgmtd.routing, node)
-        return scrub(client.mgmtd, secret=secret, begin=begin, nodes=nodes or None)
+        return scrub(client.mgmtd, secret=secret, begin=begin, nodes=_named(client.mgmtd.routing, nodes))
+
+
+def _named(routing: Routing, nodes: tuple[int, ...]) -> set[int] | None:
+    """All that are meant, workers included; None: everybody. Raises: NotFound."""
+    return {int(one.node_id) for node in nodes for one in find_storage_nodes(routing, node)} or None
 
 
 def _disk_row(targets: list[TargetScrub]) -> dict[str, Any]:

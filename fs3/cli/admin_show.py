@@ -12,16 +12,33 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from fs3.cli.status import FULLNESS, coloured, decides, size
+from fs3.cli.status import FULLNESS, coloured, decides, in_order, size
 from fs3.client.admin import AdminClient
-from fs3.errors import Unavailable
-from fs3.mgmtd.named_core import check_chain, find_storage_node
+from fs3.errors import Invalid, Unavailable
+from fs3.ids import node_from_name, node_name
+from fs3.mgmtd.named_core import check_chain, find_storage_nodes, is_named
 from fs3.routing import Node, NodeKind, Routing, Target, TargetState
 from fs3.url import parse_url
 
 _COLUMNS = 150
 
 url_argument = click.argument("url", metavar="URL")
+
+
+class _NodeId(click.ParamType[int]):
+    """A node's id as people write it: `3`, and `3.1` for worker 1 of node 3."""
+
+    name = "node"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            return value if isinstance(value, int) else node_from_name(value)
+        except Invalid as error:
+            self.fail(str(error), param, ctx)
+
+
+NODE = _NodeId()
+
 json_option = click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")
 secret_option = click.option("--secret", envvar="FS3_SECRET", default="", help="The cluster's secret, if it has one.")
 
@@ -65,7 +82,7 @@ def raise_silent(errors: Mapping[int, str]) -> None:
 
 def told(errors: Mapping[int, str]) -> str:
     """`node 2: not heard of; node 3: ...`."""
-    return "; ".join(f"node {node}: {why}" for node, why in sorted(errors.items()))
+    return "; ".join(f"node {node_name(node)}: {why}" for node, why in sorted(errors.items()))
 
 
 def _left_out(count: int) -> str:
@@ -81,6 +98,8 @@ def _cell(name: str, value: Any) -> str:
         return ""
     if name in _SIZES:
         return size(value)
+    if name == "node":
+        return node_name(value)
     if name == "state" and value.upper() in TargetState.__members__:
         return coloured(TargetState[value.upper()], value)
     if isinstance(value, list):
@@ -111,7 +130,7 @@ def nodes(url: str, as_json: bool, secret: str) -> None:
 
 @click.command("targets", short_help="Show targets: place, state, wishes.")
 @url_argument
-@click.option("--node", type=int, help="Only those of this node.")
+@click.option("--node", type=NODE, help="Only those of this node.")
 @click.option("--chain", type=int, help="Only those of this chain.")
 @click.option("--state", type=click.Choice([state.name.lower() for state in TargetState]), help="Only those in it.")
 @json_option
@@ -121,13 +140,13 @@ def targets(url: str, node: int | None, chain: int | None, state: str | None, as
     with connected(url, secret) as client:
         routing = client.fetch()
     if node is not None:
-        find_storage_node(routing, node)
+        find_storage_nodes(routing, node)
     if chain is not None:
         check_chain(routing, chain)
     chosen = [
         target
         for _, target in sorted(routing.targets.items())
-        if (node is None or target.node_id == node)
+        if (node is None or is_named(target.node_id, node))
         and (chain is None or target.chain_id == chain)
         and (state is None or target.state.name.lower() == state)
     ]
@@ -155,7 +174,7 @@ def chains(url: str, chain: int | None, degraded: bool, as_json: bool, secret: s
 
 
 def _in_order(routing: Routing) -> Iterable[Node]:
-    return sorted(routing.nodes.values(), key=lambda node: (-node.kind, node.node_id))
+    return sorted(routing.nodes.values(), key=in_order)
 
 
 def _with_role(row: dict[str, Any]) -> dict[str, Any]:
@@ -221,7 +240,7 @@ def _chain_row(routing: Routing, chain_id: int) -> dict[str, Any]:
         "replicas": chain.replicas,
         "tables": tables if chain.joins_table is None else [*tables, f"({chain.joins_table} once it serves)"],
         "targets, head first": [
-            " ".join([f"{one.target_id}@{one.node_id} {one.state.name.lower()}", *wishes(routing, one)])
+            " ".join([f"{one.target_id}@{node_name(one.node_id)} {one.state.name.lower()}", *wishes(routing, one)])
             for one in members
         ],
     }

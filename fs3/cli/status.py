@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fs3.client.mgmtd import MgmtdClient
+from fs3.ids import machine_of, node_name, worker_of
 from fs3.routing import Chain, Disk, Node, NodeKind, Routing, TargetState
 from fs3.url import parse_url
 
@@ -77,6 +78,7 @@ def as_data(routing: Routing, *, primary: str = "") -> dict[str, Any]:
         "nodes": [
             {
                 "node_id": node.node_id,
+                "name": node_name(node.node_id),
                 "kind": NodeKind(node.kind).name.lower(),
                 "alive": node.alive,
                 "primary": decides(node, primary),
@@ -137,8 +139,13 @@ def as_data(routing: Routing, *, primary: str = "") -> dict[str, Any]:
     }
 
 
+def in_order(node: Node) -> tuple[int, int, int]:
+    """In which order nodes are shown: by kind, and a node's workers one after the other."""
+    return -node.kind, machine_of(node.node_id), worker_of(node.node_id)
+
+
 def _nodes(routing: Routing) -> list[Node]:
-    return sorted(routing.nodes.values(), key=lambda node: (-node.kind, node.node_id))
+    return sorted(routing.nodes.values(), key=in_order)
 
 
 def _free(disks: list[Disk]) -> str:
@@ -172,7 +179,7 @@ def _print(console: Console, routing: Routing, *, primary: str, all_chains: bool
     for disk in routing.disks:
         damaged[disk.node_id] += disk.damaged_chunks
     if damaged.total():
-        where = ", ".join(f"{count:,} on node {node}" for node, count in sorted(damaged.items()) if count)
+        where = ", ".join(f"{count:,} on node {node_name(node)}" for node, count in sorted(damaged.items()) if count)
         console.print(f"[yellow]damaged chunks: {where}; `fs3 admin damaged URL` tells which, and why[/yellow]")
 
 
@@ -191,7 +198,7 @@ def _node_table(routing: Routing, primary: str) -> Table:
         disks = [disk for disk in routing.disks if disk.node_id == node.node_id]
         counts = Counter(target.state for target in targets)
         table.add_row(
-            str(node.node_id),
+            node_name(node.node_id),
             NodeKind(node.kind).name.lower(),
             _state(node, primary),
             " ".join(node.endpoints),
@@ -216,7 +223,7 @@ def _chain_table(chains: list[Chain], routing: Routing) -> Table:
     for chain in chains:
         members = [routing.targets[target] for target in chain.targets]
         states = "  ".join(
-            coloured(target.state, f"{target.target_id}@{target.node_id} {target.state.name.lower()}")
+            coloured(target.state, f"{target.target_id}@{node_name(target.node_id)} {target.state.name.lower()}")
             for target in members
         )
         table.add_row(str(chain.chain_id), str(chain.version), str(chain.replicas), states)

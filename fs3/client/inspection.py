@@ -15,7 +15,7 @@ import numpy as np
 from fs3.client.mgmtd import MgmtdClient
 from fs3.clock import deadline_after
 from fs3.errors import Corrupt, Fs3Error, Unavailable
-from fs3.ids import NodeId
+from fs3.ids import NodeId, node_name
 from fs3.pb import storage_pb2
 from fs3.routing import Node, Target
 from fs3.transport.connection import Connection
@@ -141,7 +141,9 @@ class Inspector:
             header, head = connection.receive_head()
             if header.count != len(wanted) or len(head) != len(wanted) * CHUNK_META.itemsize:
                 connection.close()
-                raise Corrupt(f"node {node.node_id} answered {header.count} records instead of {len(wanted)}")
+                raise Corrupt(
+                    f"node {node_name(node.node_id)} answered {header.count} records instead of {len(wanted)}"
+                )
             return records(bytes(head), CHUNK_META, header.count)
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from fs3.clock import lease_now_s
 from fs3.errors import Conflict, Fs3Error, Invalid, PermissionDenied, Unavailable
-from fs3.ids import TargetId
+from fs3.ids import TargetId, node_name
 from fs3.pb import mgmtd_pb2
 from fs3.routing import Node, Routing, TargetState, node_to_pb, routing_from_pb
 from fs3.sessions import SessionTable, sessions_from_pb
@@ -217,7 +217,7 @@ class NodeAgent:
 
     def _renewed(self, sent_s: float, reply: mgmtd_pb2.HeartbeatReply) -> None:
         if not self._reachable:
-            _log.info("node %d: mgmtd answers again", self.node.node_id)
+            _log.info("node %s: mgmtd answers again", node_name(self.node.node_id))
         self._reachable = True
         if reply.HasField("sessions") and reply.sessions.version > self.sessions.version:
             self.sessions = sessions_from_pb(reply.sessions)
@@ -262,7 +262,7 @@ class NodeAgent:
 
     def _unreachable(self, error: Unavailable) -> None:
         if self._reachable:
-            _log.warning("node %d: no mgmtd answers: %s", self.node.node_id, error)
+            _log.warning("node %s: no mgmtd answers: %s", node_name(self.node.node_id), error)
         self._reachable = False
 
     async def _call(self, method: str, request: Any, *, timeout_s: float) -> tuple[Any, float]:

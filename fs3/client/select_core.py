@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fs3.errors import StaleRouting
-from fs3.ids import ChainId
+from fs3.ids import ChainId, node_name
 from fs3.routing import Chain, Node, Routing, Target, TargetState
 
 I64 = NDArray[np.int64]
@@ -90,8 +90,8 @@ def unserved(routing: Routing, chain_id: int) -> str:
     for target in members:
         if target.state is TargetState.LASTSRV:
             return (
-                f"chain {chain_id} has no serving target; target {target.target_id} on node {target.node_id} was the"
-                " last that served, and must come back with its disk"
+                f"chain {chain_id} has no serving target; target {target.target_id} on node {node_name(target.node_id)}"
+                " was the last that served, and must come back with its disk"
             )
     return f"chain {chain_id} has no serving target that answers"
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fs3.errors import Invalid
+from fs3.ids import MAX_NODE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,8 +33,8 @@ class MetaConfig:
     check_permissions: bool = True  # else permission bits and owners are kept, and everybody may do everything
 
     def __post_init__(self) -> None:
-        if not 0 < self.node_id < 1 << 32:
-            raise Invalid(f"node_id {self.node_id}: must be between 1 and {(1 << 32) - 1}")
+        if not 0 < self.node_id <= MAX_NODE:
+            raise Invalid(f"node_id {self.node_id}: must be between 1 and {MAX_NODE}")
         if not self.mgmtd:
             raise Invalid("mgmtd: name at least one mgmtd as host:port")
         if self.data_dir is None and not self.kv:

@@ -1,7 +1,8 @@
 """What an operator may change, as pure edits of the routing: each checks, and returns the next routing with a line for
 everything that it did.
 
-An edit never takes a serving target away and never puts two replicas of a chain on one node. It states intentions and
+An edit never takes a serving target away and never puts two replicas of a chain on one machine. Who names a node names
+all its workers; one of them is named as "3.1". It states intentions and
 adds empty replicas; the state table (chain_core.py) and intent_core.py do the rest, step by step, while the chains
 serve. What cannot be undone is refused with the way out, unless the operator has said that he accepts the loss.
 Source: 3FS's admin tool for the commands' names.
@@ -13,18 +14,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from fs3.errors import Invalid, NotFound
-from fs3.ids import ChainId, NodeId, TargetId
+from fs3.ids import ChainId, TargetId, machine_of, node_name
 from fs3.mgmtd.draft_core import Disks, Draft, Edit, free_slots
 from fs3.mgmtd.intent_core import Wait, waits
 from fs3.mgmtd.named_core import (
     check_chain,
-    check_disk,
     count_of,
-    find_node,
-    find_storage_node,
+    find_nodes,
+    find_storage_nodes,
     find_target,
     some,
     where,
+    with_disk,
 )
 from fs3.mgmtd.placement_core import DiskSlot
 from fs3.routing import Node, Routing, Target, TargetState
@@ -46,7 +47,7 @@ def drain(routing: Routing, disks: Disks, *, node: int = 0, disk: int | None = N
         draft.mark(member.target_id, draining=True)
         leaving = [member]
     else:
-        leaving = _mark_emptied(draft, disks, find_storage_node(routing, node), disk)
+        leaving = _mark_emptied(draft, disks, find_storage_nodes(routing, node), disk)
     _check_room([wait for wait in waits(draft.view, disks) if wait.no_room], leaving)
     lost = [member for member in leaving if member.state == TargetState.LASTSRV]
     moving = len(leaving) - len(lost)
@@ -65,19 +66,22 @@ def undrain(routing: Routing, *, node: int = 0, disk: int | None = None, target:
     if target:
         staying = [find_target(routing, target)]
     else:
-        record = find_storage_node(routing, node)
+        records = find_storage_nodes(routing, node)
         if disk is not None:
-            check_disk(record, disk, {}, routing.targets.values())
-        staying = [
-            one for one in routing.targets.values() if one.node_id == node and (disk is None or one.disk == disk)
-        ]
-        closed = tuple(number for number in record.closed_disks if disk is not None and number != disk)
-        draft.set_node(replace(record, draining=record.draining and disk is not None, closed_disks=closed))
-    cancelled = 0
+            records = with_disk(records, disk, {}, list(routing.targets.values()))
+        staying = _targets_on(routing, records, disk)
+        for record in records:
+            closed = tuple(number for number in record.closed_disks if disk is not None and number != disk)
+            draft.set_node(replace(record, draining=record.draining and disk is not None, closed_disks=closed))
     for member in staying:
         draft.mark(member.target_id, draining=False)
         if draft.view.is_draining(draft.view.targets[member.target_id]):
-            raise Invalid(f"node {member.node_id} is drained as a whole: fs3 admin undrain URL --node {member.node_id}")
+            name = node_name(member.node_id)
+            raise Invalid(f"node {name} is drained as a whole: fs3 admin undrain URL --node {name}")
+    cancelled = 0
+    for member in staying:
+        if member.target_id not in draft.view.targets:
+            continue  # it was made for another one of them, and is cancelled
         for other in draft.members(member.chain_id):
             left = [one for one in draft.members(member.chain_id) if not draft.view.is_draining(one)]
             spare = len(left) > draft.view.chain(member.chain_id).replicas
@@ -87,9 +91,11 @@ def undrain(routing: Routing, *, node: int = 0, disk: int | None = None, target:
                     draft.mark(other.target_id, draining=True)  # it leaves as any drained target that holds data
                 else:
                     draft.drop_member(other.target_id)
+    there = [draft.view.targets[one.target_id] for one in staying if one.target_id in draft.view.targets]
+    stay = sum(not one.draining for one in there)
     draft.say(
         f"{where(node, disk, target)} is not drained any more; {count_of(cancelled, 'replacement')} cancelled,"
-        f" {count_of(len(staying), 'target')} stay"
+        f" {count_of(stay, 'target')} stay"
     )
     return draft.done()
 
@@ -111,10 +117,11 @@ def replace_targets(routing: Routing, *, node: int = 0, disk: int | None = None,
             raise Invalid(f"target {target} serves; to move it away: fs3 admin drain URL --target {target}")
         _check_not_last_away(routing, asked[0])
     else:
-        record = find_storage_node(routing, node)
+        records = find_storage_nodes(routing, node)
         assert disk is not None, "a disk of the node"
-        asked = _on_disk(routing, record, disk)
-        draft.set_node(replace(record, closed_disks=tuple(one for one in record.closed_disks if one != disk)))
+        asked = _on_disk(routing, records, disk)
+        for record in records:
+            draft.set_node(replace(record, closed_disks=tuple(one for one in record.closed_disks if one != disk)))
     done: dict[str, int] = {}
     for member in asked:
         verdict = _refill(draft, member)
@@ -166,17 +173,20 @@ def remove_target(routing: Routing, target: int) -> Edit:
 
 def remove_node(routing: Routing, node: int) -> Edit:
     """Forget a node that is gone and has no targets. Raises: NotFound, Invalid."""
-    record = find_node(routing, node, routing.nodes)
-    if record.alive:
-        raise Invalid(f"node {node} is alive and would register again; stop its daemon first")
-    left = [target.target_id for target in routing.targets.values() if target.node_id == node]
+    records, name = find_nodes(routing, node, routing.nodes), node_name(node)
+    alive = [record for record in records if record.alive]
+    if alive:
+        raise Invalid(f"node {node_name(alive[0].node_id)} is alive and would register again; stop its daemon first")
+    left = [target.target_id for target in _targets_on(routing, records)]
     if left:
         here = f"{count_of(len(left), 'target')} ({some(left)})"
-        way = f"see: fs3 admin targets URL --node {node}" if record.draining else f"fs3 admin drain URL --node {node}"
-        raise Invalid(f"node {node} still has {here}, which must leave it first; {way}")
+        draining = all(record.draining for record in records)
+        way = f"see: fs3 admin targets URL --node {name}" if draining else f"fs3 admin drain URL --node {name}"
+        raise Invalid(f"node {name} still has {here}, which must leave it first; {way}")
     draft = Draft(routing)
-    draft.drop_node(NodeId(node))
-    draft.say(f"node {node} is removed")
+    for record in records:
+        draft.drop_node(record.node_id)
+    draft.say(f"node {name} is removed")
     return draft.done()
 
 
@@ -236,13 +246,14 @@ def rotate_last_serving(routing: Routing, disks: Disks, *, chain: int, to: int =
     draft.mark(chosen, accept_loss=True, disabled=False)
     draft.set_states(ChainId(chain), {**states, chosen: TargetState.LASTSRV})
     heir = draft.view.targets[chosen]
-    draft.say(f"chain {chain}: target {chosen} on node {heir.node_id} serves with what its disk holds, loss accepted")
+    at = f"node {node_name(heir.node_id)}"
+    draft.say(f"chain {chain}: target {chosen} on {at} serves with what its disk holds, loss accepted")
     for target_id in states:
         draft.mark(target_id, draining=not to)
         what = "is to be refilled should it come back" if to else "leaves the chain"
         draft.say(f"chain {chain}: target {target_id}, which served last, {what}")
     if not routing.nodes[heir.node_id].alive:
-        draft.say(f"chain {chain} serves as soon as node {heir.node_id} is back")
+        draft.say(f"chain {chain} serves as soon as {at} is back")
     return draft.done()
 
 
@@ -255,10 +266,8 @@ def _heir(draft: Draft, disks: Disks, members: Sequence[Target], chain: int, to:
         return TargetId(to)
     others = [member for member in members if member.state != TargetState.LASTSRV]
     if others:
-        raise Invalid(
-            f"chain {chain}: name with --to who shall serve:"
-            f" {', '.join(f'{one.target_id} on node {one.node_id} ({one.state.name.lower()})' for one in others)}"
-        )
+        choice = [f"{one.target_id} on node {node_name(one.node_id)} ({one.state.name.lower()})" for one in others]
+        raise Invalid(f"chain {chain}: name with --to who shall serve: {', '.join(choice)}")
     slots = free_slots(draft.view, disks, ChainId(chain))
     if not slots:
         raise Invalid(f"chain {chain}: no other node has a disk for a new replica; name a target with --to")
@@ -271,28 +280,40 @@ def _refill(draft: Draft, member: Target) -> str:
         return {TargetState.SERVING: "serve already", TargetState.SYNCING: "being refilled already"}[member.state]
     if member.state == TargetState.LASTSRV or not draft.view.serving(member.chain_id):
         return "left: nobody else serves the chain"
+    machine = machine_of(member.node_id)
+    if any(machine_of(one.node_id) == machine for one in draft.members(member.chain_id) if one != member):
+        return "left: another worker of the node has a replica too, and one of the two leaves"
     draft.drop_member(member.target_id)
     draft.add_member(member.chain_id, DiskSlot(member.node_id, member.disk))
     return "to be refilled from the other replicas"
 
 
-def _mark_emptied(draft: Draft, disks: Disks, record: Node, disk: int | None) -> list[Target]:
-    """Mark a node, or one of its disks, as drained; the targets on it."""
-    if disk is None:
-        draft.set_node(replace(record, draining=True))
-    else:
-        check_disk(record, disk, disks, draft.view.targets.values())
-        draft.set_node(replace(record, closed_disks=tuple(sorted({*record.closed_disks, disk}))))
+def _mark_emptied(draft: Draft, disks: Disks, records: Sequence[Node], disk: int | None) -> list[Target]:
+    """Mark the workers of a node, or one of their disks, as drained; the targets on it."""
+    if disk is not None:
+        records = with_disk(records, disk, disks, list(draft.view.targets.values()))
+    for record in records:
+        if disk is None:
+            draft.set_node(replace(record, draining=True))
+        else:
+            draft.set_node(replace(record, closed_disks=tuple(sorted({*record.closed_disks, disk}))))
+    return _targets_on(draft.view, records, disk)
+
+
+def _targets_on(routing: Routing, records: Sequence[Node], disk: int | None = None) -> list[Target]:
+    nodes = {record.node_id for record in records}
     return [
         target
-        for target in draft.view.targets.values()
-        if target.node_id == record.node_id and (disk is None or target.disk == disk)
+        for target in routing.targets.values()
+        if target.node_id in nodes and (disk is None or target.disk == disk)
     ]
 
 
 def _check_not_last_away(routing: Routing, target: Target) -> None:
     if target.state == TargetState.LASTSRV:
-        raise Invalid(f"{_last(target)}: bring its node {target.node_id} back, or accept the loss: {_rotation(target)}")
+        raise Invalid(
+            f"{_last(target)}: bring its node {node_name(target.node_id)} back, or accept the loss: {_rotation(target)}"
+        )
     if target.state in _AWAY and not routing.serving(target.chain_id):
         raise Invalid(
             f"chain {target.chain_id} has no serving target, and target {target.target_id} may hold the best copy left;"
@@ -300,12 +321,12 @@ def _check_not_last_away(routing: Routing, target: Target) -> None:
         )
 
 
-def _on_disk(routing: Routing, record: Node, disk: int) -> list[Target]:
-    found = [one for one in routing.targets.values() if one.node_id == record.node_id and one.disk == disk]
+def _on_disk(routing: Routing, records: Sequence[Node], disk: int) -> list[Target]:
+    found = _targets_on(routing, records, disk)
     if not found:
-        known = {one.disk for one in routing.targets.values() if one.node_id == record.node_id}
+        known = {one.disk for one in _targets_on(routing, records)}
         raise NotFound(
-            f"node {record.node_id} has no targets on disk {disk};"
+            f"node {node_name(records[0].node_id)} has no targets on disk {disk};"
             + (f" it has some on {some(known)}" if known else " it has none at all")
         )
     return found

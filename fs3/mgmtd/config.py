@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fs3.errors import Invalid
+from fs3.ids import MAX_NODE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,8 +32,8 @@ class MgmtdConfig:
     insecure: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 < self.node_id < 1 << 32:
-            raise Invalid(f"node_id {self.node_id}: must be between 1 and {(1 << 32) - 1}")
+        if not 0 < self.node_id <= MAX_NODE:
+            raise Invalid(f"node_id {self.node_id}: must be between 1 and {MAX_NODE}")
         if not 0 <= self.listen_port < 65_536:
             raise Invalid(f"listen_port {self.listen_port}: must be between 0 and 65535")
         if not 0.2 <= self.lease_s <= 600:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from fs3.ids import ChainId, ChainTableId, NodeId, TargetId
+from fs3.ids import ChainId, ChainTableId, NodeId, TargetId, machine_of
 from fs3.mgmtd.placement_core import DiskSlot
 from fs3.routing import Chain, ChainTable, Disk, Node, NodeKind, Routing, Target, TargetState
 
@@ -63,7 +63,10 @@ class Draft:
         With `accept_loss` it is the one that the chain waits for, and serves as it is.
         """
         node = self._nodes[slot.node_id]
-        assert all(member.node_id != slot.node_id for member in self.members(chain_id)), (chain_id, slot)
+        for member in self.members(chain_id):
+            assert machine_of(member.node_id) != slot.machine or (
+                member.target_id == replaces and member.node_id != slot.node_id
+            ), (chain_id, slot)
         self._last_target_id += 1
         target = Target(
             target_id=TargetId(self._last_target_id),
@@ -138,20 +141,24 @@ class Draft:
         )
 
 
-def free_slots(routing: Routing, disks: Disks, chain_id: ChainId) -> list[DiskSlot]:
-    """Where a new replica of a chain may go, best first: no node that has one, no node or disk that is being emptied.
+def free_slots(routing: Routing, disks: Disks, chain_id: ChainId, *, leaving: Target | None = None) -> list[DiskSlot]:
+    """Where a new replica of a chain may go, best first: on no machine that has one, no node or disk being emptied.
+
+    For the replacement of a target that is `leaving` the other workers of its machine will do: the chain keeps all
+    other replicas meanwhile.
 
     The disk with the fewest targets for its size comes first; of equals the one that shares the fewest chains with the
     chain's other replicas (whose loss it would bear), then the emptiest.
     """
     members = [routing.targets[target_id] for target_id in routing.chain(chain_id).targets]
-    taken = {member.node_id for member in members}
+    taken = {machine_of(member.node_id) for member in members if leaving is None or member != leaving}
     there: Counter[DiskSlot] = Counter(DiskSlot(target.node_id, target.disk) for target in routing.targets.values())
     shared = _acquaintances(routing, members)
     open_disks = [
         disk
         for node in routing.nodes.values()
-        if node.kind == NodeKind.STORAGE and node.alive and not node.draining and node.node_id not in taken
+        if node.kind == NodeKind.STORAGE and node.alive and not node.draining
+        if machine_of(node.node_id) not in taken and (leaving is None or node.node_id != leaving.node_id)
         for disk in disks.get(node.node_id, ())
         if disk.disk not in node.closed_disks and disk.free_bytes >= disk.total_bytes * (1 - _FULL)
     ]

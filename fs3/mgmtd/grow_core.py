@@ -6,34 +6,37 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from fs3.errors import Exists, Invalid
-from fs3.ids import ChainId, ChainTableId, NodeId
+from fs3.ids import ChainId, ChainTableId, machine_of, node_name
 from fs3.mgmtd.draft_core import Disks, Draft, Edit, free_slots
-from fs3.mgmtd.named_core import check_chain, check_disk, count_of, find_storage_node, where
+from fs3.mgmtd.named_core import check_chain, count_of, find_storage_nodes, where, with_disk
 from fs3.mgmtd.placement_core import DiskSlot
 from fs3.routing import NodeKind, Routing, Target, TargetState
 
 
 def create_replica(routing: Routing, disks: Disks, *, node: int, disk: int, chain: int) -> Edit:
-    """One more replica of a chain, on this disk.
+    """One more replica of a chain, on this disk; of the node's workers the one that has the fewest targets there.
 
     Raises:
         NotFound: no such node, disk or chain.
-        Exists: the node has a replica of the chain.
+        Exists: the machine has a replica of the chain.
         Invalid: the node or disk is drained, or nobody serves the chain.
     """
-    record = find_storage_node(routing, node)
-    check_disk(record, disk, disks)
+    records = with_disk(find_storage_nodes(routing, node), disk, disks)
     check_chain(routing, chain)
     for target in routing.targets.values():
-        if target.chain_id == chain and target.node_id == node:
-            raise Exists(f"node {node} has target {target.target_id} of chain {chain}; choose another node")
-    if record.draining or disk in record.closed_disks:
-        raise Invalid(f"{where(node, disk, 0)} is drained; first: fs3 admin undrain URL --node {node}")
+        if target.chain_id == chain and machine_of(target.node_id) == machine_of(node):
+            there = f"node {node_name(target.node_id)} has target {target.target_id}"
+            raise Exists(f"{there} of chain {chain}; choose another node")
+    open_to = [record for record in records if not record.draining and disk not in record.closed_disks]
+    if not open_to:
+        raise Invalid(f"{where(node, disk, 0)} is drained; first: fs3 admin undrain URL --node {node_name(node)}")
     if not routing.serving(chain):
         raise Invalid(f"chain {chain} has no serving target that a new one could be copied from")
     draft = Draft(routing)
-    target_id = draft.add_member(ChainId(chain), DiskSlot(NodeId(node), disk))
-    draft.say(f"target {target_id} of chain {chain} is made on {where(node, disk, 0)}")
+    load = Counter(target.node_id for target in routing.targets.values() if target.disk == disk)
+    record = min(open_to, key=lambda record: (load[record.node_id], record.node_id))
+    target_id = draft.add_member(ChainId(chain), DiskSlot(record.node_id, disk))
+    draft.say(f"target {target_id} of chain {chain} is made on {where(record.node_id, disk, 0)}")
     return draft.done()
 
 
@@ -137,10 +140,15 @@ def _next_move(
             if load[source] - load[to] < 2:
                 break
             for target in there[source]:
-                nodes = {routing.targets[one].node_id for one in routing.chain(target.chain_id).targets}
-                if target.chain_id not in moved and to.node_id not in nodes:
+                if target.chain_id not in moved and _can_take(routing, to, target):
                     return target, to
     return None
+
+
+def _can_take(routing: Routing, to: DiskSlot, target: Target) -> bool:
+    """Whether a replacement of `target` may go there: on no other replica's machine, and to another node than its."""
+    others = [routing.targets[one] for one in routing.chain(target.chain_id).targets if one != target.target_id]
+    return to.node_id != target.node_id and all(machine_of(one.node_id) != to.machine for one in others)
 
 
 def _add_chain(

@@ -5,6 +5,8 @@ the mgmtd that was asked.
         its chain lacks a replica without it     a new one on another node joins, and is brought up to date
         the chain serves with all its replicas   it stops serving (its daemon sees `Routing.stepping_down`), and is
                                                  then taken out; its daemon deletes it
+    it shall stay after all, and its replacement   that shall leave
+    is on another worker of its machine
     a target accepts loss, and serves            the mark goes
     new chains wait to join a table              once all of them serve, the table's next version lists them
 
@@ -17,8 +19,9 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import NamedTuple
 
-from fs3.ids import ChainId, ChainTableId
+from fs3.ids import ChainId, ChainTableId, machine_of, node_name
 from fs3.mgmtd.draft_core import Disks, Draft, Edit, free_slots
+from fs3.mgmtd.named_core import where
 from fs3.mgmtd.placement_core import DiskSlot
 from fs3.routing import Routing, Target, TargetState
 
@@ -27,12 +30,13 @@ _AWAY = (TargetState.WAITING, TargetState.OFFLINE)
 
 def advance(routing: Routing, disks: Disks) -> Edit:
     """The routing with the next steps taken (the same object if there are none), and a line for each."""
+    beside = [target for target in routing.targets.values() if _is_beside(routing, target)]
     emptied = {node.node_id for node in routing.nodes.values() if node.draining or node.closed_disks}
     leaving = {
         target.chain_id
         for target in routing.targets.values()
         if target.draining or (target.node_id in emptied and routing.is_draining(target))
-    }
+    } | {target.chain_id for target in beside}
     accepted = [
         target for target in routing.targets.values() if target.accept_loss and target.state == TargetState.SERVING
     ]
@@ -42,10 +46,23 @@ def advance(routing: Routing, disks: Disks) -> Edit:
     draft = Draft(routing)
     for target in accepted:
         draft.mark(target.target_id, accept_loss=False)
+    for target in beside:
+        draft.mark(target.target_id, draining=True)
     for chain_id in sorted(leaving):
         _replace_leaving(draft, disks, chain_id)
     _publish_joining(draft)
     return draft.done()
+
+
+def _is_beside(routing: Routing, target: Target) -> bool:
+    """Whether it was made on the same machine as the one it was to replace, and now both are to stay."""
+    known = routing.targets.get(target.replaces) if target.replaces is not None else None
+    return (
+        known is not None
+        and machine_of(known.node_id) == machine_of(target.node_id)
+        and not routing.is_draining(known)
+        and not routing.is_draining(target)
+    )
 
 
 class Wait(NamedTuple):
@@ -74,7 +91,7 @@ def waits(routing: Routing, disks: Disks) -> list[Wait]:
         else:
             away = [member for member in staying if member.state == TargetState.OFFLINE]
             found += [
-                Wait(chain_id, f"chain {chain_id} waits for target {one.target_id} on node {one.node_id}")
+                Wait(chain_id, f"chain {chain_id} waits for target {one.target_id} on node {node_name(one.node_id)}")
                 for one in away
             ]
     return found
@@ -96,7 +113,7 @@ def _replace_leaving(draft: Draft, disks: Disks, chain_id: ChainId) -> None:
         for member in leaving:
             if member.state != TargetState.SERVING:
                 draft.drop_member(member.target_id)
-                draft.say(f"chain {chain_id}: target {member.target_id} leaves node {member.node_id}")
+                draft.say(f"chain {chain_id}: target {member.target_id} leaves node {node_name(member.node_id)}")
         return
     if not view.serving(chain_id):
         return  # nobody to copy from
@@ -110,15 +127,15 @@ def _replace_leaving(draft: Draft, disks: Disks, chain_id: ChainId) -> None:
             draft.drop_member(member.target_id)
         target_id = draft.add_member(chain_id, slot, replaces=member.target_id)
         draft.say(
-            f"chain {chain_id}: target {target_id} on node {slot.node_id} disk {slot.disk} takes the place of"
-            f" target {member.target_id} on node {member.node_id}"
+            f"chain {chain_id}: target {target_id} on {where(slot.node_id, slot.disk, 0)} takes the place of"
+            f" target {member.target_id} on node {node_name(member.node_id)}"
         )
 
 
 def _find_slot(routing: Routing, disks: Disks, leaving: Target) -> DiskSlot | None:
-    """Where the replacement of `leaving` goes: on another node; on another disk of its own only if it is away anyway,
-    since two replicas of a chain are never on one node."""
-    slots = free_slots(routing, disks, leaving.chain_id)
+    """Where the replacement of `leaving` goes: on another machine, or to another worker of its own; on another disk of
+    its own node only if it is away anyway, since two replicas of a chain are never on one node."""
+    slots = free_slots(routing, disks, leaving.chain_id, leaving=leaving)
     if slots:
         return slots[0]
     if leaving.state not in _AWAY:

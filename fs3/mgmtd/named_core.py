@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 from fs3.errors import NotFound
-from fs3.ids import ChainId, NodeId, TargetId
+from fs3.ids import ChainId, NodeId, TargetId, machine_of, node_name, worker_of
 from fs3.mgmtd.draft_core import Disks
 from fs3.routing import Node, NodeKind, Routing, Target
 
 
-def find_node(routing: Routing, node: int, known: Collection[int]) -> Node:
-    """One of the nodes `known`. Raises: NotFound."""
-    record = routing.nodes.get(NodeId(node))
-    if record is None or node not in known:
-        raise NotFound(f"no node {node}; there are {some(known)}")
-    return record
+def find_nodes(routing: Routing, node: int, known: Iterable[int]) -> list[Node]:
+    """The one of the nodes `known`, or all its workers if that is what `node` names. Raises: NotFound."""
+    ids = sorted(known)
+    found = [routing.nodes[NodeId(one)] for one in ids if is_named(one, node)]
+    if found:
+        return found
+    workers = [worker_of(one) for one in ids if machine_of(one) == machine_of(node)]
+    if workers:
+        raise NotFound(f"node {machine_of(node)} has no worker {worker_of(node)}; it has {some(workers)}")
+    raise NotFound(f"no node {node_name(node)}; there are {some({machine_of(one) for one in ids})}")
 
 
-def find_storage_node(routing: Routing, node: int) -> Node:
-    """Raises: NotFound."""
-    storage = [one.node_id for one in routing.nodes.values() if one.kind == NodeKind.STORAGE]
+def find_storage_nodes(routing: Routing, node: int) -> list[Node]:
+    """As `find_nodes`. Raises: NotFound."""
+    storage = {one.node_id for one in routing.nodes.values() if one.kind == NodeKind.STORAGE}
     if NodeId(node) in routing.nodes and node not in storage:
         kind = NodeKind(routing.nodes[NodeId(node)].kind).name.lower()
-        raise NotFound(f"node {node} is a {kind} daemon; storage nodes are {some(storage)}")
-    return find_node(routing, node, storage)
+        there = some({machine_of(one) for one in storage})
+        raise NotFound(f"node {node} is a {kind} daemon; storage nodes are {there}")
+    return find_nodes(routing, node, storage)
+
+
+def is_named(node_id: int, node: int) -> bool:
+    """Whether an operator who says `node` means this one: a node's own id stands for all its workers."""
+    return node_id == node or machine_of(node_id) == node
 
 
 def find_target(routing: Routing, target: int) -> Target:
@@ -41,19 +51,24 @@ def check_chain(routing: Routing, chain: int) -> None:
         raise NotFound(f"no chain {chain}; there are {some(routing.chains)}")
 
 
-def check_disk(record: Node, disk: int, disks: Disks, targets: Iterable[Target] = ()) -> None:
-    """Whether the node has reported the disk, or `targets` are on it. Raises: NotFound."""
-    known = {one.disk for one in disks.get(record.node_id, ())}
-    known |= {target.disk for target in targets if target.node_id == record.node_id} | set(record.closed_disks)
-    if disk not in known:
-        raise NotFound(f"node {record.node_id} has no disk {disk}; it has {some(known) or 'reported none yet'}")
+def with_disk(records: Sequence[Node], disk: int, disks: Disks, targets: Collection[Target] = ()) -> list[Node]:
+    """Those of a node's workers that have reported the disk, or on which `targets` are on it. Raises: NotFound."""
+    known: dict[NodeId, set[int]] = {}
+    for record in records:
+        there = {target.disk for target in targets if target.node_id == record.node_id}
+        known[record.node_id] = there | {one.disk for one in disks.get(record.node_id, ())} | set(record.closed_disks)
+    found = [record for record in records if disk in known[record.node_id]]
+    if not found:
+        has = some(set().union(*known.values())) or "reported none yet"
+        raise NotFound(f"node {node_name(records[0].node_id)} has no disk {disk}; it has {has}")
+    return found
 
 
 def where(node: int, disk: int | None, target: int) -> str:
     """What an operator named: a target, or a node, or one of its disks."""
     if target:
         return f"target {target}"
-    return f"node {node}" if disk is None else f"node {node} disk {disk}"
+    return f"node {node_name(node)}" if disk is None else f"node {node_name(node)} disk {disk}"
 
 
 def count_of(count: int, noun: str) -> str:

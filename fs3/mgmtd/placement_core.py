@@ -1,26 +1,27 @@
 """Chain tables over the disks of a cluster: every disk carries the same load, and a lost disk's load spreads evenly.
 
 Wanted, for chains of r replicas over n disks, k chains headed by each disk: every disk stands k times in every place of
-a chain; the replicas of a chain are on distinct nodes; and any two disks share about the same number of chains, since
-those who share chains with a lost disk take over its reads and bring its successor up to date. That is a balanced block
-design (3FS solves an integer programme for it). Here it is a cyclic one: number the disks 0..n-1 so that disk i is on
-node i mod N; take k base blocks and shift each by 0..n-1. The shifts give equal load and equal places by construction,
-and two disks a distance d apart share as many chains as the blocks have differences of d: so only the k blocks are
+a chain; the replicas of a chain are on distinct machines; and any two disks share about as many chains, since those who
+share chains with a lost disk take over its reads and bring its successor up to date. That is a balanced block design
+(3FS solves an integer programme for it). Here it is a cyclic one: number the disks 0..n-1 so that disk i is on machine
+i mod N; take k base blocks and shift each by 0..n-1. The shifts give equal load and equal places by construction, and
+two disks a distance d apart share as many chains as the blocks have differences of d: so only the k blocks are
 searched, for differences as even as possible. n = 3, r = 3, k = 2 gives all 6 orders of the 3 disks.
 
-Clusters whose nodes have different numbers of disks have no such numbering and are filled greedily by the same measure.
+Clusters whose machines have different numbers of disks have no such numbering and are filled greedily by the same
+measure. The workers of a storage daemon are nodes, and what each has of a disk counts as a disk; their machine is one.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 from fs3.errors import Invalid
-from fs3.ids import ChainId, ChainTableId, NodeId, TargetId
-from fs3.routing import Chain, ChainTable, Target, TargetState
+from fs3.ids import ChainId, ChainTableId, NodeId, TargetId, machine_of, worker_of
+from fs3.routing import Chain, ChainTable, Node, NodeKind, Target, TargetState
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -29,6 +30,11 @@ class DiskSlot:
 
     node_id: NodeId
     disk: int
+
+    @property
+    def machine(self) -> NodeId:
+        """What the disk dies with: two replicas of a chain are never on one."""
+        return machine_of(self.node_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,19 +46,32 @@ class Plan:
     tables: tuple[ChainTable, ...]
 
 
+def complete_nodes(nodes: Iterable[Node]) -> dict[NodeId, list[Node]]:
+    """The storage nodes that are alive with all their workers, and the records of those, by configured node id."""
+    alive: dict[NodeId, list[Node]] = defaultdict(list)
+    for node in sorted(nodes, key=lambda node: node.node_id):
+        if node.kind == NodeKind.STORAGE and node.alive:
+            alive[machine_of(node.node_id)].append(node)
+    return {
+        machine: workers
+        for machine, workers in alive.items()
+        if {worker_of(node.node_id) for node in workers} >= set(range(workers[0].workers))
+    }
+
+
 def plan_tables(disks: Sequence[DiskSlot], max_replicas: int, chains_per_disk: int) -> Plan:
     """One table for each of 1..`max_replicas`, with `chains_per_disk` chains per disk in each.
 
     Table r has the id r and version 1; chains and targets are numbered from 1.
 
     Raises:
-        Invalid: fewer nodes than replicas, or counts that are not positive.
+        Invalid: fewer machines than replicas, or counts that are not positive.
     """
-    nodes = {slot.node_id for slot in disks}
+    machines = {slot.machine for slot in disks}
     if max_replicas < 1 or chains_per_disk < 1:
         raise Invalid(f"{max_replicas} replicas with {chains_per_disk} chains per disk: both must be at least 1")
-    if max_replicas > len(nodes):
-        raise Invalid(f"{max_replicas} replicas need as many storage nodes with a disk each; there are {len(nodes)}")
+    if max_replicas > len(machines):
+        raise Invalid(f"{max_replicas} replicas need as many storage nodes with a disk each; there are {len(machines)}")
     targets: list[Target] = []
     chains: list[Chain] = []
     tables: list[ChainTable] = []
@@ -80,12 +99,12 @@ def plan_tables(disks: Sequence[DiskSlot], max_replicas: int, chains_per_disk: i
 
 
 def place_chains(disks: Sequence[DiskSlot], replicas: int, chains_per_disk: int) -> list[tuple[DiskSlot, ...]]:
-    """`chains_per_disk` * len(disks) chains as tuples of `replicas` disks, head first, on distinct nodes each."""
-    per_node: dict[NodeId, list[DiskSlot]] = defaultdict(list)
-    for slot in sorted(disks):
-        per_node[slot.node_id].append(slot)
-    assert len(per_node) >= replicas, (len(per_node), replicas)
-    rows = list(per_node.values())
+    """`chains_per_disk` * len(disks) chains as tuples of `replicas` disks, head first, on distinct machines."""
+    per_machine: dict[NodeId, list[DiskSlot]] = defaultdict(list)
+    for slot in sorted(disks, key=lambda slot: (slot.machine, slot)):
+        per_machine[slot.machine].append(slot)
+    assert len(per_machine) >= replicas, (len(per_machine), replicas)
+    rows = list(per_machine.values())
     if len({len(row) for row in rows}) > 1:
         return _fill_greedily(rows, replicas, chains_per_disk)
     numbered = [row[index] for index in range(len(rows[0])) for row in rows]
@@ -97,18 +116,18 @@ def place_chains(disks: Sequence[DiskSlot], replicas: int, chains_per_disk: int)
     ]
 
 
-def base_blocks(disks: int, nodes: int, replicas: int, count: int) -> list[tuple[int, ...]]:
-    """`count` blocks of `replicas` numbers below `disks`, each starting with 0, distinct modulo `nodes`.
+def base_blocks(disks: int, machines: int, replicas: int, count: int) -> list[tuple[int, ...]]:
+    """`count` blocks of `replicas` numbers below `disks`, each starting with 0, distinct modulo `machines`.
 
     Greedy, then improved by single exchanges until none helps; deterministic.
     """
-    assert disks % nodes == 0 and nodes >= replicas, (disks, nodes, replicas)
+    assert disks % machines == 0 and machines >= replicas, (disks, machines, replicas)
     tally = _Differences(disks)
     blocks: list[tuple[int, ...]] = []
     for _ in range(count):
         block: tuple[int, ...] = (0,)
         while len(block) < replicas:
-            block = min(((*block, number) for number in _allowed(block, disks, nodes)), key=tally.cost)
+            block = min(((*block, number) for number in _allowed(block, disks, machines)), key=tally.cost)
         tally.count(block, +1)
         blocks.append(block)
     improved = True
@@ -116,23 +135,23 @@ def base_blocks(disks: int, nodes: int, replicas: int, count: int) -> list[tuple
         improved = False
         for index, block in enumerate(blocks):
             tally.count(block, -1)
-            best = _best_exchange(block, disks, nodes, tally)
+            best = _best_exchange(block, disks, machines, tally)
             tally.count(best, +1)
             improved = improved or best != block
             blocks[index] = best
     return blocks
 
 
-def _allowed(block: tuple[int, ...], disks: int, nodes: int) -> list[int]:
-    taken = {number % nodes for number in block}
-    return [number for number in range(disks) if number % nodes not in taken]
+def _allowed(block: tuple[int, ...], disks: int, machines: int) -> list[int]:
+    taken = {number % machines for number in block}
+    return [number for number in range(disks) if number % machines not in taken]
 
 
-def _best_exchange(block: tuple[int, ...], disks: int, nodes: int, tally: _Differences) -> tuple[int, ...]:
+def _best_exchange(block: tuple[int, ...], disks: int, machines: int, tally: _Differences) -> tuple[int, ...]:
     best, best_cost = block, tally.cost(block)
     for place in range(1, len(block)):
         rest = block[:place] + block[place + 1 :]
-        for number in _allowed(rest, disks, nodes):
+        for number in _allowed(rest, disks, machines):
             candidate = (*block[:place], number, *block[place + 1 :])
             cost = tally.cost(candidate)
             if cost < best_cost:
@@ -177,8 +196,8 @@ def _fill_greedily(rows: list[list[DiskSlot]], replicas: int, chains_per_disk: i
     shared: Counter[tuple[DiskSlot, DiskSlot]] = Counter()
     chains = []
     for remaining in range(count, 0, -1):
-        # A node with as much left as there are chains to come must be in all of them; at most `replicas` nodes are.
-        due = {row[0].node_id for row in rows if sum(left[slot] for slot in row) >= remaining}
+        # A machine with as much left as there are chains to come must be in all of them; at most `replicas` are.
+        due = {row[0].machine for row in rows if sum(left[slot] for slot in row) >= remaining}
         block: list[DiskSlot] = []
         while len(block) < replicas:
             block.append(_next_slot(left, block, due, shared))
@@ -191,11 +210,11 @@ def _fill_greedily(rows: list[list[DiskSlot]], replicas: int, chains_per_disk: i
     return chains
 
 
-def _shares(rows: list[list[DiskSlot]], total: int, at_most_per_node: int) -> Counter[DiskSlot]:
-    """How many targets each disk gets: as equal as can be when no node is twice in a chain."""
+def _shares(rows: list[list[DiskSlot]], total: int, at_most_per_machine: int) -> Counter[DiskSlot]:
+    """How many targets each disk gets: as equal as can be when no machine is twice in a chain."""
     shares: Counter[DiskSlot] = Counter({slot: 0 for row in rows for slot in row})
     for _ in range(total):
-        open_rows = [row for row in rows if sum(shares[slot] for slot in row) < at_most_per_node]
+        open_rows = [row for row in rows if sum(shares[slot] for slot in row) < at_most_per_machine]
         least = min((slot for row in open_rows for slot in row), key=lambda slot: (shares[slot], slot))
         shares[least] += 1
     return shares
@@ -207,7 +226,7 @@ def _next_slot(
     due: set[NodeId],
     shared: Counter[tuple[DiskSlot, DiskSlot]],
 ) -> DiskSlot:
-    nodes = {slot.node_id for slot in block}
-    free = [slot for slot in left if slot.node_id not in nodes and left[slot] > 0]
+    machines = {slot.machine for slot in block}
+    free = [slot for slot in left if slot.machine not in machines and left[slot] > 0]
     acquainted = {slot: sum(shared[slot, other] for other in block) for slot in free}
-    return min(free, key=lambda slot: (slot.node_id not in due, -left[slot], acquainted[slot], slot))
+    return min(free, key=lambda slot: (slot.machine not in due, -left[slot], acquainted[slot], slot))

@@ -17,12 +17,12 @@ from typing import TypeVar
 
 from fs3.clock import lease_now_s
 from fs3.errors import Conflict, Fs3Error, Invalid, MaybeApplied, NotPrimary, Unavailable
-from fs3.ids import NodeId, TargetId
+from fs3.ids import NodeId, TargetId, node_name
 from fs3.mgmtd.chain_core import Report, presumed
 from fs3.mgmtd.client_sessions import ClientSessions
 from fs3.mgmtd.config import MgmtdConfig
 from fs3.mgmtd.lease_core import Heard, LeaseTable
-from fs3.mgmtd.placement_core import DiskSlot, Plan, plan_tables
+from fs3.mgmtd.placement_core import DiskSlot, Plan, complete_nodes, plan_tables
 from fs3.mgmtd.routing_core import check_edit, next_routing, plan_is_created, publish
 from fs3.mgmtd.store import Loaded, MgmtdStore
 from fs3.pb import mgmtd_pb2
@@ -99,20 +99,21 @@ class Primary:
         node = self._checked(request.node)
         other = self.elsewhere(node.node_id, node.generation, node.endpoints)
         verdict = self._leases.heard(node.node_id, node.generation, self._now(), elsewhere=other is not None)
+        name = node_name(node.node_id)
         if verdict == Heard.RETIRED:
             raise Conflict(
-                f"node {node.node_id}: this daemon was stopped, or another one with the same node_id was started later;"
+                f"node {name}: this daemon was stopped, or another one with the same node_id was started later;"
                 " give every daemon a node_id of its own"
             )
         if verdict == Heard.EARLY and other is not None:
             raise Unavailable(
-                f"node {node.node_id}: another daemon with this node_id is alive at {', '.join(other.endpoints)}; give"
+                f"node {name}: another daemon with this node_id is alive at {', '.join(other.endpoints)}; give"
                 f" every daemon a node_id of its own; if that one is gone, its lease of {self._config.lease_s:g} s must"
                 " end first"
             )
         if verdict == Heard.EARLY:
             raise Unavailable(
-                f"node {node.node_id}: one that was started later, by its clock, is still alive; its lease of"
+                f"node {name}: one that was started later, by its clock, is still alive; its lease of"
                 f" {self._config.lease_s:g} s must end first"
             )
         self._announced[node.node_id] = node
@@ -131,13 +132,13 @@ class Primary:
     async def goodbye(self, node_id: NodeId, generation: int) -> None:
         """End the lease of a daemon that stops."""
         if self._leases.goodbye(node_id, generation):
-            _log.info("node %d: goodbye", node_id)
+            _log.info("node %s: goodbye", node_name(node_id))
             await self._decide()
 
     async def refused(self, node_id: NodeId, generation: int) -> None:
         """End the lease of a daemon at whose endpoints nobody listens."""
         if self._leases.refused(node_id, generation):
-            _log.warning("node %d: connections are refused", node_id)
+            _log.warning("node %s: connections are refused", node_name(node_id))
             await self._decide()
 
     def elsewhere(self, node_id: NodeId, generation: int, endpoints: Iterable[str]) -> Node | None:
@@ -240,7 +241,7 @@ class Primary:
             self._wake.clear()
             expired = self._leases.expire(self._now())
             if expired:
-                _log.warning("not heard for %g s: node %s", self._config.lease_s, ", ".join(map(str, expired)))
+                _log.warning("not heard for %g s: node %s", self._config.lease_s, ", ".join(map(node_name, expired)))
             if expired or self._undecided:
                 await self._decide_or_retry()
             try:
@@ -394,11 +395,16 @@ class Primary:
             self._plan = None
 
     async def _make_plan(self) -> Plan | None:
-        """The plan of the first chain tables, once enough storage nodes are there; saved before it is acted on."""
-        storage = [node for node in self.routing.nodes.values() if node.kind == NodeKind.STORAGE and node.alive]
-        if len(storage) < self._config.bootstrap_nodes:
+        """The plan of the first chain tables, once enough storage nodes are complete; saved before it is acted on."""
+        nodes = complete_nodes(self.routing.nodes.values())
+        if len(nodes) < self._config.bootstrap_nodes:
             return None
-        slots = [DiskSlot(node.node_id, disk.disk) for node in storage for disk in self._disks.get(node.node_id, ())]
+        slots = [
+            DiskSlot(node.node_id, disk.disk)
+            for workers in nodes.values()
+            for node in workers
+            for disk in self._disks.get(node.node_id, ())
+        ]
         try:
             plan = plan_tables(slots, self._config.bootstrap_replicas, self._config.chains_per_disk)
         except Invalid as error:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from fs3.ids import ChainId, NodeId, TargetId
+from fs3.ids import ChainId, NodeId, TargetId, node_name
 from fs3.mgmtd.chain_core import NOT_HEARD, ChainView, Member, Report, next_chain, presumed
 from fs3.mgmtd.draft_core import Disks
 from fs3.mgmtd.intent_core import advance
@@ -122,13 +122,13 @@ def _next_nodes(
             continue
         nodes[node_id] = after
         kind = NodeKind(after.kind).name.lower()
-        where = ", ".join(after.endpoints)
+        where, name = ", ".join(after.endpoints), node_name(node_id)
         if before is None:
-            notes.append(f"node {node_id}: a {kind} daemon joins at {where}")
+            notes.append(f"node {name}: a {kind} daemon joins at {where}")
         elif before.generation != after.generation:
-            notes.append(f"node {node_id}: the {kind} daemon was started again, at {where}")
+            notes.append(f"node {name}: the {kind} daemon was started again, at {where}")
         elif before.alive != after.alive:
-            notes.append(f"node {node_id}: the {kind} daemon is {'heard again' if after.alive else 'offline'}")
+            notes.append(f"node {name}: the {kind} daemon is {'heard again' if after.alive else 'offline'}")
     return nodes
 
 

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from fs3.pb import common_pb2 as fs3_dot_pb_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12\x66s3/pb/mgmtd.proto\x12\x06\x66s3.pb\x1a\x13\x66s3/pb/common.proto\"\x80\x02\n\x08NodeInfo\x12\x0f\n\x07node_id\x18\x01 \x01(\r\x12\x1e\n\x04kind\x18\x02 \x01(\x0e\x32\x10.fs3.pb.NodeKind\x12\x11\n\tendpoints\x18\x03 \x03(\t\x12\x0c\n\x04host\x18\x04 \x01(\t\x12\x12\n\ngeneration\x18\x05 \x01(\x04\x12\r\n\x05\x61live\x18\x06 \x01(\x08\x12\x0f\n\x07version\x18\x07 \x01(\t\x12\x0f\n\x07metrics\x18\x08 \x01(\t\x12\x16\n\x0eunix_endpoints\x18\t \x03(\t\x12\x1d\n\x15last_heartbeat_age_ms\x18\n \x01(\x04\x12\x10\n\x08\x64raining\x18\x0f \x01(\x08\x12\x14\n\x0c\x63losed_disks\x18\x10 \x03(\r\"\xb1\x02\n\nTargetInfo\x12\x11\n\ttarget_id\x18\x01 \x01(\r\x12\x0f\n\x07node_id\x18\x02 \x01(\r\x12\x0c\n\x04\x64isk\x18\x03 \x01(\r\x12\x0e\n\x06worker\x18\x04 \x01(\r\x12\x10\n\x08\x63hain_id\x18\x05 \x01(\r\x12\"\n\x05state\x18\x06 \x01(\x0e\x32\x13.fs3.pb.TargetState\x12\'\n\x0blocal_state\x18\x07 \x01(\x0e\x32\x12.fs3.pb.LocalState\x12\x12\n\nused_bytes\x18\x08 \x01(\x04\x12\x0e\n\x06\x63hunks\x18\t \x01(\x04\x12\x10\n\x08\x64raining\x18\n \x01(\x08\x12\x10\n\x08\x64isabled\x18\x0b \x01(\x08\x12\x13\n\x0b\x61\x63\x63\x65pt_loss\x18\x0c \x01(\x08\x12\x10\n\x08replaces\x18\r \x01(\r\x12\x13\n\x0b\x63omplete_at\x18\x0e \x01(\r\"f\n\tChainInfo\x12\x10\n\x08\x63hain_id\x18\x01 \x01(\r\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x0f\n\x07targets\x18\x03 \x03(\r\x12\x10\n\x08replicas\x18\x04 \x01(\r\x12\x13\n\x0bjoins_table\x18\x05 \x01(\r\"Q\n\nChainTable\x12\x10\n\x08table_id\x18\x01 \x01(\r\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x10\n\x08replicas\x18\x03 \x01(\r\x12\x0e\n\x06\x63hains\x18\x04 \x03(\r\"\x8a\x01\n\x08\x44iskInfo\x12\x0f\n\x07node_id\x18\x01 \x01(\r\x12\x0c\n\x04\x64isk\x18\x02 \x01(\r\x12\x0c\n\x04path\x18\x03 \x01(\t\x12\x13\n\x0btotal_bytes\x18\x04 \x01(\x04\x12\x12\n\nfree_bytes\x18\x05 \x01(\x04\x12\x10\n\x08\x66ullness\x18\x06 \x01(\r\x12\x16\n\x0e\x64\x61maged_chunks\x18\x07 \x01(\x04\"\x83\x02\n\x07Routing\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x1f\n\x05nodes\x18\x03 \x03(\x0b\x32\x10.fs3.pb.NodeInfo\x12#\n\x07targets\x18\x04 \x03(\x0b\x32\x12.fs3.pb.TargetInfo\x12!\n\x06\x63hains\x18\x05 \x03(\x0b\x32\x11.fs3.pb.ChainInfo\x12\"\n\x06tables\x18\x06 \x03(\x0b\x32\x12.fs3.pb.ChainTable\x12\x1f\n\x05\x64isks\x18\x07 \x03(\x0b\x32\x10.fs3.pb.DiskInfo\x12\r\n\x05ready\x18\x08 \x01(\x08\x12\x16\n\x0elast_target_id\x18\x0c \x01(\r\"\x91\x01\n\x0b\x43lusterInfo\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x10\n\x08protocol\x18\x02 \x01(\r\x12\x10\n\x08lease_ms\x18\x03 \x01(\r\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x14\n\x0cwants_secret\x18\x05 \x01(\x08\x12\x0f\n\x07primary\x18\x06 \x01(\t\x12\x12\n\nsession_ms\x18\x07 \x01(\r\"a\n\x0cPrimaryClaim\x12\x0f\n\x07node_id\x18\x01 \x01(\r\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\x12\x0c\n\x04\x62\x65\x61t\x18\x05 \x01(\x04\">\n\rClientSession\x12\x12\n\nsession_id\x18\x01 \x01(\x04\x12\x0c\n\x04host\x18\x02 \x01(\t\x12\x0b\n\x03pid\x18\x03 \x01(\r\">\n\x0cSessionTable\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x0f\n\x07last_id\x18\x02 \x01(\x04\x12\x0c\n\x04live\x18\x03 \x03(\x04\"~\n\x0bLocalTarget\x12\x11\n\ttarget_id\x18\x01 \x01(\r\x12!\n\x05state\x18\x02 \x01(\x0e\x32\x12.fs3.pb.LocalState\x12\x15\n\rchain_version\x18\x03 \x01(\r\x12\x12\n\nused_bytes\x18\x04 \x01(\x04\x12\x0e\n\x06\x63hunks\x18\x05 \x01(\x04\"\xa8\x01\n\x10HeartbeatRequest\x12\x1e\n\x04node\x18\x01 \x01(\x0b\x32\x10.fs3.pb.NodeInfo\x12$\n\x07targets\x18\x02 \x03(\x0b\x32\x13.fs3.pb.LocalTarget\x12\x1f\n\x05\x64isks\x18\x03 \x03(\x0b\x32\x10.fs3.pb.DiskInfo\x12\x15\n\rknown_routing\x18\x04 \x01(\x04\x12\x16\n\x0eknown_sessions\x18\x05 \x01(\x04\"A\n\x0c\x43reateTarget\x12\x11\n\ttarget_id\x18\x01 \x01(\r\x12\x10\n\x08\x63hain_id\x18\x02 \x01(\r\x12\x0c\n\x04\x64isk\x18\x03 \x01(\r\"\xaf\x01\n\x0eHeartbeatReply\x12\x10\n\x08lease_ms\x18\x01 \x01(\r\x12 \n\x07routing\x18\x02 \x01(\x0b\x32\x0f.fs3.pb.Routing\x12$\n\x06\x63reate\x18\x03 \x03(\x0b\x32\x14.fs3.pb.CreateTarget\x12\x0c\n\x04\x64rop\x18\n \x03(\r\x12&\n\x08sessions\x18\x04 \x01(\x0b\x32\x14.fs3.pb.SessionTable\x12\r\n\x05\x65poch\x18\x05 \x01(\x04\";\n\x11GetRoutingRequest\x12\x15\n\rknown_version\x18\x01 \x01(\x04\x12\x0f\n\x07wait_ms\x18\x02 \x01(\r\"B\n\x0fGetRoutingReply\x12 \n\x07routing\x18\x01 \x01(\x0b\x32\x0f.fs3.pb.Routing\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\"5\n\x0eGoodbyeRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\r\x12\x12\n\ngeneration\x18\x02 \x01(\x04\"5\n\x0eSuspectRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\r\x12\x12\n\ngeneration\x18\x02 \x01(\x04\"/\n\x12OpenSessionRequest\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\r\":\n\x10OpenSessionReply\x12\x12\n\nsession_id\x18\x01 \x01(\x04\x12\x12\n\nsession_ms\x18\x02 \x01(\r\"*\n\x13RenewSessionRequest\x12\x13\n\x0bsession_ids\x18\x01 \x03(\x04\"\"\n\x11RenewSessionReply\x12\r\n\x05\x65nded\x18\x01 \x03(\x04\"*\n\x13\x43loseSessionRequest\x12\x13\n\x0bsession_ids\x18\x01 \x03(\x04\x32\xeb\x03\n\x05Mgmtd\x12\x34\n\x0eGetClusterInfo\x12\r.fs3.pb.Empty\x1a\x13.fs3.pb.ClusterInfo\x12@\n\nGetRouting\x12\x19.fs3.pb.GetRoutingRequest\x1a\x17.fs3.pb.GetRoutingReply\x12=\n\tHeartbeat\x12\x18.fs3.pb.HeartbeatRequest\x1a\x16.fs3.pb.HeartbeatReply\x12\x30\n\x07Goodbye\x12\x16.fs3.pb.GoodbyeRequest\x1a\r.fs3.pb.Empty\x12\x30\n\x07Suspect\x12\x16.fs3.pb.SuspectRequest\x1a\r.fs3.pb.Empty\x12\x43\n\x0bOpenSession\x12\x1a.fs3.pb.OpenSessionRequest\x1a\x18.fs3.pb.OpenSessionReply\x12\x46\n\x0cRenewSession\x12\x1b.fs3.pb.RenewSessionRequest\x1a\x19.fs3.pb.RenewSessionReply\x12:\n\x0c\x43loseSession\x12\x1b.fs3.pb.CloseSessionRequest\x1a\r.fs3.pb.Emptyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12\x66s3/pb/mgmtd.proto\x12\x06\x66s3.pb\x1a\x13\x66s3/pb/common.proto\"\x91\x02\n\x08NodeInfo\x12\x0f\n\x07node_id\x18\x01 \x01(\r\x12\x1e\n\x04kind\x18\x02 \x01(\x0e\x32\x10.fs3.pb.NodeKind\x12\x11\n\tendpoints\x18\x03 \x03(\t\x12\x0c\n\x04host\x18\x04 \x01(\t\x12\x12\n\ngeneration\x18\x05 \x01(\x04\x12\r\n\x05\x61live\x18\x06 \x01(\x08\x12\x0f\n\x07version\x18\x07 \x01(\t\x12\x0f\n\x07metrics\x18\x08 \x01(\t\x12\x16\n\x0eunix_endpoints\x18\t \x03(\t\x12\x1d\n\x15last_heartbeat_age_ms\x18\n \x01(\x04\x12\x10\n\x08\x64raining\x18\x0f \x01(\x08\x12\x14\n\x0c\x63losed_disks\x18\x10 \x03(\r\x12\x0f\n\x07workers\x18\x11 \x01(\r\"\xb1\x02\n\nTargetInfo\x12\x11\n\ttarget_id\x18\x01 \x01(\r\x12\x0f\n\x07node_id\x18\x02 \x01(\r\x12\x0c\n\x04\x64isk\x18\x03 \x01(\r\x12\x0e\n\x06worker\x18\x04 \x01(\r\x12\x10\n\x08\x63hain_id\x18\x05 \x01(\r\x12\"\n\x05state\x18\x06 \x01(\x0e\x32\x13.fs3.pb.TargetState\x12\'\n\x0blocal_state\x18\x07 \x01(\x0e\x32\x12.fs3.pb.LocalState\x12\x12\n\nused_bytes\x18\x08 \x01(\x04\x12\x0e\n\x06\x63hunks\x18\t \x01(\x04\x12\x10\n\x08\x64raining\x18\n \x01(\x08\x12\x10\n\x08\x64isabled\x18\x0b \x01(\x08\x12\x13\n\x0b\x61\x63\x63\x65pt_loss\x18\x0c \x01(\x08\x12\x10\n\x08replaces\x18\r \x01(\r\x12\x13\n\x0b\x63omplete_at\x18\x0e \x01(\r\"f\n\tChainInfo\x12\x10\n\x08\x63hain_id\x18\x01 \x01(\r\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x0f\n\x07targets\x18\x03 \x03(\r\x12\x10\n\x08replicas\x18\x04 \x01(\r\x12\x13\n\x0bjoins_table\x18\x05 \x01(\r\"Q\n\nChainTable\x12\x10\n\x08table_id\x18\x01 \x01(\r\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x10\n\x08replicas\x18\x03 \x01(\r\x12\x0e\n\x06\x63hains\x18\x04 \x03(\r\"\x8a\x01\n\x08\x44iskInfo\x12\x0f\n\x07node_id\x18\x01 \x01(\r\x12\x0c\n\x04\x64isk\x18\x02 \x01(\r\x12\x0c\n\x04path\x18\x03 \x01(\t\x12\x13\n\x0btotal_bytes\x18\x04 \x01(\x04\x12\x12\n\nfree_bytes\x18\x05 \x01(\x04\x12\x10\n\x08\x66ullness\x18\x06 \x01(\r\x12\x16\n\x0e\x64\x61maged_chunks\x18\x07 \x01(\x04\"\x83\x02\n\x07Routing\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x1f\n\x05nodes\x18\x03 \x03(\x0b\x32\x10.fs3.pb.NodeInfo\x12#\n\x07targets\x18\x04 \x03(\x0b\x32\x12.fs3.pb.TargetInfo\x12!\n\x06\x63hains\x18\x05 \x03(\x0b\x32\x11.fs3.pb.ChainInfo\x12\"\n\x06tables\x18\x06 \x03(\x0b\x32\x12.fs3.pb.ChainTable\x12\x1f\n\x05\x64isks\x18\x07 \x03(\x0b\x32\x10.fs3.pb.DiskInfo\x12\r\n\x05ready\x18\x08 \x01(\x08\x12\x16\n\x0elast_target_id\x18\x0c \x01(\r\"\x91\x01\n\x0b\x43lusterInfo\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x10\n\x08protocol\x18\x02 \x01(\r\x12\x10\n\x08lease_ms\x18\x03 \x01(\r\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x14\n\x0cwants_secret\x18\x05 \x01(\x08\x12\x0f\n\x07primary\x18\x06 \x01(\t\x12\x12\n\nsession_ms\x18\x07 \x01(\r\"a\n\x0cPrimaryClaim\x12\x0f\n\x07node_id\x18\x01 \x01(\r\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\x12\x0c\n\x04\x62\x65\x61t\x18\x05 \x01(\x04\">\n\rClientSession\x12\x12\n\nsession_id\x18\x01 \x01(\x04\x12\x0c\n\x04host\x18\x02 \x01(\t\x12\x0b\n\x03pid\x18\x03 \x01(\r\">\n\x0cSessionTable\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x0f\n\x07last_id\x18\x02 \x01(\x04\x12\x0c\n\x04live\x18\x03 \x03(\x04\"~\n\x0bLocalTarget\x12\x11\n\ttarget_id\x18\x01 \x01(\r\x12!\n\x05state\x18\x02 \x01(\x0e\x32\x12.fs3.pb.LocalState\x12\x15\n\rchain_version\x18\x03 \x01(\r\x12\x12\n\nused_bytes\x18\x04 \x01(\x04\x12\x0e\n\x06\x63hunks\x18\x05 \x01(\x04\"\xa8\x01\n\x10HeartbeatRequest\x12\x1e\n\x04node\x18\x01 \x01(\x0b\x32\x10.fs3.pb.NodeInfo\x12$\n\x07targets\x18\x02 \x03(\x0b\x32\x13.fs3.pb.LocalTarget\x12\x1f\n\x05\x64isks\x18\x03 \x03(\x0b\x32\x10.fs3.pb.DiskInfo\x12\x15\n\rknown_routing\x18\x04 \x01(\x04\x12\x16\n\x0eknown_sessions\x18\x05 \x01(\x04\"A\n\x0c\x43reateTarget\x12\x11\n\ttarget_id\x18\x01 \x01(\r\x12\x10\n\x08\x63hain_id\x18\x02 \x01(\r\x12\x0c\n\x04\x64isk\x18\x03 \x01(\r\"\xaf\x01\n\x0eHeartbeatReply\x12\x10\n\x08lease_ms\x18\x01 \x01(\r\x12 \n\x07routing\x18\x02 \x01(\x0b\x32\x0f.fs3.pb.Routing\x12$\n\x06\x63reate\x18\x03 \x03(\x0b\x32\x14.fs3.pb.CreateTarget\x12\x0c\n\x04\x64rop\x18\n \x03(\r\x12&\n\x08sessions\x18\x04 \x01(\x0b\x32\x14.fs3.pb.SessionTable\x12\r\n\x05\x65poch\x18\x05 \x01(\x04\";\n\x11GetRoutingRequest\x12\x15\n\rknown_version\x18\x01 \x01(\x04\x12\x0f\n\x07wait_ms\x18\x02 \x01(\r\"B\n\x0fGetRoutingReply\x12 \n\x07routing\x18\x01 \x01(\x0b\x32\x0f.fs3.pb.Routing\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\"5\n\x0eGoodbyeRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\r\x12\x12\n\ngeneration\x18\x02 \x01(\x04\"5\n\x0eSuspectRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\r\x12\x12\n\ngeneration\x18\x02 \x01(\x04\"/\n\x12OpenSessionRequest\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\r\":\n\x10OpenSessionReply\x12\x12\n\nsession_id\x18\x01 \x01(\x04\x12\x12\n\nsession_ms\x18\x02 \x01(\r\"*\n\x13RenewSessionRequest\x12\x13\n\x0bsession_ids\x18\x01 \x03(\x04\"\"\n\x11RenewSessionReply\x12\r\n\x05\x65nded\x18\x01 \x03(\x04\"*\n\x13\x43loseSessionRequest\x12\x13\n\x0bsession_ids\x18\x01 \x03(\x04\x32\xeb\x03\n\x05Mgmtd\x12\x34\n\x0eGetClusterInfo\x12\r.fs3.pb.Empty\x1a\x13.fs3.pb.ClusterInfo\x12@\n\nGetRouting\x12\x19.fs3.pb.GetRoutingRequest\x1a\x17.fs3.pb.GetRoutingReply\x12=\n\tHeartbeat\x12\x18.fs3.pb.HeartbeatRequest\x1a\x16.fs3.pb.HeartbeatReply\x12\x30\n\x07Goodbye\x12\x16.fs3.pb.GoodbyeRequest\x1a\r.fs3.pb.Empty\x12\x30\n\x07Suspect\x12\x16.fs3.pb.SuspectRequest\x1a\r.fs3.pb.Empty\x12\x43\n\x0bOpenSession\x12\x1a.fs3.pb.OpenSessionRequest\x1a\x18.fs3.pb.OpenSessionReply\x12\x46\n\x0cRenewSession\x12\x1b.fs3.pb.RenewSessionRequest\x1a\x19.fs3.pb.RenewSessionReply\x12:\n\x0c\x43loseSession\x12\x1b.fs3.pb.CloseSessionRequest\x1a\r.fs3.pb.Emptyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,51 +33,51 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fs3.pb.mgmtd_pb2', _globals
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_NODEINFO']._serialized_start=52
-  _globals['_NODEINFO']._serialized_end=308
-  _globals['_TARGETINFO']._serialized_start=311
-  _globals['_TARGETINFO']._serialized_end=616
-  _globals['_CHAININFO']._serialized_start=618
-  _globals['_CHAININFO']._serialized_end=720
-  _globals['_CHAINTABLE']._serialized_start=722
-  _globals['_CHAINTABLE']._serialized_end=803
-  _globals['_DISKINFO']._serialized_start=806
-  _globals['_DISKINFO']._serialized_end=944
-  _globals['_ROUTING']._serialized_start=947
-  _globals['_ROUTING']._serialized_end=1206
-  _globals['_CLUSTERINFO']._serialized_start=1209
-  _globals['_CLUSTERINFO']._serialized_end=1354
-  _globals['_PRIMARYCLAIM']._serialized_start=1356
-  _globals['_PRIMARYCLAIM']._serialized_end=1453
-  _globals['_CLIENTSESSION']._serialized_start=1455
-  _globals['_CLIENTSESSION']._serialized_end=1517
-  _globals['_SESSIONTABLE']._serialized_start=1519
-  _globals['_SESSIONTABLE']._serialized_end=1581
-  _globals['_LOCALTARGET']._serialized_start=1583
-  _globals['_LOCALTARGET']._serialized_end=1709
-  _globals['_HEARTBEATREQUEST']._serialized_start=1712
-  _globals['_HEARTBEATREQUEST']._serialized_end=1880
-  _globals['_CREATETARGET']._serialized_start=1882
-  _globals['_CREATETARGET']._serialized_end=1947
-  _globals['_HEARTBEATREPLY']._serialized_start=1950
-  _globals['_HEARTBEATREPLY']._serialized_end=2125
-  _globals['_GETROUTINGREQUEST']._serialized_start=2127
-  _globals['_GETROUTINGREQUEST']._serialized_end=2186
-  _globals['_GETROUTINGREPLY']._serialized_start=2188
-  _globals['_GETROUTINGREPLY']._serialized_end=2254
-  _globals['_GOODBYEREQUEST']._serialized_start=2256
-  _globals['_GOODBYEREQUEST']._serialized_end=2309
-  _globals['_SUSPECTREQUEST']._serialized_start=2311
-  _globals['_SUSPECTREQUEST']._serialized_end=2364
-  _globals['_OPENSESSIONREQUEST']._serialized_start=2366
-  _globals['_OPENSESSIONREQUEST']._serialized_end=2413
-  _globals['_OPENSESSIONREPLY']._serialized_start=2415
-  _globals['_OPENSESSIONREPLY']._serialized_end=2473
-  _globals['_RENEWSESSIONREQUEST']._serialized_start=2475
-  _globals['_RENEWSESSIONREQUEST']._serialized_end=2517
-  _globals['_RENEWSESSIONREPLY']._serialized_start=2519
-  _globals['_RENEWSESSIONREPLY']._serialized_end=2553
-  _globals['_CLOSESESSIONREQUEST']._serialized_start=2555
-  _globals['_CLOSESESSIONREQUEST']._serialized_end=2597
-  _globals['_MGMTD']._serialized_start=2600
-  _globals['_MGMTD']._serialized_end=3091
+  _globals['_NODEINFO']._serialized_end=325
+  _globals['_TARGETINFO']._serialized_start=328
+  _globals['_TARGETINFO']._serialized_end=633
+  _globals['_CHAININFO']._serialized_start=635
+  _globals['_CHAININFO']._serialized_end=737
+  _globals['_CHAINTABLE']._serialized_start=739
+  _globals['_CHAINTABLE']._serialized_end=820
+  _globals['_DISKINFO']._serialized_start=823
+  _globals['_DISKINFO']._serialized_end=961
+  _globals['_ROUTING']._serialized_start=964
+  _globals['_ROUTING']._serialized_end=1223
+  _globals['_CLUSTERINFO']._serialized_start=1226
+  _globals['_CLUSTERINFO']._serialized_end=1371
+  _globals['_PRIMARYCLAIM']._serialized_start=1373
+  _globals['_PRIMARYCLAIM']._serialized_end=1470
+  _globals['_CLIENTSESSION']._serialized_start=1472
+  _globals['_CLIENTSESSION']._serialized_end=1534
+  _globals['_SESSIONTABLE']._serialized_start=1536
+  _globals['_SESSIONTABLE']._serialized_end=1598
+  _globals['_LOCALTARGET']._serialized_start=1600
+  _globals['_LOCALTARGET']._serialized_end=1726
+  _globals['_HEARTBEATREQUEST']._serialized_start=1729
+  _globals['_HEARTBEATREQUEST']._serialized_end=1897
+  _globals['_CREATETARGET']._serialized_start=1899
+  _globals['_CREATETARGET']._serialized_end=1964
+  _globals['_HEARTBEATREPLY']._serialized_start=1967
+  _globals['_HEARTBEATREPLY']._serialized_end=2142
+  _globals['_GETROUTINGREQUEST']._serialized_start=2144
+  _globals['_GETROUTINGREQUEST']._serialized_end=2203
+  _globals['_GETROUTINGREPLY']._serialized_start=2205
+  _globals['_GETROUTINGREPLY']._serialized_end=2271
+  _globals['_GOODBYEREQUEST']._serialized_start=2273
+  _globals['_GOODBYEREQUEST']._serialized_end=2326
+  _globals['_SUSPECTREQUEST']._serialized_start=2328
+  _globals['_SUSPECTREQUEST']._serialized_end=2381
+  _globals['_OPENSESSIONREQUEST']._serialized_start=2383
+  _globals['_OPENSESSIONREQUEST']._serialized_end=2430
+  _globals['_OPENSESSIONREPLY']._serialized_start=2432
+  _globals['_OPENSESSIONREPLY']._serialized_end=2490
+  _globals['_RENEWSESSIONREQUEST']._serialized_start=2492
+  _globals['_RENEWSESSIONREQUEST']._serialized_end=2534
+  _globals['_RENEWSESSIONREPLY']._serialized_start=2536
+  _globals['_RENEWSESSIONREPLY']._serialized_end=2570
+  _globals['_CLOSESESSIONREQUEST']._serialized_start=2572
+  _globals['_CLOSESESSIONREQUEST']._serialized_end=2614
+  _globals['_MGMTD']._serialized_start=2617
+  _globals['_MGMTD']._serialized_end=3108
 # @@protoc_insertion_point(module_scope)

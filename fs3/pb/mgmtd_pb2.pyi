@@ -8,7 +8,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class NodeInfo(_message.Message):
-    __slots__ = ("node_id", "kind", "endpoints", "host", "generation", "alive", "version", "metrics", "unix_endpoints", "last_heartbeat_age_ms", "draining", "closed_disks")
+    __slots__ = ("node_id", "kind", "endpoints", "host", "generation", "alive", "version", "metrics", "unix_endpoints", "last_heartbeat_age_ms", "draining", "closed_disks", "workers")
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     ENDPOINTS_FIELD_NUMBER: _ClassVar[int]
@@ -21,6 +21,7 @@ class NodeInfo(_message.Message):
     LAST_HEARTBEAT_AGE_MS_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
     CLOSED_DISKS_FIELD_NUMBER: _ClassVar[int]
+    WORKERS_FIELD_NUMBER: _ClassVar[int]
     node_id: int
     kind: _common_pb2.NodeKind
     endpoints: _containers.RepeatedScalarFieldContainer[str]
@@ -33,7 +34,8 @@ class NodeInfo(_message.Message):
     last_heartbeat_age_ms: int
     draining: bool
     closed_disks: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, node_id: _Optional[int] = ..., kind: _Optional[_Union[_common_pb2.NodeKind, str]] = ..., endpoints: _Optional[_Iterable[str]] = ..., host: _Optional[str] = ..., generation: _Optional[int] = ..., alive: _Optional[bool] = ..., version: _Optional[str] = ..., metrics: _Optional[str] = ..., unix_endpoints: _Optional[_Iterable[str]] = ..., last_heartbeat_age_ms: _Optional[int] = ..., draining: _Optional[bool] = ..., closed_disks: _Optional[_Iterable[int]] = ...) -> None: ...
+    workers: int
+    def __init__(self, node_id: _Optional[int] = ..., kind: _Optional[_Union[_common_pb2.NodeKind, str]] = ..., endpoints: _Optional[_Iterable[str]] = ..., host: _Optional[str] = ..., generation: _Optional[int] = ..., alive: _Optional[bool] = ..., version: _Optional[str] = ..., metrics: _Optional[str] = ..., unix_endpoints: _Optional[_Iterable[str]] = ..., last_heartbeat_age_ms: _Optional[int] = ..., draining: _Optional[bool] = ..., closed_disks: _Optional[_Iterable[int]] = ..., workers: _Optional[int] = ...) -> None: ...
 
 class TargetInfo(_message.Message):
     __slots__ = ("target_id", "node_id", "disk", "worker", "chain_id", "state", "local_state", "used_bytes", "chunks", "draining", "disabled", "accept_loss", "replaces", "complete_at")

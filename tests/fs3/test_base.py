@@ -38,6 +38,21 @@ def test_chunk_ids_pack_both_ways_and_sort_by_file(inode: int, index: int) -> No
         assert ids.chunk_bytes(hi, lo) < ids.chunk_bytes(*ids.file_chunk(inode + 1, 0))
 
 
+@given(st.integers(1, ids.MAX_NODE), st.integers(0, ids.MAX_WORKERS - 1))
+def test_a_workers_node_id_has_its_machine_and_number(machine: int, worker: int) -> None:
+    node = ids.worker_node(machine, worker)
+    assert node < 1 << 32 and (ids.machine_of(node), ids.worker_of(node)) == (machine, worker)
+    assert ids.node_name(node) == (f"{machine}.{worker}" if worker else str(machine))
+    assert ids.node_from_name(ids.node_name(node)) == ids.node_from_name(f"{machine}.{worker}") == node
+    assert ids.node_from_name(str(node)) == node and (worker or node == machine)
+
+
+@pytest.mark.parametrize("text", ["", "x", "0", "-1", "3.", ".1", "3.256", "16777216.1", "4294967296", "1.1.1"])
+def test_what_is_no_node_id_is_said_so(text: str) -> None:
+    with pytest.raises(errors.Invalid, match=r"expected a node id such as 3, or 3\.1 for worker 1 of node 3"):
+        ids.node_from_name(text)
+
+
 def table_of(chains: int) -> routing.ChainTable:
     return routing.ChainTable(
         table_id=ChainTableId(1), version=1, replicas=1, chains=tuple(ChainId(100 + i) for i in range(chains))

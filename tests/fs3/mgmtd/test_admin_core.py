@@ -2,9 +2,9 @@
 
 The walk has mgmtd's own cores and the daemons' own phase table, one record per target of the writes it holds, and an
 adversary who crashes, cuts off and revives nodes while an operator drains, replaces, stops, rotates and grows.
-After every step: no two replicas of a chain on one node, nobody who answers reads lacks a write that was shown, an edit
-itself takes no serving target away, a table version never changes, an id is given out once. In the end, with everybody
-up, every chain serves with all its replicas and no daemon keeps a target that no chain names.
+After every step: no two replicas of a chain stay on one machine, nobody who answers reads lacks a write that was shown,
+an edit itself takes no serving target away, a table version never changes, an id is given out once. In the end, with
+everybody up, every chain serves with all its replicas and no daemon keeps a target that no chain names.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from fs3.errors import Exists, Fs3Error, Invalid, NotFound
-from fs3.ids import ChainId, NodeId, TargetId
+from fs3.ids import ChainId, NodeId, TargetId, machine_of, worker_node
 from fs3.mgmtd import admin_core, grow_core
 from fs3.mgmtd.chain_core import Report
 from fs3.mgmtd.draft_core import Disks, Draft, Edit
@@ -35,20 +35,26 @@ def storage(node_id: int, *, alive: bool = True) -> Node:
     return Node(node_id=NodeId(node_id), kind=NodeKind.STORAGE, endpoints=(f"n{node_id}:1",), generation=1, alive=alive)
 
 
-def disks_of(nodes: int, disks: int) -> Disks:
+def ids_of(nodes: int, workers: int) -> list[NodeId]:
+    return [worker_node(node, worker) for node in range(1, nodes + 1) for worker in range(workers)]
+
+
+def disks_of(nodes: int, disks: int, workers: int = 1) -> Disks:
     return {
-        NodeId(node): [
-            Disk(node_id=NodeId(node), disk=disk, path=f"/{node}/{disk}", total_bytes=1_000, free_bytes=900)
+        node: [
+            Disk(node_id=node, disk=disk, path=f"/{node}/{disk}", total_bytes=1_000, free_bytes=900)
             for disk in range(disks)
         ]
-        for node in range(1, nodes + 1)
+        for node in ids_of(nodes, workers)
     }
 
 
-def ready(nodes: int = 4, replicas: int = 3, *, disks: int = 1, chains: int = 1, spare: int = 0) -> Routing:
+def ready(
+    nodes: int = 4, replicas: int = 3, *, disks: int = 1, chains: int = 1, spare: int = 0, workers: int = 1
+) -> Routing:
     """A cluster as it is after its bootstrap; the last `spare` nodes came later. Node 100 is a mgmtd."""
-    slots = [DiskSlot(NodeId(node), disk) for node in range(1, nodes - spare + 1) for disk in range(disks)]
-    records = {NodeId(node): storage(node) for node in range(1, nodes + 1)}
+    slots = [DiskSlot(node, disk) for node in ids_of(nodes - spare, workers) for disk in range(disks)]
+    records = {node: storage(node) for node in ids_of(nodes, workers)}
     records[NodeId(100)] = Node(node_id=NodeId(100), kind=NodeKind.MGMTD, endpoints=("m:1",))
     return publish(Routing(cluster_id="c", nodes=records), plan_tables(slots, replicas, chains))
 
@@ -246,6 +252,89 @@ def test_a_dead_node_without_targets_is_removed() -> None:
     assert NodeId(9) not in routing.nodes and lines == ("node 9 is removed",)
 
 
+WORKERS = ready(3, 2, workers=2)
+WORKERS_DISKS = disks_of(3, 1, 2)
+
+
+def test_a_nodes_id_stands_for_all_its_workers_and_a_dot_names_one() -> None:
+    one = worker_node(1, 1)
+    drained, lines = admin_core.drain(WORKERS, WORKERS_DISKS, node=1)
+    assert {node for node, record in drained.nodes.items() if record.draining} == {1, one}
+    assert lines[0].startswith("node 1 is drained: ")
+    assert not any(record.draining for record in admin_core.undrain(drained, node=1)[0].nodes.values())
+    half, _ = admin_core.undrain(drained, node=one)
+    assert {node for node, record in half.nodes.items() if record.draining} == {1}
+    single, lines = admin_core.drain(WORKERS, WORKERS_DISKS, node=one, disk=0)
+    assert single.nodes[one].closed_disks == (0,) and single.nodes[NodeId(1)].closed_disks == ()
+    assert lines[0].startswith("node 1.1 disk 0 is drained: ")
+    with pytest.raises(NotFound, match=r"node 1 has no worker 2; it has 0-1"):
+        admin_core.drain(WORKERS, WORKERS_DISKS, node=worker_node(1, 2))
+    with pytest.raises(NotFound, match=r"no node 9\.1; there are 1-3"):
+        admin_core.drain(WORKERS, WORKERS_DISKS, node=worker_node(9, 1))
+
+
+def test_a_node_is_removed_with_its_workers_once_all_are_gone() -> None:
+    dead = {node: storage(node, alive=False) for node in (NodeId(9), worker_node(9, 1))}
+    routing = replace(WORKERS, nodes={**WORKERS.nodes, **dead})
+    assert admin_core.remove_node(routing, 9)[0].nodes.keys() == WORKERS.nodes.keys()
+    assert admin_core.remove_node(routing, worker_node(9, 1))[0].nodes.keys() == {*WORKERS.nodes, NodeId(9)}
+    half = replace(routing, nodes={**routing.nodes, worker_node(9, 1): storage(worker_node(9, 1))})
+    with pytest.raises(Invalid, match=r"node 9\.1 is alive"):
+        admin_core.remove_node(half, 9)
+
+
+def test_a_replica_is_made_by_the_nodes_worker_with_the_fewest() -> None:
+    chain = chain_of(WORKERS, 1)
+    taken = machine_of(members(WORKERS, chain)[0].node_id)
+    with pytest.raises(Exists, match=rf"node {taken}[.1]* has target"):
+        grow_core.create_replica(WORKERS, WORKERS_DISKS, node=worker_node(taken, 1), disk=0, chain=chain)
+    other = next(node for node in (1, 2, 3) if node != taken)
+    made = []
+    routing = WORKERS
+    for chain in WORKERS.table_for_replicas(1).chains:
+        if machine_of(members(WORKERS, chain)[0].node_id) != other:
+            routing, _ = grow_core.create_replica(routing, WORKERS_DISKS, node=other, disk=0, chain=chain)
+            made.append(members(routing, chain)[-1].node_id)
+    assert Counter(made) == {NodeId(other): 2, worker_node(other, 1): 2}
+
+
+def lone_machine() -> World:
+    """One machine of two workers has all the disks there are."""
+    world = World(0, 2, 1, disks=1, workers=2)
+    world.disks = {node: disks if machine_of(node) == 1 else [] for node, disks in world.disks.items()}
+    for chain in [*world.routing.chains]:
+        world.write(chain)
+    return world
+
+
+def test_a_drained_worker_leaves_to_the_other_one_where_there_is_no_other_machine() -> None:
+    world = lone_machine()
+    world.edit(lambda routing: admin_core.drain(routing, world.disks, node=worker_node(1, 1)))
+    for _ in range(20):
+        world.round()
+        for chain in world.routing.chains:
+            assert world.routing.serving(chain)
+    assert {target.node_id for target in world.routing.targets.values()} == {1}
+    assert not world.daemons[worker_node(1, 1)].there, "its daemon has deleted them"
+
+
+@pytest.mark.parametrize("rounds", [0, 3, 5])
+def test_who_stays_after_all_does_not_keep_a_replacement_on_its_own_machine(rounds: int) -> None:
+    world = lone_machine()
+    before = {*world.routing.targets}
+    world.edit(lambda routing: admin_core.drain(routing, world.disks, node=worker_node(1, 1), disk=0))
+    assert len(world.routing.targets) > len(before)
+    for _ in range(rounds):
+        world.daemons[worker_node(1, 1)].cut_off = True  # and so cannot step down
+        world.round()
+    world.edit(lambda routing: admin_core.replace_targets(routing, node=worker_node(1, 1), disk=0))
+    world.check()
+    world.daemons[worker_node(1, 1)].cut_off = False
+    for _ in range(20):
+        world.round()
+    assert {*world.routing.targets} == before
+
+
 def test_offline_keeps_one_that_serves() -> None:
     first, second, third = ROUTING.chain(WIDE).targets
     routing, _ = admin_core.set_offline(ROUTING, first)
@@ -380,14 +469,14 @@ class Daemon:
 class World:
     """A cluster, its mgmtd, an operator, and writes with numbers on every chain."""
 
-    def __init__(self, seed: int, nodes: int, replicas: int, *, disks: int) -> None:
+    def __init__(self, seed: int, nodes: int, replicas: int, *, disks: int, workers: int = 1) -> None:
         self.rng = random.Random(seed)
         self.note = f"seed {seed}"
-        self.disks = disks_of(nodes, disks)
-        self.routing = ready(nodes, replicas, disks=disks, spare=1)
+        self.disks = disks_of(nodes, disks, workers)
+        self.routing = ready(nodes, replicas, disks=disks, spare=1, workers=workers)
         self.leases = LeaseTable(10.0)
         self.known: dict[TargetId, Report] = {}
-        self.daemons = {NodeId(node): Daemon(NodeId(node)) for node in range(1, nodes + 1)}
+        self.daemons = {node: Daemon(node) for node in ids_of(nodes, workers)}
         for target in self.routing.targets.values():
             one = Disked(target.chain_id, holds=True, stand=Stand(Phase.SERVING))
             self.daemons[target.node_id].there[target.target_id] = one
@@ -580,6 +669,9 @@ class World:
         for chain in self.routing.chains:
             nodes = [one.node_id for one in members(self.routing, chain)]
             assert len(set(nodes)) == len(nodes), f"{self.note}: chain {chain} is on {nodes}"
+            staying = [one for one in members(self.routing, chain) if not self.routing.is_draining(one)]
+            machines = [machine_of(one.node_id) for one in staying]
+            assert len(set(machines)) == len(machines), f"{self.note}: chain {chain} stays on {staying}"
         for daemon in self.daemons.values():
             if daemon.leased:
                 for target_id, one in daemon.there.items():
@@ -625,11 +717,14 @@ class World:
             assert {*daemon.there} <= {*self.routing.targets}, f"{self.note}: {daemon.there.keys()}"
 
 
-@pytest.mark.parametrize(("nodes", "replicas", "disks"), [(3, 2, 1), (4, 3, 1), (4, 2, 2), (5, 3, 2)])
-def test_random_operators_lose_nothing(nodes: int, replicas: int, disks: int) -> None:
+@pytest.mark.parametrize(
+    ("nodes", "replicas", "disks", "workers"),
+    [(3, 2, 1, 1), (4, 3, 1, 1), (4, 2, 2, 1), (5, 3, 2, 1), (3, 2, 1, 2), (2, 1, 1, 3), (4, 3, 2, 2)],
+)
+def test_random_operators_lose_nothing(nodes: int, replicas: int, disks: int, workers: int) -> None:
     accepted = 0
     for seed in range(8):
-        world = World(seed, nodes, replicas, disks=disks)
+        world = World(seed, nodes, replicas, disks=disks, workers=workers)
         for _ in range(200):
             world.act()
             world.check()

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from fs3.errors import Conflict, Invalid, MaybeApplied, NoSpace, Unavailable
+from fs3.ids import machine_of, node_name, worker_node
 from fs3.kv.memory import MemoryKV
 from fs3.mgmtd.store import MgmtdStore
 from fs3.routing import LocalState, NodeKind, Routing, TargetState
@@ -70,6 +71,24 @@ def test_bootstrap_publishes_when_all_targets_exist(cluster: Any) -> None:
         assert shown.version == routing.version
         assert {target.used_bytes for target in shown.targets.values()} == {7}
         assert sum(disk.free_bytes for disk in shown.disks) == 180
+
+    run(body)
+
+
+def test_the_first_chains_wait_for_every_worker_of_enough_nodes(cluster: Any) -> None:
+    async def body() -> None:
+        primary = await cluster.make(MemoryKV(), cluster.clock(), nodes=2, replicas=2)
+        daemons = [cluster.daemon(worker_node(node, worker)) for node in (1, 2) for worker in (0, 1)]
+        for daemon in daemons:
+            daemon.node = replace(daemon.node, endpoints=(f"n{node_name(daemon.node.node_id)}:1",), workers=2)
+        for daemon in daemons[:3] * 3:
+            await daemon.beat(primary)
+            assert daemon.wanted == []
+        await cluster.boot(primary, daemons)
+        assert all(daemon.states for daemon in daemons)
+        for chain in primary.routing.chains:
+            machines = [machine_of(target.node_id) for target in primary.routing.serving(chain)]
+            assert len(set(machines)) == len(machines)
 
     run(body)
 
