@@ -6,6 +6,7 @@ The same file starts the same daemon on any machine; nothing is read from the en
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -56,16 +57,28 @@ def meta(config_file: Path, log_level: str) -> int:
 
 @click.command()
 @_options
-def storage(config_file: Path, log_level: str) -> int:
+@click.option("--worker", type=int, hidden=True, help="Be this worker of the daemon; used by the daemon itself.")
+@click.option("--report", type=int, default=-1, hidden=True, help="Descriptor for the worker to report to.")
+def storage(config_file: Path, log_level: str, worker: int | None, report: int) -> int:
     """Run a storage daemon: the chunks on this node's disks."""
+    from fs3.storage import server, supervisor
     from fs3.storage.config import StorageConfig
-    from fs3.storage.server import run
 
-    return _run(config_file, log_level, StorageConfig, run)
+    def command(number: int, descriptor: int) -> list[str]:
+        own = ["--config", str(config_file), "--log-level", log_level]
+        return [sys.executable, "-m", "fs3.cli.main", "storage", *own, f"--worker={number}", f"--report={descriptor}"]
+
+    def run(config: StorageConfig) -> int:
+        if worker is not None:
+            return supervisor.run_worker(config, worker, report)
+        return server.run(config) if config.workers == 1 else supervisor.run(config, command)
+
+    form = _FORMAT if worker is None else f"%(asctime)s %(levelname)s worker {worker} %(name)s: %(message)s"
+    return _run(config_file, log_level, StorageConfig, run, form)
 
 
-def _run(config_file: Path, log_level: str, kind: type[C], run: Callable[[C], Any]) -> int:
-    logging.basicConfig(level=log_level.upper(), format=_FORMAT)
+def _run(config_file: Path, log_level: str, kind: type[C], run: Callable[[C], Any], form: str = _FORMAT) -> int:
+    logging.basicConfig(level=log_level.upper(), format=form)
     where = f"config {config_file}"
     try:
         config = load_toml(config_file, kind)

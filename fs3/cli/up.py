@@ -39,6 +39,9 @@ _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 @click.option("--dir", "directory", required=True, type=click.Path(path_type=Path), help="Folder of the cluster.")
 @click.option("--nodes", type=click.IntRange(1, 1000), help="Storage daemons. [default: as before, else 3]")
 @click.option("--replicas", type=click.IntRange(1), help="Copies of each chunk, at most. [default: as before, else 3]")
+@click.option(
+    "--workers", type=click.IntRange(1, 64), help="Processes of each storage daemon. [default: as before, else 1]"
+)
 @click.option("--mgmtds", type=click.IntRange(1, 9), help="Cluster managers. [default: as before, else 1, on etcd 2]")
 @click.option("--metas", type=click.IntRange(1, 9), help="Metadata daemons. [default: as before, else 1, on etcd 2]")
 @click.option(
@@ -56,6 +59,7 @@ def up(
     directory: Path,
     nodes: int | None,
     replicas: int | None,
+    workers: int | None,
     mgmtds: int | None,
     metas: int | None,
     port: int | None,
@@ -71,6 +75,7 @@ def up(
         chosen = {
             "nodes": nodes,
             "replicas": replicas,
+            "workers": workers,
             "mgmtds": mgmtds,
             "metas": metas,
             "port": port,
@@ -79,7 +84,15 @@ def up(
         }
         return _detach(directory, chosen, restart=restart, timeout_s=timeout_s)
     cluster = LocalCluster(
-        directory, nodes=nodes, replicas=replicas, mgmtds=mgmtds, metas=metas, port=port, lease_s=lease, kv=kv
+        directory,
+        nodes=nodes,
+        replicas=replicas,
+        workers=workers,
+        mgmtds=mgmtds,
+        metas=metas,
+        port=port,
+        lease_s=lease,
+        kv=kv,
     )
     if announce is not None:
         return _run_detached(cluster, announce, restart=restart, timeout_s=timeout_s)

@@ -24,14 +24,16 @@ from pathlib import Path
 from typing import Any
 
 from fs3.errors import Invalid
+from fs3.ids import MAX_WORKERS
 
 MARKER = "fs3-cluster.json"
-FORMAT = 3
+FORMAT = 4
 HOST = "127.0.0.1"
 FAVOURITE_PORT = 7300
 _PORTS = range(10_000, 32_000)  # below the kernel's ephemeral ports, so that they are free again at the next start
 _LONGEST_SOCKET_PATH = 80
-_READABLE = (1, 2, FORMAT)  # 1 had one mgmtd and one meta, 2 no etcd
+_READABLE = (1, 2, 3, FORMAT)  # 1 had one mgmtd and one meta, 2 no etcd, 3 no workers
+_STORAGE = "storage-"
 _MOST = 9  # mgmtds, or metas, of one machine
 
 SQLITE = "sqlite"
@@ -43,12 +45,16 @@ MGMTD_NODE = 2_001
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """What a cluster was made as; `ports` holds a service and a metrics port for each daemon's name."""
+    """What a cluster was made as; `ports` holds a service and a metrics port for each daemon's name.
+
+    Each of a storage daemon's `workers` has both, higher than those by its number.
+    """
 
     nodes: int
     replicas: int
     mgmtds: int = 1
     metas: int = 1
+    workers: int = 1
     lease_s: float = 3.0
     kv: str = SQLITE
     format: int = FORMAT
@@ -59,6 +65,8 @@ class Shape:
             raise Invalid(f"--nodes {self.nodes}: must be between 1 and 1000")
         if not 1 <= self.replicas <= self.nodes:
             raise Invalid(f"--replicas {self.replicas}: must be between 1 and the number of nodes ({self.nodes})")
+        if not 1 <= self.workers <= MAX_WORKERS:
+            raise Invalid(f"--workers {self.workers}: must be between 1 and {MAX_WORKERS}")
         if self.kv not in (SQLITE, ETCD):
             raise Invalid(f"--kv {self.kv}: must be {SQLITE} or {ETCD}")
         for option, count in (("--mgmtds", self.mgmtds), ("--metas", self.metas)):
@@ -78,6 +86,14 @@ class Shape:
         """The daemons in the order in which they start."""
         return (*self.mgmtd_names, *self.meta_names, *(storage_name(node) for node in range(1, self.nodes + 1)))
 
+    def workers_of(self, name: str) -> int:
+        """How many processes the daemon of this name has that listen."""
+        return self.workers if name.startswith(_STORAGE) else 1
+
+    def ports_of(self, name: str) -> list[int]:
+        """All ports of a daemon that has some."""
+        return [first + worker for first in self.ports.get(name, ()) for worker in range(self.workers_of(name))]
+
     @property
     def address(self) -> str:
         """The first mgmtd's "host:port"."""
@@ -96,7 +112,7 @@ def numbered(kind: str, count: int) -> tuple[str, ...]:
 
 def storage_name(node: int) -> str:
     """The name of storage daemon `node` (from 1)."""
-    return f"storage-{node}"
+    return f"{_STORAGE}{node}"
 
 
 class Folder:
@@ -241,6 +257,8 @@ class Folder:
         for node in range(1, shape.nodes + 1):
             name = storage_name(node)
             values = {"node_id": node, "mgmtd": mgmtd, "disks": [self.path / name / "disk"], **listens(name)}
+            if shape.workers > 1:
+                values["workers"] = shape.workers
             if len(str(self.path / "run")) <= _LONGEST_SOCKET_PATH:
                 values["unix_dir"] = self.path / "run"
             yield name, values
@@ -252,16 +270,17 @@ def choose_ports(shape: Shape, wanted: int | None) -> dict[str, tuple[int, ...]]
     Raises:
         Invalid: the wanted port is taken, or a remembered one is.
     """
-    taken = {port for pair in shape.ports.values() for port in pair}
+    taken = {port for name in shape.ports for port in shape.ports_of(name)}
     ports: dict[str, tuple[int, ...]] = {}
     for name in shape.names:
-        pair = shape.ports.get(name) or (free_port(taken), free_port(taken))
+        run = shape.workers_of(name)
+        pair = shape.ports.get(name) or (free_port(taken, run), free_port(taken, run))
         if name == "mgmtd":
             if wanted:
                 pair = (wanted, pair[1])
             elif wanted is None and not shape.ports and port_is_free(FAVOURITE_PORT):
                 pair = (FAVOURITE_PORT, pair[1])
-        for port in pair:
+        for port in [first + worker for first in pair for worker in range(run)]:
             if not port_is_free(port):
                 hint = "choose another with --port" if name == "mgmtd" else "stop what uses it"
                 raise Invalid(f"port {port} (for {name}) is taken by another process; {hint}")
@@ -271,8 +290,9 @@ def choose_ports(shape: Shape, wanted: int | None) -> dict[str, tuple[int, ...]]
 
 def without_taken_ports(shape: Shape, name: str) -> dict[str, tuple[int, ...]]:
     """The ports of `shape`, with free ones for the daemon `name` in place of those that are taken. Raises: Invalid."""
-    used = {port for pair in shape.ports.values() for port in pair}
-    pair = tuple(port if port_is_free(port) else free_port(used) for port in shape.ports[name])
+    used = {port for other in shape.ports for port in shape.ports_of(other)}
+    run = shape.workers_of(name)
+    pair = tuple(first if _all_free(first, run) else free_port(used, run) for first in shape.ports[name])
     return {**shape.ports, name: pair}
 
 
@@ -288,11 +308,19 @@ def port_is_free(port: int) -> bool:
     return True
 
 
-def free_port(taken: set[int]) -> int:
-    """A port that is free now and not in `taken`, to which it is added. Raises: Invalid if none is found."""
+def _all_free(first: int, run: int) -> bool:
+    return all(port_is_free(port) for port in range(first, first + run))
+
+
+def free_port(taken: set[int], run: int = 1) -> int:
+    """The first of `run` ports in a row that are free now and not in `taken`, to which they are added.
+
+    Raises: Invalid if none is found.
+    """
     for port in random.SystemRandom().sample(_PORTS, k=1_000):
-        if port not in taken and port_is_free(port):
-            taken.add(port)
+        wanted = range(port, port + run)
+        if taken.isdisjoint(wanted) and _all_free(port, run):
+            taken.update(wanted)
             return port
     raise Invalid(f"no free port between {_PORTS.start} and {_PORTS.stop} on {HOST}")
 

@@ -38,6 +38,8 @@ from fs3.cluster.folder import (
 )
 from fs3.cluster.stopping import kind_of, patience_s, record, waves
 from fs3.errors import Invalid, Unavailable
+from fs3.ids import node_name
+from fs3.mgmtd.placement_core import complete_nodes
 from fs3.routing import LocalState, NodeKind, Routing, TargetState
 from fs3.url import make_url
 
@@ -63,7 +65,8 @@ class LocalCluster:
     """The cluster in one folder. Storage nodes are numbered from 1. Not thread-safe.
 
     What is not given is what the folder remembers, else 3 storage nodes and replicas, one mgmtd and one meta; `port` is
-    the first mgmtd's (0: any free one). Mgmtds and metas may be more or fewer at a later start. With `kv` "etcd" there
+    the first mgmtd's (0: any free one). Mgmtds and metas may be more or fewer at a later start, and the workers of each
+    storage daemon may be more. With `kv` "etcd" there
     are three members of etcd too, and by default two mgmtds and two metas, which have their stores in it.
     """
 
@@ -73,6 +76,7 @@ class LocalCluster:
         *,
         nodes: int | None = None,
         replicas: int | None = None,
+        workers: int | None = None,
         mgmtds: int | None = None,
         metas: int | None = None,
         port: int | None = None,
@@ -82,6 +86,7 @@ class LocalCluster:
         self.folder = Folder(directory)
         self._nodes = nodes
         self._replicas = replicas
+        self._workers = workers
         self._mgmtds = mgmtds
         self._metas = metas
         self._port = port
@@ -284,7 +289,7 @@ class LocalCluster:
         named = self._port if name == self.shape.mgmtd_names[0] else None
         if self._moves[name] <= 0 or (named and not port_is_free(named)):
             return False
-        if all(port_is_free(port) for port in self.shape.ports[name]):
+        if all(port_is_free(port) for port in self.shape.ports_of(name)):
             return False
         self._moves[name] -= 1
         self._shape = replace(self.shape, ports=without_taken_ports(self.shape, name))
@@ -309,14 +314,19 @@ class LocalCluster:
         nodes = before.nodes if before else self._nodes or 3
         kv = before.kv if before else self._kv or SQLITE
         few = 2 if kv == ETCD else 1
+        workers = self._workers or (before.workers if before else 1)
+        ports = dict(before.ports) if before else {}
+        if before and workers != before.workers:  # a storage daemon's ports are in a row: it needs others
+            ports = {name: pair for name, pair in ports.items() if kind_of(name) != "storage"}
         shape = Shape(
             nodes=nodes,
             replicas=before.replicas if before else self._replicas or min(3, nodes),
+            workers=workers,
             mgmtds=self._mgmtds or (before.mgmtds if before else few),
             metas=self._metas or (before.metas if before else few),
             lease_s=self._lease_s or (before.lease_s if before else 3.0),
             kv=kv,
-            ports=before.ports if before else {},
+            ports=ports,
         )
         self._moves.update({name: _MOST_MOVES for name in shape.names if name not in shape.ports})
         return replace(shape, ports=choose_ports(shape, self._port))
@@ -358,7 +368,7 @@ def what_is_missing(routing: Routing, shape: Shape, *, running: Collection[str],
     `running` are the names of the daemons that were started.
     """
     if not routing.ready:
-        there = sum(node.kind == NodeKind.STORAGE and node.alive for node in routing.nodes.values())
+        there = len(complete_nodes(routing.nodes.values()))
         return f"{there} of {shape.nodes} storage nodes have registered"
     down = [
         chain
@@ -384,7 +394,8 @@ def _who_is_away(routing: Routing, chains: Collection[int]) -> str:
     away = sorted(node_id for node_id in nodes if node_id not in routing.nodes or not routing.nodes[node_id].alive)
     if not away:
         return ""
-    return f", and of the others' storage nodes {', '.join(map(str, away))} {'is' if len(away) == 1 else 'are'} not up"
+    names = ", ".join(map(node_name, away))
+    return f", and of the others' storage nodes {names} {'is' if len(away) == 1 else 'are'} not up"
 
 
 def _number(name: str) -> int:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fs3.errors import Fs3Error, NotFound, StaleRouting, Unavailable
-from fs3.ids import ChainId, NodeId, TargetId
+from fs3.ids import ChainId, NodeId, TargetId, node_name
 from fs3.pb import common_pb2, mgmtd_pb2
 from fs3.routing import LocalState, Routing, Target, TargetState
 from fs3.runtime import SYSTEM, Runtime
@@ -270,7 +270,7 @@ class ChainState:
         with self._changed:
             role = self._roles.get(chain_id)
             if role is None:
-                raise StaleRouting(f"chain {chain_id} has no target on node {self._node_id}")
+                raise StaleRouting(f"chain {chain_id} has no target on node {node_name(self._node_id)}")
             if role.version != chain_version:
                 raise StaleRouting(f"chain {chain_id} is at version {role.version} here, not {chain_version}")
             if role.duty is Duty.NONE:
@@ -322,7 +322,7 @@ class ChainState:
         """The target that answers reads of a chain. Raises: StaleRouting, Unavailable."""
         role = self._roles.get(chain_id)
         if role is None or role.version != chain_version:
-            raise StaleRouting(f"chain {chain_id} is not at version {chain_version} on node {self._node_id}")
+            raise StaleRouting(f"chain {chain_id} is not at version {chain_version} on node {node_name(self._node_id)}")
         if role.duty is not Duty.SERVE:
             raise Unavailable(f"target {role.target_id} of chain {chain_id} does not serve")
         return role.target_id

@@ -13,6 +13,7 @@ from typing import Any
 
 from fs3.client.node_agent import NodeAgent
 from fs3.errors import Unavailable
+from fs3.ids import node_name
 from fs3.pb import mgmtd_pb2, storage_pb2
 from fs3.routing import Node
 from fs3.runtime import SYSTEM, Runtime
@@ -22,13 +23,17 @@ from fs3.storage.forward import ChainForwarder
 from fs3.storage.read_path import ReadPath
 from fs3.storage.scrub import Scrubber, scrub_json
 from fs3.storage.service import Service
+from fs3.storage.share_core import Share
 from fs3.storage.write_path import WritePath
 from fs3.transport.connection import Connection, OpenConnection
 from fs3.transport.credentials import PROTOCOL, Credentials
 
 
 class StorageDaemon:
-    """What one process does with its `engines` (by disk number), which it does not close. `stats` makes STATS' JSON."""
+    """What one process does with its `engines`, of one share each, which it does not close. `stats` makes STATS' JSON.
+
+    Without `shares` the engines are those of the configuration's disks.
+    """
 
     def __init__(
         self,
@@ -38,6 +43,7 @@ class StorageDaemon:
         *,
         generation: int,
         stats: Callable[[], str],
+        shares: Sequence[Share] = (),
         open_connection: OpenConnection = Connection.open,
         runtime: Runtime = SYSTEM,
     ) -> None:
@@ -45,6 +51,7 @@ class StorageDaemon:
         self.credentials = credentials
         self.generation = generation
         self.engines = tuple(engines)
+        self._shares = tuple(shares) or tuple(Share(number, folder) for number, folder in enumerate(config.disks))
         self.agent: NodeAgent | None = None
         self._runtime = runtime
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -57,7 +64,7 @@ class StorageDaemon:
             node_id=config.node_id,
         )
         self.writes = WritePath(
-            dict(enumerate(self.engines)),
+            {share.disk: engine for share, engine in zip(self._shares, self.engines, strict=True)},
             ChainForwarder(
                 hello, max_per_endpoint=config.write_threads, open_connection=open_connection, runtime=runtime
             ),
@@ -77,13 +84,13 @@ class StorageDaemon:
             Scrubber(
                 engine,
                 self.writes.repair,
-                name=str(disk),
-                bytes_s=config.scrub_bytes_s,
+                name=str(share.disk),
+                bytes_s=-(-config.scrub_bytes_s // share.shared_by),
                 every_s=config.scrub_every_s,
                 at_once=engine.lost_power,
                 runtime=runtime,
             )
-            for disk, engine in enumerate(self.engines)
+            for share, engine in zip(self._shares, self.engines, strict=True)
         ]
         self.service = Service(
             config,
@@ -102,7 +109,7 @@ class StorageDaemon:
         if begin:
             for scrubber in self.scrubbers:
                 scrubber.start()
-        return scrub_json(self.config, self.engines, self.scrubbers, self.writes.repair)
+        return scrub_json(self.config, self._shares, self.engines, self.scrubbers, self.writes.repair)
 
     def agent_for(self, node: Node, **ports: Any) -> NodeAgent:
         """Makes `agent`, which registers this daemon as `node` once it is run; call from the loop that runs it."""
@@ -166,13 +173,13 @@ class StorageDaemon:
     def _check_lease(self) -> None:
         """For what begins now. Raises: Unavailable."""
         if self._stopping:
-            raise Unavailable(f"storage daemon {self.config.node_id} is stopping")
+            raise Unavailable(f"storage daemon {node_name(self.config.node_id)} is stopping")
         self._check_time()
 
     def _check_time(self) -> None:
         """For what may also end while the daemon stops. Raises: Unavailable."""
         if not self._in_time():
-            raise Unavailable(f"storage daemon {self.config.node_id} has lost touch with mgmtd")
+            raise Unavailable(f"storage daemon {node_name(self.config.node_id)} has lost touch with mgmtd")
 
     def _poke(self) -> None:
         loop, agent = self._loop, self.agent
@@ -188,13 +195,13 @@ class StorageDaemon:
 
     def _disks(self) -> list[mgmtd_pb2.DiskInfo]:
         said = []
-        for number, (disk, engine) in enumerate(zip(self.config.disks, self.engines, strict=True)):
+        for share, engine in zip(self._shares, self.engines, strict=True):
             total, free = engine.space()
             said.append(
                 mgmtd_pb2.DiskInfo(
                     node_id=self.config.node_id,
-                    disk=number,
-                    path=str(disk),
+                    disk=share.disk,
+                    path=str(share.folder),
                     total_bytes=total,
                     free_bytes=free,
                     fullness=int(engine.fullness()),

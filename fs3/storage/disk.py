@@ -5,6 +5,7 @@ LOCK        flocked while open, holds the process id
 BOOT        the boot id of the machine when the folder was last opened; from the first opening on
 blocks/     block files
 metadata/   RocksDB
+worker-N/   the same again: the engine of worker N, where workers of a daemon share the disk (share_core.py)
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fs3.errors import Corrupt, Invalid, NoSpace, PermissionDenied, Unavailable
+from fs3.ids import node_name
 from fs3.storage.metadata import Metadata, MetadataStore
 from fs3.storage.raw_file import FileFolder, SystemFolder, sync_folder
 
@@ -30,25 +32,41 @@ _MARKER, _LOCK, _BOOT = "ENGINE", "LOCK", "BOOT"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Disk:
-    """One disk, open. `lost_power`: what was written without syncs may be gone since the last opening."""
+    """One disk, open. `lost_power`: what was written without syncs may be gone since the last opening.
+
+    `shared_by` so many engines, each in a process of its own, which take what is free as they need it.
+    """
 
     name: str
     folder: FileFolder
     metadata: MetadataStore
     free_bytes: Callable[[], int]
     lost_power: bool
+    shared_by: int = 1
     opened: Callable[[], None]  # everything that may have been lost has been checked
     close: Callable[[], None]  # let go of the disk, after its metadata and files were closed
 
 
+def has_engine(path: Path) -> bool:
+    """Whether the folder was made for a chunk engine."""
+    return (path / _MARKER).exists()
+
+
 def folder_disk(
-    path: Path, *, cluster_id: str, node_id: int, create: bool, write_buffer_bytes: int, least_bytes: int = 0
+    path: Path,
+    *,
+    cluster_id: str,
+    node_id: int,
+    create: bool,
+    write_buffer_bytes: int,
+    least_bytes: int = 0,
+    shared_by: int = 1,
 ) -> Disk:
     """The disk in folder `path`; one that is made there must have more than `least_bytes` free.
 
     Raises: as `Engine.open`.
     """
-    if create and least_bytes and not (path / _MARKER).exists():
+    if create and least_bytes and not has_engine(path):
         _check_free(path, least_bytes)
     lock = _claim(path, cluster_id=cluster_id, node_id=node_id, create=create)
     try:
@@ -63,6 +81,7 @@ def folder_disk(
         metadata=metadata,
         free_bytes=lambda: _free_bytes(path),
         lost_power=_booted_since(path),
+        shared_by=shared_by,
         opened=lambda: _note_boot(path),
         close=lambda: os.close(lock),
     )
@@ -137,15 +156,18 @@ def _check_marker(path: Path, marker: Path, cluster_id: str, node_id: int) -> No
         raise PermissionDenied(f"{path}: belongs to cluster {owner!r}, not to {cluster_id!r}; give each its own folder")
     if node and node_id and node != node_id:
         raise PermissionDenied(
-            f"{path}: the disk of node {node}, and this daemon has node_id {node_id}; give it that node_id, or a disk"
-            " of its own"
+            f"{path}: the disk of node {node_name(node)}, and this daemon has node_id {node_name(node_id)}; give it"
+            " that node_id, or a disk of its own"
         )
     if node_id and not node:
         _write_marker(marker, cluster_id, node_id)
 
 
 def _make_folder(path: Path) -> None:
-    strangers = sorted(entry.name for entry in path.iterdir() if entry.name not in (_LOCK, _MARKER + ".new", "blocks"))
+    ours = (_LOCK, _MARKER + ".new", "blocks")
+    strangers = sorted(
+        entry.name for entry in path.iterdir() if entry.name not in ours and not entry.name.startswith("worker-")
+    )
     if strangers:
         raise Invalid(f"{path}: not empty ({strangers[0]} is there); give the chunk engine a folder of its own")
     (path / "blocks").mkdir(exist_ok=True)

@@ -70,7 +70,9 @@ class Engine:
         try:
             self._files.open_all()
             loaded = opening.load(self._metadata, self._files, suspect_os=disk.lost_power)
-            self._space = Space(disk.name, self._files, config, free_bytes=disk.free_bytes, runtime=runtime)
+            self._space = Space(
+                disk.name, self._files, config, free_bytes=disk.free_bytes, shared_by=disk.shared_by, runtime=runtime
+            )
             self._space.rebuild(loaded.used)
             if loaded.to_delete:
                 self._metadata.apply((key, None) for key in loaded.to_delete)
@@ -107,8 +109,11 @@ class Engine:
         create: bool = False,
         config: EngineConfig | None = None,
         step: Step = no_step,
+        shared_by: int = 1,
     ) -> Engine:
         """The engine in folder `path`, made there if `create` and the folder is empty or missing.
+
+        Its disk is `shared_by` so many engines.
 
         Raises:
             Invalid: no engine there, a folder with other things in it, or another format.
@@ -125,6 +130,7 @@ class Engine:
             create=create,
             write_buffer_bytes=config.write_buffer_bytes,
             least_bytes=config.reserve_bytes,
+            shared_by=shared_by,
         )
         return cls(disk, config, step=step)
 

@@ -193,7 +193,7 @@ class ChunkInfo(NamedTuple):
 class EngineConfig:
     """Sizes of one engine; a folder may be reopened with others."""
 
-    max_bytes: int = 0  # of the block files, sums included; 0: as much as the disk has
+    max_bytes: int = 0  # of a disk's block files, sums included; 0: as much as the disk has
     reserve_bytes: int = 256 << 20  # of the disk, kept free for the metadata's own files
     hard_reserve_bytes: int = 64 << 20  # below that only removals are taken; never more than reserve_bytes
     warn_used: float = 0.96  # of the room for chunks: a warning from there on; 1: never

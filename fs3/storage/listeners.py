@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fs3.errors import Invalid
+from fs3.ids import node_name
 from fs3.storage.config import StorageConfig
 
 _LONGEST_SOCKET_PATH = 107
@@ -43,7 +44,7 @@ def bind(config: StorageConfig) -> Bound:
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     if config.unix_dir is None:
         return Bound((tcp,), address, "")
-    path = config.unix_dir / f"storage-{config.node_id}.sock"
+    path = config.unix_dir / f"storage-{node_name(config.node_id)}.sock"
     try:
         return Bound((tcp, _bind_unix(path)), address, str(path))
     except Invalid:

@@ -21,6 +21,7 @@ from fs3.storage.engine_api import ChunkEngine
 from fs3.storage.pace_core import Pace
 from fs3.storage.repair import Repair
 from fs3.storage.scrub_core import Progress
+from fs3.storage.share_core import Share
 from fs3.transport.messages import Records
 
 _LOG = logging.getLogger("fs3.storage")
@@ -200,11 +201,15 @@ class Scrubber:
 
 
 def scrub_json(
-    config: StorageConfig, engines: Sequence[ChunkEngine], scrubbers: Sequence[Scrubber], repair: Repair
+    config: StorageConfig,
+    shares: Sequence[Share],
+    engines: Sequence[ChunkEngine],
+    scrubbers: Sequence[Scrubber],
+    repair: Repair,
 ) -> str:
     """What a daemon says of its disks when an operator asks: proto/data_plane.md, SCRUB."""
     disks = []
-    for number, (engine, scrubber) in enumerate(zip(engines, scrubbers, strict=True)):
+    for share, engine, scrubber in zip(shares, engines, scrubbers, strict=True):
         records = engine.targets()
         damaged = [
             {
@@ -226,8 +231,8 @@ def scrub_json(
         ]
         disks.append(
             {
-                "disk": number,
-                "path": str(config.disks[number]),
+                "disk": share.disk,
+                "path": str(share.folder),
                 "targets": targets,
                 "damaged": damaged[:MOST_LISTED],
                 "damaged_chunks": len(damaged),

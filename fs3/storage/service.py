@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from fs3.checksum import FINE_BYTES
 from fs3.errors import Busy, Fs3Error, Invalid, PermissionDenied, Unavailable
+from fs3.ids import node_name
 from fs3.pb import storage_pb2
 from fs3.runtime import SYSTEM, Runtime
 from fs3.storage.body_pool import Body
@@ -136,7 +137,7 @@ class Service:
         if hello.protocol != PROTOCOL:
             raise Invalid(f"protocol {hello.protocol}; this daemon speaks {PROTOCOL}: upgrade the older one")
         self._credentials.check(hello.cluster_id, hello.secret)
-        peer.role = f"node {hello.node_id}" if hello.role == "chain" else "client"
+        peer.role = f"node {node_name(hello.node_id)}" if hello.role == "chain" else "client"
         config = self._config
         peer.welcomed(max_head_bytes=self._max_head_bytes, max_body_bytes=config.max_body_bytes)
         said = storage_pb2.HelloReply(

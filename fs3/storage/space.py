@@ -1,5 +1,8 @@
 """The blocks of an engine as its threads use them.
 
+Of what is free on a disk that several engines share, each counts an equal part as its own, so that all of them together
+tell what the disk has, and each is nearly full, and full, when the disk is (sooner, if it holds more than the others).
+
 The allocator's and the quarantine's decisions are made under one lock, which readers take for an instant too; files
 grow outside it, so that a slow `fallocate` stops no reader. The limits of disk and quota are checked here.
 """
@@ -63,10 +66,12 @@ class Space:
         config: EngineConfig,
         *,
         free_bytes: Callable[[], int],
+        shared_by: int = 1,
         runtime: Runtime = SYSTEM,
     ) -> None:
         self._folder = folder
         self._free_bytes = free_bytes
+        self._shared_by = shared_by
         self._files = files
         self._config = config
         self._lock = threading.Lock()  # only ever held for an instant
@@ -157,9 +162,9 @@ class Space:
         return growth.slots * CLASS_BYTES[growth.file // FILES_PER_CLASS] <= self._growable_bytes()
 
     def _growable_bytes(self) -> int:
-        free = self._free_bytes() - self._config.reserve_bytes
+        free = (self._free_bytes() - self._config.reserve_bytes) // self._shared_by
         if self._config.max_bytes:
-            free = min(free, self._config.max_bytes - self.grown_bytes)
+            free = min(free, self._config.max_bytes // self._shared_by - self.grown_bytes)
         return max(0, free)
 
     @property

@@ -7,10 +7,8 @@ next daemon is killed when each client has done some more.
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +16,6 @@ from fs3.client.mgmtd import MgmtdClient
 from fs3.cluster.local import LocalCluster
 from fs3.url import parse_url
 
-_CLIENT = Path(__file__).with_name("failover_client.py")
 _WAIT_S = 90.0
 
 
@@ -29,43 +26,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
         yield running
 
 
-class Clients:
-    """Two client processes at work; leaving the context ends them and sees that all went well."""
-
-    def __init__(self, url: str, name: str) -> None:
-        self._children = [
-            subprocess.Popen(
-                [sys.executable, str(_CLIENT), url, f"/{name}-{number}"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for number in range(2)
-        ]
-
-    def progress(self, rounds: int) -> None:
-        """Wait until each has done so many rounds more."""
-        for child in self._children:
-            assert child.stdout is not None and child.stderr is not None
-            for _ in range(rounds):
-                assert child.stdout.readline(), child.stderr.read()
-
-    def __enter__(self) -> Clients:
-        self.progress(1)
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
-        for child in self._children:
-            if kind is not None:
-                child.kill()
-            _, said = child.communicate(timeout=_WAIT_S)
-            assert kind is not None or child.returncode == 0, said
-
-
 @pytest.mark.parametrize("kind", ["meta", "mgmtd"])
-def test_killed_under_load_it_costs_no_call(cluster: LocalCluster, kind: str) -> None:
-    with Clients(cluster.url, kind) as clients:
+def test_killed_under_load_it_costs_no_call(cluster: LocalCluster, clients_of: Any, kind: str) -> None:
+    with clients_of(cluster.url, kind) as clients:
         # One after the other: of the mgmtds, one of the two kills ends the one that decides.
         for name in (kind, f"{kind}-2"):
             clients.progress(5)

@@ -10,7 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from fs3.cluster.folder import FAVOURITE_PORT, HOST, MARKER, Folder, Shape, choose_ports, port_is_free
+from fs3.cluster.folder import (
+    FAVOURITE_PORT,
+    HOST,
+    MARKER,
+    Folder,
+    Shape,
+    choose_ports,
+    port_is_free,
+    without_taken_ports,
+)
 from fs3.cluster.local import LocalCluster, last_line
 from fs3.cluster.stopping import stop_folder
 from fs3.config import load_toml
@@ -88,6 +97,38 @@ def test_further_mgmtds_and_metas_share_the_stores_of_the_first(tmp_path: Path) 
     folder.release()
 
 
+def test_workers_listen_on_ports_in_a_row_that_nobody_else_has(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    folder.hold()
+    shape = Shape(nodes=3, replicas=2, workers=4)
+    shape = dataclasses.replace(shape, ports=choose_ports(shape, 0))
+    folder.remember(shape)
+    assert folder.remembered() == shape
+    folder.write_configs(shape)
+    ports = [port for name in shape.names for port in shape.ports_of(name)]
+    assert len(set(ports)) == len(ports) == 2 * (2 + 3 * 4)
+    config = load_toml(folder.config("storage-2"), StorageConfig)
+    listening = [config.of_worker(worker) for worker in range(4)]
+    assert config.workers == 4
+    assert [one.listen_port for one in listening] == shape.ports_of("storage-2")[:4]
+    assert [one.metrics_port for one in listening] == shape.ports_of("storage-2")[4:]
+    with pytest.raises(Invalid, match=r"--workers 65: must be between 1 and 64"):
+        Shape(nodes=1, replicas=1, workers=65)
+    folder.release()
+
+
+def test_a_port_of_any_worker_that_is_taken_is_said(tmp_path: Path) -> None:
+    shape = Shape(nodes=1, replicas=1, workers=2)
+    shape = dataclasses.replace(shape, ports=choose_ports(shape, 0))
+    second = shape.ports["storage-1"][0] + 1
+    with socket.create_server((HOST, second)):
+        with pytest.raises(Invalid, match=rf"port {second} \(for storage-1\) is taken"):
+            choose_ports(shape, 0)
+        moved = without_taken_ports(shape, "storage-1")
+    assert second not in dataclasses.replace(shape, ports=moved).ports_of("storage-1")
+    assert moved["storage-1"][1] == shape.ports["storage-1"][1], "what is free stays"
+
+
 def test_with_etcd_the_stores_are_names_in_it(tmp_path: Path) -> None:
     folder = Folder(tmp_path / "c")
     folder.hold()
@@ -107,14 +148,14 @@ def test_a_folder_of_the_format_before_has_one_mgmtd_and_one_meta(tmp_path: Path
     marker = {"format": 1, "nodes": 1, "replicas": 1, "lease_s": 3.0, "ports": ports}
     (tmp_path / MARKER).write_text(json.dumps(marker))
     shape = Folder(tmp_path).remembered()
-    assert shape is not None and (shape.mgmtds, shape.metas, shape.format) == (1, 1, 3)
+    assert shape is not None and (shape.mgmtds, shape.metas, shape.format) == (1, 1, 4)
     assert shape.kv == "sqlite"
     assert shape.names == tuple(shape.ports) and shape.address == f"{HOST}:20000"
 
 
 @pytest.mark.parametrize(
     ("marker", "message"),
-    [("{", "Expecting"), ('{"format": 9}', "format 9, this fs3 reads format 3"), ("3", "format 3")],
+    [("{", "Expecting"), ('{"format": 9}', "format 9, this fs3 reads format 4"), ("3", "format 4")],
 )
 def test_a_marker_that_cannot_be_read_is_named(tmp_path: Path, marker: str, message: str) -> None:
     (tmp_path / MARKER).write_text(marker)

@@ -106,6 +106,46 @@ def test_an_engine_warns_refuses_and_comes_back(engine: Engine, caplog: pytest.L
     ]
 
 
+def test_engines_that_share_a_disk_are_full_together_and_tell_what_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    block, reserve, engines = 64 << 10, 4 << 20, list[Engine]()
+    monkeypatch.setattr(
+        disks, "_free_bytes", lambda path: reserve + 200 * block - sum(one._space.grown_bytes for one in engines)
+    )
+    config = EngineConfig(file_bytes=64 << 20, group_bytes=block, reserve_bytes=reserve)
+    for folder in (tmp_path / "disk", tmp_path / "disk" / "worker-1"):
+        made = Engine.open(folder, cluster_id="c", create=True, config=config, shared_by=2)
+        made.create_target(TARGET, 1)
+        engines.append(made)
+
+    def level_of(engine: Engine) -> Fullness:
+        engine._space._looked_s = float("-inf")
+        return engine.fullness()
+
+    refused = dict[int, int]()
+    seen = [dict[Fullness, int](), dict[Fullness, int]()]
+    for lo in itertools.count():
+        for number, engine in enumerate(engines):
+            seen[number].setdefault(level_of(engine), lo)
+            if number not in refused and apply(engine, update(lo, Op.REPLACE, b"x")) == [NoSpace]:
+                refused[number] = lo
+        total, free = (sum(figures) for figures in zip(*(engine.space() for engine in engines), strict=True))
+        assert 198 * block <= total <= 200 * block and free >= 0
+        if len(refused) == 2:
+            break
+    # At 96 and 98 of 100 blocks each: as one engine with all of the disk would be.
+    for levels in seen:
+        assert levels.keys() == {Fullness.NORMAL, Fullness.NEARLY, Fullness.NO_NEW}
+        assert 92 <= levels[Fullness.NEARLY] <= 97 and 95 <= levels[Fullness.NO_NEW] <= 99, seen
+    for lo in range(20):
+        apply(engines[0], update(lo, Op.REMOVE))
+    engines[0]._drain()
+    assert level_of(engines[0]) is Fullness.NORMAL and level_of(engines[1]) is Fullness.NO_NEW, "its blocks are its own"
+    for engine in engines:
+        engine.close()
+
+
 def test_below_the_hard_reserve_only_removals_are_taken(engine: Engine) -> None:
     assert apply(engine, update(1, Op.REPLACE, b"x"), update(2, Op.REPLACE, b"x")) == [1, 1]
     free, engine._space._free_bytes = engine._space._free_bytes, lambda: (4 << 20) - 1  # less than the reserve

@@ -18,6 +18,7 @@ import pytest
 from fs3.clock import deadline_after, lease_now_s
 from fs3.config import from_mapping
 from fs3.errors import Busy, Corrupt, Fs3Error, Invalid, PermissionDenied, Unavailable, from_code
+from fs3.ids import node_name
 from fs3.pb import storage_pb2
 from fs3.storage import listeners
 from fs3.storage.config import StorageConfig
@@ -385,10 +386,34 @@ def test_a_disk_of_another_cluster_is_refused(start: Callable[..., Any], tmp_pat
     os.close(lock)
 
 
+def test_a_worker_has_ports_and_a_share_of_the_rates_of_its_own() -> None:
+    values = {
+        "node_id": 7,
+        "mgmtd": ["h:1"],
+        "disks": ["/a"],
+        "workers": 3,
+        "listen_port": 7302,
+        "recovery_bytes_s": 10,
+    }
+    config = from_mapping(values, StorageConfig, where="config x.toml")
+    workers = [config.of_worker(number) for number in range(3)]
+    assert [node_name(one.node_id) for one in workers] == ["7", "7.1", "7.2"]
+    assert [one.worker for one in workers] == [0, 1, 2]
+    assert [(one.listen_port, one.metrics_port) for one in workers] == [(7302, 0), (7303, 0), (7304, 0)]
+    assert {one.recovery_bytes_s for one in workers} == {4}
+
+
 @pytest.mark.parametrize(
     ("changed", "text"),
     [
-        ({"node_id": 0}, "node_id 0"),
+        ({"node_id": 0}, "node_id 0: must be between 1 and 16777215"),
+        ({"node_id": 1 << 24}, "node_id 16777216: must be between 1 and 16777215"),
+        ({"node_id": 2 << 24 | 1, "workers": 2}, "node_id 33554433: must be between 1 and 16777215"),
+        ({"workers": 0}, "workers 0: must be between 1 and 64"),
+        ({"workers": 65}, "workers 65: must be between 1 and 64"),
+        ({"workers": 2, "listen_port": 65_535}, "listen_port 65535: 2 workers take as many ports"),
+        ({"workers": 3, "metrics_port": 65_534}, "metrics_port 65534: 3 workers take as many ports"),
+        ({"worker": 2}, "did you mean 'workers'"),
         ({"mgmtd": []}, "at least one address"),
         ({"mgmtd": ["nowhere"]}, "expected host:port"),
         ({"disks": []}, "at least one folder"),
