@@ -49,3 +49,12 @@ def routing(up: set[int], serving: set[int]) -> Routing:
 def test_nodes_that_chains_wait_for_are_named(up: set[int], serving: set[int], said: str) -> None:
     found = what_is_missing(routing(up, serving), Shape(nodes=2, replicas=1), running=("mgmtd", "meta", "storage-1"))
     assert found == said
+
+
+@pytest.mark.parametrize(("alive", "there"), [([1], 0), ([1, 1 << 24 | 1], 1), ([1, 1 << 24 | 1, 2], 1)])
+def test_a_storage_node_has_registered_with_its_last_worker(alive: list[int], there: int) -> None:
+    nodes = {
+        NodeId(one): Node(node_id=NodeId(one), kind=NodeKind.STORAGE, endpoints=("h:1",), workers=2) for one in alive
+    }
+    found = what_is_missing(Routing(nodes=nodes), Shape(nodes=2, replicas=1, workers=2), running=())
+    assert found == f"{there} of 2 storage nodes have registered"
