@@ -47,7 +47,7 @@ class NodeKind(IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
-    """One daemon. `endpoints` has an entry per worker process (storage) or one (meta, mgmtd), each "host:port".
+    """One daemon, reached at `endpoints`, each "host:port".
 
     A storage daemon with several `workers` is as many nodes (fs3/ids.py). An operator moves the targets away from a
     `draining` node, or from its `closed_disks`; neither gets new ones.
@@ -83,7 +83,6 @@ class Target:
     target_id: TargetId
     node_id: NodeId
     disk: int
-    worker: int
     chain_id: ChainId
     state: TargetState
     local_state: LocalState = LocalState.OFFLINE
@@ -216,8 +215,8 @@ class Routing:
         )
 
     def endpoint(self, target: Target) -> str:
-        """The "host:port" of the worker process that holds `target`."""
-        return self.nodes[target.node_id].endpoints[target.worker]
+        """The "host:port" of the daemon that holds `target`."""
+        return self.nodes[target.node_id].endpoints[0]
 
 
 def revised(record: R, **fields: Any) -> R:
@@ -304,7 +303,6 @@ def routing_to_pb(routing: Routing) -> mgmtd_pb2.Routing:
                 target_id=target.target_id,
                 node_id=target.node_id,
                 disk=target.disk,
-                worker=target.worker,
                 chain_id=target.chain_id,
                 state=common_pb2.TargetState.ValueType(target.state),
                 local_state=common_pb2.LocalState.ValueType(target.local_state),
@@ -371,7 +369,6 @@ def _target(raw: bytes) -> Target:
         target_id=TargetId(message.target_id),
         node_id=NodeId(message.node_id),
         disk=message.disk,
-        worker=message.worker,
         chain_id=ChainId(message.chain_id),
         state=_known(_STATES, message.state),
         local_state=_known(_LOCAL_STATES, message.local_state),

@@ -1,7 +1,6 @@
 """What single daemons know: an operator's questions, asked of each replica by itself instead of whoever serves.
 
-A target is known to one worker process of its node, so that is the one to ask: another would say that it has no such
-target, where the truth is that nobody answers. One that does not answer keeps nobody from seeing the rest.
+One that does not answer keeps nobody from seeing the rest.
 """
 
 from __future__ import annotations
@@ -100,31 +99,31 @@ class Inspector:
         return sorted({copy.target.chain_id for copy in found}), silent(copies)
 
     @contextmanager
-    def connected(self, node: Node, worker: int = 0) -> Iterator[tuple[Connection, float]]:
-        """A connection to one of a node's processes, and the deadline for what is asked on it. Raises: Fs3Error."""
-        if not node.alive or worker >= len(node.endpoints):
+    def connected(self, node: Node) -> Iterator[tuple[Connection, float]]:
+        """A connection to a node, and the deadline for what is asked on it. Raises: Fs3Error."""
+        if not node.alive:
             raise Unavailable("not heard of")
         deadline_s = deadline_after(_ANSWER_S)
-        connection = self._pool.borrow(node.endpoints[worker], deadline_s=deadline_s, connect_timeout_s=_ANSWER_S)
+        connection = self._pool.borrow(node.endpoints[0], deadline_s=deadline_s, connect_timeout_s=_ANSWER_S)
         try:
             yield connection, deadline_s
         finally:
             self._pool.give_back(connection)
 
     def _ask_all(self, wanted: Sequence[_Asked]) -> Iterator[Copy]:
-        """Every answer, process by process."""
+        """Every answer, node by node."""
         nodes = self._mgmtd.routing.nodes
-        by_process: dict[tuple[int, int], list[_Asked]] = {}
+        by_node: dict[NodeId, list[_Asked]] = {}
         for one in wanted:
-            by_process.setdefault((one[2].node_id, one[2].worker), []).append(one)
-        for (node_id, worker), own in sorted(by_process.items()):
-            yield from self._ask(nodes[NodeId(node_id)], worker, own)
+            by_node.setdefault(one[2].node_id, []).append(one)
+        for node_id, own in sorted(by_node.items()):
+            yield from self._ask(nodes[node_id], own)
 
-    def _ask(self, node: Node, worker: int, wanted: Sequence[_Asked]) -> Iterator[Copy]:
+    def _ask(self, node: Node, wanted: Sequence[_Asked]) -> Iterator[Copy]:
         for begin in range(0, len(wanted), _AT_ONCE):
             some = wanted[begin : begin + _AT_ONCE]
             try:
-                metas = self._metas(node, worker, some)
+                metas = self._metas(node, some)
             except Fs3Error as error:
                 yield from (Copy(hi, lo, target, error=str(error)) for hi, lo, target in some)
                 continue
@@ -132,11 +131,11 @@ class Inspector:
                 version, pending, chain_version, length, crc, flags = (int(meta[name]) for name in _TOLD)
                 yield Copy(hi, lo, target, version, pending, chain_version, length, crc, flags)
 
-    def _metas(self, node: Node, worker: int, wanted: Sequence[_Asked]) -> Records:
+    def _metas(self, node: Node, wanted: Sequence[_Asked]) -> Records:
         ranges = np.zeros(len(wanted), dtype=RANGE)
         ranges["hi"], ranges["lo"] = [one[0] for one in wanted], [one[1] for one in wanted]
         ranges["chain"] = [one[2].chain_id for one in wanted]
-        with self.connected(node, worker) as (connection, deadline_s):
+        with self.connected(node) as (connection, deadline_s):
             connection.send(Kind.INSPECT, [ranges.tobytes()], count=len(ranges), deadline_s=deadline_s)
             header, head = connection.receive_head()
             if header.count != len(wanted) or len(head) != len(wanted) * CHUNK_META.itemsize:

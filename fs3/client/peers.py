@@ -19,7 +19,7 @@ from fs3.client.select_core import ReplicaTable, replica_table
 from fs3.errors import Unavailable
 from fs3.ids import TargetId
 from fs3.pb import storage_pb2
-from fs3.routing import NodeKind, Routing
+from fs3.routing import Routing
 from fs3.runtime import SYSTEM, Runtime
 from fs3.transport.connection import Connection, OpenConnection
 from fs3.transport.pool import ConnectionPool
@@ -128,7 +128,7 @@ class Peers:
         routing = self.mgmtd.routing
         known = self._table
         if known is None or known[0] is not routing:
-            known = self._table = (routing, replica_table(routing, _endpoints(routing)))
+            known = self._table = (routing, replica_table(routing))
         return known[1]
 
     def rotation(self) -> int:
@@ -187,7 +187,7 @@ class Peers:
         """Where a target is now."""
         routing = self.mgmtd.routing
         target = routing.targets.get(TargetId(target_id))
-        return None if target is None else _endpoints(routing).get((int(target.node_id), target.worker))
+        return None if target is None else routing.endpoint(target)
 
     def pause(self, attempt: int, deadline_s: float) -> None:
         """Wait before the next try; not once the client is closed."""
@@ -212,12 +212,3 @@ def _after_fork_in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
-
-
-def _endpoints(routing: Routing) -> dict[tuple[int, int], str]:
-    return {
-        (int(node.node_id), worker): endpoint
-        for node in routing.nodes.values()
-        if node.kind == NodeKind.STORAGE
-        for worker, endpoint in enumerate(node.endpoints)
-    }

@@ -55,7 +55,7 @@ class DamagedChunk:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScrubReport:
     """What the daemons said. `damaged_chunks` counts all; a daemon names at most 1,000 of each disk. `errors` is by
-    node id, of those that did not answer, or not with all their processes."""
+    node id, of those that did not answer."""
 
     targets: tuple[TargetScrub, ...]
     damaged: tuple[DamagedChunk, ...]
@@ -76,25 +76,24 @@ def scrub(
         for node_id, node in sorted(mgmtd.routing.nodes.items()):
             if node.kind != NodeKind.STORAGE or (nodes is not None and int(node_id) not in nodes):
                 continue
-            for worker in range(max(len(node.endpoints), 1)):
-                try:
-                    disks = _ask(inspector, node, worker, begin=begin)
-                except Fs3Error as error:
-                    errors[int(node_id)] = str(error)
-                    continue
-                for disk in disks:
-                    where = {"node_id": int(node_id), "disk": disk["disk"]}
-                    targets += [_target(one, path=disk["path"], **where) for one in disk["targets"]]
-                    damaged += [DamagedChunk(**one, **where) for one in disk["damaged"]]
-                    total += disk["damaged_chunks"]
+            try:
+                disks = _ask(inspector, node, begin=begin)
+            except Fs3Error as error:
+                errors[int(node_id)] = str(error)
+                continue
+            for disk in disks:
+                where = {"node_id": int(node_id), "disk": disk["disk"]}
+                targets += [_target(one, path=disk["path"], **where) for one in disk["targets"]]
+                damaged += [DamagedChunk(**one, **where) for one in disk["damaged"]]
+                total += disk["damaged_chunks"]
     finally:
         inspector.close()
     return ScrubReport(targets=tuple(targets), damaged=tuple(damaged), damaged_chunks=total, errors=errors)
 
 
-def _ask(inspector: Inspector, node: Node, worker: int, *, begin: bool) -> list[dict[str, Any]]:
-    """What one process of a node says of its disks. Raises: Fs3Error."""
-    with inspector.connected(node, worker) as (connection, deadline_s):
+def _ask(inspector: Inspector, node: Node, *, begin: bool) -> list[dict[str, Any]]:
+    """What a node says of its disks. Raises: Fs3Error."""
+    with inspector.connected(node) as (connection, deadline_s):
         connection.send(Kind.SCRUB, [b""], count=int(begin), deadline_s=deadline_s)
         _, head = connection.receive_head()
         disks: list[dict[str, Any]] = _said(bytes(head))["disks"]

@@ -57,19 +57,19 @@ class ReplicaTable:
         return rows
 
 
-def replica_table(routing: Routing, endpoint_of: dict[tuple[int, int], str]) -> ReplicaTable:
-    """The table of `routing`; `endpoint_of[node id, worker]` is where to connect for a target."""
+def replica_table(routing: Routing) -> ReplicaTable:
+    """The table of `routing`."""
     chains = sorted(routing.chains.values(), key=lambda chain: chain.chain_id)
     serving = [_serving(routing, chain) for chain in chains]
     width = max((len(targets) for targets in serving), default=0) or 1
-    node_of = {endpoint_of[one.node_id, one.worker]: one.node_id for targets in serving for one in targets}
+    node_of = {routing.endpoint(one): one.node_id for targets in serving for one in targets}
     names = sorted(node_of)  # in an order that all calls agree on, since they take connections in it
     index = {name: place for place, name in enumerate(names)}
     endpoint = np.full((len(chains), width), NONE, dtype=np.int64)
     target_ids = np.full((len(chains), width), NONE, dtype=np.int64)
     for row, targets in enumerate(serving):
         for column, target in enumerate(targets):
-            endpoint[row, column] = index[endpoint_of[target.node_id, target.worker]]
+            endpoint[row, column] = index[routing.endpoint(target)]
             target_ids[row, column] = target.target_id
     return ReplicaTable(
         routing.version,

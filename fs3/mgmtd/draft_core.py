@@ -62,7 +62,7 @@ class Draft:
 
         With `accept_loss` it is the one that the chain waits for, and serves as it is.
         """
-        node = self._nodes[slot.node_id]
+        assert slot.node_id in self._nodes, slot
         for member in self.members(chain_id):
             assert machine_of(member.node_id) != slot.machine or (
                 member.target_id == replaces and member.node_id != slot.node_id
@@ -72,7 +72,6 @@ class Draft:
             target_id=TargetId(self._last_target_id),
             node_id=slot.node_id,
             disk=slot.disk,
-            worker=slot.disk % max(len(node.endpoints), 1),
             chain_id=chain_id,
             state=TargetState.LASTSRV if accept_loss else TargetState.OFFLINE,
             replaces=replaces,

@@ -84,7 +84,6 @@ def plan_tables(disks: Sequence[DiskSlot], max_replicas: int, chains_per_disk: i
                     target_id=TargetId(len(targets) + place + 1),
                     node_id=slot.node_id,
                     disk=slot.disk,
-                    worker=0,
                     chain_id=chain_id,
                     state=TargetState.SERVING,
                 )

@@ -49,11 +49,6 @@ def next_routing(
     chains = dict(routing.chains)
     for chain_id in routing.chains:
         _settle(chain_id, chains, targets, routing, leases, reports, notes)
-    for target_id, target in targets.items():
-        node = nodes[target.node_id]
-        worker = target.disk % len(node.endpoints) if node.endpoints else 0
-        if worker != target.worker:
-            targets[target_id] = replace(target, worker=worker)
     changed = routing
     if nodes != routing.nodes or targets != routing.targets or chains != routing.chains:
         changed = replace(routing, version=routing.version + 1, nodes=nodes, targets=targets, chains=chains)
@@ -84,10 +79,7 @@ def check_edit(before: Routing, after: Routing) -> None:
 def publish(routing: Routing, plan: Plan) -> Routing:
     """The routing once every target of `plan` exists: its chains serve, its tables can be used."""
     assert not routing.ready and not routing.targets
-    targets = {}
-    for target in plan.targets:
-        endpoints = routing.nodes[target.node_id].endpoints
-        targets[target.target_id] = replace(target, worker=target.disk % max(len(endpoints), 1))
+    targets = {target.target_id: target for target in plan.targets}
     return replace(
         routing,
         version=routing.version + 1,

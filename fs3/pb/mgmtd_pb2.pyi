@@ -38,11 +38,10 @@ class NodeInfo(_message.Message):
     def __init__(self, node_id: _Optional[int] = ..., kind: _Optional[_Union[_common_pb2.NodeKind, str]] = ..., endpoints: _Optional[_Iterable[str]] = ..., host: _Optional[str] = ..., generation: _Optional[int] = ..., alive: _Optional[bool] = ..., version: _Optional[str] = ..., metrics: _Optional[str] = ..., unix_endpoints: _Optional[_Iterable[str]] = ..., last_heartbeat_age_ms: _Optional[int] = ..., draining: _Optional[bool] = ..., closed_disks: _Optional[_Iterable[int]] = ..., workers: _Optional[int] = ...) -> None: ...
 
 class TargetInfo(_message.Message):
-    __slots__ = ("target_id", "node_id", "disk", "worker", "chain_id", "state", "local_state", "used_bytes", "chunks", "draining", "disabled", "accept_loss", "replaces", "complete_at")
+    __slots__ = ("target_id", "node_id", "disk", "chain_id", "state", "local_state", "used_bytes", "chunks", "draining", "disabled", "accept_loss", "replaces", "complete_at")
     TARGET_ID_FIELD_NUMBER: _ClassVar[int]
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
     DISK_FIELD_NUMBER: _ClassVar[int]
-    WORKER_FIELD_NUMBER: _ClassVar[int]
     CHAIN_ID_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     LOCAL_STATE_FIELD_NUMBER: _ClassVar[int]
@@ -56,7 +55,6 @@ class TargetInfo(_message.Message):
     target_id: int
     node_id: int
     disk: int
-    worker: int
     chain_id: int
     state: _common_pb2.TargetState
     local_state: _common_pb2.LocalState
@@ -67,7 +65,7 @@ class TargetInfo(_message.Message):
     accept_loss: bool
     replaces: int
     complete_at: int
-    def __init__(self, target_id: _Optional[int] = ..., node_id: _Optional[int] = ..., disk: _Optional[int] = ..., worker: _Optional[int] = ..., chain_id: _Optional[int] = ..., state: _Optional[_Union[_common_pb2.TargetState, str]] = ..., local_state: _Optional[_Union[_common_pb2.LocalState, str]] = ..., used_bytes: _Optional[int] = ..., chunks: _Optional[int] = ..., draining: _Optional[bool] = ..., disabled: _Optional[bool] = ..., accept_loss: _Optional[bool] = ..., replaces: _Optional[int] = ..., complete_at: _Optional[int] = ...) -> None: ...
+    def __init__(self, target_id: _Optional[int] = ..., node_id: _Optional[int] = ..., disk: _Optional[int] = ..., chain_id: _Optional[int] = ..., state: _Optional[_Union[_common_pb2.TargetState, str]] = ..., local_state: _Optional[_Union[_common_pb2.LocalState, str]] = ..., used_bytes: _Optional[int] = ..., chunks: _Optional[int] = ..., draining: _Optional[bool] = ..., disabled: _Optional[bool] = ..., accept_loss: _Optional[bool] = ..., replaces: _Optional[int] = ..., complete_at: _Optional[int] = ...) -> None: ...
 
 class ChainInfo(_message.Message):
     __slots__ = ("chain_id", "version", "targets", "replicas", "joins_table")

@@ -243,9 +243,7 @@ class ChainState:
         for one in routing.serving(chain_id):
             if one.target_id != target_id:
                 node = routing.nodes.get(one.node_id)
-                places.append(
-                    (int(one.target_id), node.endpoints[one.worker] if node is not None and node.alive else "")
-                )
+                places.append((int(one.target_id), node.endpoints[0] if node is not None and node.alive else ""))
         return chain_id, chain.version, places
 
     def whole(self, chain_id: int) -> bool:
@@ -449,7 +447,7 @@ class ChainState:
             target.target_id,
             node.node_id,
             node.generation,
-            node.endpoints[target.worker],
+            node.endpoints[0],
             target.state == TargetState.SYNCING,
         )
 

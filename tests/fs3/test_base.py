@@ -92,13 +92,12 @@ def test_impossible_chunk_sizes_are_named(chunk_bytes: int) -> None:
 
 def test_routing_survives_the_wire() -> None:
     node = routing.Node(
-        node_id=NodeId(1), kind=routing.NodeKind.STORAGE, endpoints=("h:1", "h:2"), host="m", generation=9
+        node_id=NodeId(1), kind=routing.NodeKind.STORAGE, endpoints=("h:1",), host="m", generation=9, workers=2
     )
     target = routing.Target(
         target_id=TargetId(11),
         node_id=NodeId(1),
         disk=0,
-        worker=1,
         chain_id=ChainId(5),
         state=routing.TargetState.SERVING,
         local_state=routing.LocalState.UPTODATE,
@@ -109,7 +108,6 @@ def test_routing_survives_the_wire() -> None:
         target_id=TargetId(12),
         node_id=NodeId(1),
         disk=1,
-        worker=0,
         chain_id=ChainId(5),
         state=routing.TargetState.SYNCING,
     )
@@ -132,7 +130,7 @@ def test_routing_survives_the_wire() -> None:
     assert routing.routing_from_pb(routing.routing_to_pb(whole)) == whole
     assert [t.target_id for t in whole.serving(5)] == [11]
     assert [t.target_id for t in whole.writable(5)] == [11, 12]
-    assert whole.endpoint(target) == "h:2"
+    assert whole.endpoint(target) == "h:1"
     with pytest.raises(errors.NotFound, match="3 replicas"):
         whole.table_for_replicas(3)
 

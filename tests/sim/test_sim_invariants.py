@@ -29,7 +29,7 @@ def routing(version: int, chain_version: int, *states: TargetState) -> Routing:
     """One chain, target n + 1 on node n + 1."""
     targets = {
         TargetId(at + 1): Target(
-            target_id=TargetId(at + 1), node_id=NodeId(at + 1), disk=0, worker=0, chain_id=ChainId(1), state=state
+            target_id=TargetId(at + 1), node_id=NodeId(at + 1), disk=0, chain_id=ChainId(1), state=state
         )
         for at, state in enumerate(states)
     }

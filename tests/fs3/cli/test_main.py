@@ -118,7 +118,7 @@ def test_units_start_what_exists(daemon: str) -> None:
 def routing(*states: TargetState) -> Routing:
     targets = {
         TargetId(index): Target(
-            target_id=TargetId(index), node_id=NodeId(index), disk=0, worker=0, chain_id=ChainId(1), state=state
+            target_id=TargetId(index), node_id=NodeId(index), disk=0, chain_id=ChainId(1), state=state
         )
         for index, state in enumerate(states, 1)
     }

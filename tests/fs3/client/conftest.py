@@ -339,7 +339,6 @@ def make_cluster(nodes: int, chains: int) -> FakeCluster:
                 target_id=target_id,
                 node_id=NodeId(node),
                 disk=0,
-                worker=0,
                 chain_id=ChainId(chain),
                 state=TargetState.SERVING,
             )

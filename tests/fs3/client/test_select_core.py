@@ -89,13 +89,13 @@ def test_few_large_ranges_even_out_a_difference_in_load() -> None:
 def test_the_table_lists_serving_targets_head_first_and_knows_its_chains(cluster) -> None:  # type: ignore[no-untyped-def]
     cluster.set_chain(2, [3, 1])
     routing: Routing = cluster.mgmtd.routing
-    endpoints = {(int(n.node_id), 0): n.endpoints[0] for n in routing.nodes.values()}
-    table = replica_table(routing, endpoints)
+    endpoints = {int(n.node_id): n.endpoints[0] for n in routing.nodes.values()}
+    table = replica_table(routing)
     rows = table.rows(np.array([2, 1, 2], dtype=np.uint32))
     assert table.chains[rows].tolist() == [2, 1, 2]
     assert table.chain_version[rows].tolist() == [2, 1, 2]
     row = int(rows[0])
-    assert [table.endpoints[at] for at in table.endpoint[row, :2]] == [endpoints[3, 0], endpoints[1, 0]]
+    assert [table.endpoints[at] for at in table.endpoint[row, :2]] == [endpoints[3], endpoints[1]]
     assert table.endpoint[row, 2] == NONE and table.serving[row] == 2
     assert table.target[row].tolist() == [203, 201, NONE]
     assert all(routing.targets[t].state == TargetState.SERVING for t in table.target[row, :2])
@@ -103,7 +103,7 @@ def test_the_table_lists_serving_targets_head_first_and_knows_its_chains(cluster
     with pytest.raises(StaleRouting, match="chain 77"):
         table.rows(np.array([1, 77], dtype=np.uint32))
     with pytest.raises(StaleRouting, match="no chains"):
-        replica_table(Routing(), {}).rows(np.array([1], dtype=np.uint32))
+        replica_table(Routing()).rows(np.array([1], dtype=np.uint32))
 
 
 def test_who_must_come_back_is_named(cluster) -> None:  # type: ignore[no-untyped-def]

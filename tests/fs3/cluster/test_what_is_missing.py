@@ -23,7 +23,6 @@ def routing(up: set[int], serving: set[int]) -> Routing:
             target_id=TargetId(one),
             node_id=NodeId(one),
             disk=0,
-            worker=0,
             chain_id=ChainId(one),
             state=TargetState.SERVING if one in serving else TargetState.LASTSRV,
             local_state=LocalState.UPTODATE if one in serving else LocalState.OFFLINE,

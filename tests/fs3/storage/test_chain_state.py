@@ -323,9 +323,7 @@ def routing(version: int, states: dict[int, S], *, chain_version: int, generatio
             for n in states.keys() | {1}
         },
         targets={
-            TargetId(n): Target(
-                target_id=TargetId(n), node_id=NodeId(n), disk=0, worker=0, chain_id=ChainId(1), state=state
-            )
+            TargetId(n): Target(target_id=TargetId(n), node_id=NodeId(n), disk=0, chain_id=ChainId(1), state=state)
             for n, state in states.items()
         },
         chains={

@@ -278,7 +278,6 @@ class Cluster:
                     target_id=target_id,
                     node_id=NodeId(node),
                     disk=0,
-                    worker=0,
                     chain_id=ChainId(chain),
                     state=TargetState.SERVING,
                 )
