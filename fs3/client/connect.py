@@ -18,7 +18,7 @@ from fs3.user import User, process_user
 REFRESH_S = 1.0
 
 _lock = threading.Lock()
-_clients: dict[tuple[tuple[str, ...], str, User], Client] = {}
+_clients: dict[tuple[tuple[str, ...], str, User, bool], Client] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +44,18 @@ class Client:
 
 
 def connect(
-    cluster: str | Sequence[str], *, secret: str = "", user: User | None = None, timeout_s: float = 5.0
+    cluster: str | Sequence[str],
+    *,
+    secret: str = "",
+    user: User | None = None,
+    timeout_s: float = 5.0,
+    same_host: bool = True,
 ) -> Client:
     """The process's client of the cluster that a URL ("fs3://HOST:PORT/...") or mgmtd addresses name.
 
     The first call connects, later ones return the same client; forked children go on with it as clients of their own.
-    It calls for `user`, or for whom the process is when `connect` is called: after `os.setuid` connect again.
+    It calls for `user`, or for whom the process is when `connect` is called: after `os.setuid` connect again. Without
+    `same_host` it reads over the network also what daemons of this host and user could show it (docs/operations.md).
 
     Raises:
         Invalid: the URL is not one.
@@ -58,20 +64,20 @@ def connect(
     """
     addresses = parse_url(cluster)[0] if isinstance(cluster, str) else tuple(cluster)
     user = user or process_user()
-    key = (addresses, secret, user)
+    key = (addresses, secret, user, same_host)
     client = _clients.get(key)
     if client is not None:
         return client
     with _lock:
         client = _clients.get(key)
         if client is None:
-            client = _clients[key] = _open(addresses, secret, user, timeout_s)
+            client = _clients[key] = _open(addresses, secret, user, timeout_s, same_host)
         return client
 
 
-def _open(addresses: tuple[str, ...], secret: str, user: User, timeout_s: float) -> Client:
+def _open(addresses: tuple[str, ...], secret: str, user: User, timeout_s: float, same_host: bool) -> Client:
     mgmtd = MgmtdClient.connect(addresses, secret, timeout_s)
-    storage = StorageClient(mgmtd, secret=secret)
+    storage = StorageClient(mgmtd, secret=secret, same_host=same_host)
     meta = MetaClient(
         lambda: mgmtd.routing,
         dataclasses.replace(mgmtd.credentials, user=user.text),

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from fs3.client import plan_core, verify_core
 from fs3.client.peers import Peers
 from fs3.client.plan_core import I64
+from fs3.client.same_host import LOCAL_BYTES, LocalReads
 from fs3.client.select_core import ReplicaTable
 from fs3.client.verify_core import Foreseen, Pieces
 from fs3.errors import Corrupt, Fs3Error, NotFound, Unavailable, from_code
@@ -33,6 +34,7 @@ LARGE_BYTES = 1 << 20  # a reply of so many bytes is verified while it comes
 STEP_BYTES = 1 << 20  # at a time; less would wake this thread more often
 
 Sums = NDArray[np.uint32]
+_Asked = tuple[int, I64, int]  # endpoint, places in the batch, their bytes
 
 
 @dataclass(slots=True)
@@ -77,27 +79,68 @@ class Exchange:
 
     def run(self, places: I64, endpoints: I64) -> None:
         """Ask `endpoints[i]` for range `places[i]`, for all i; `batch` then tells what became of each."""
-        batch = self._batch
-        batch.code[places] = Unavailable.code
+        self._batch.code[places] = Unavailable.code
         groups = [(endpoint, places[mine]) for endpoint, mine in plan_core.group_by(endpoints)]
-        asked = [(endpoint, mine, int(batch.lengths[mine].sum())) for endpoint, mine in groups]
+        asked = [(endpoint, mine, int(self._batch.lengths[mine].sum())) for endpoint, mine in groups]
         for endpoint, _, size in asked:
             self._peers.add_load(self._table.endpoints[endpoint], size)
+        try:
+            near = self._near(places, endpoints)
+            if near is None:
+                self._ask(asked)
+            else:
+                self._read_here([one for one in asked if near[one[0]]], [one for one in asked if not near[one[0]]])
+        finally:
+            for endpoint, _, size in asked:
+                self._peers.add_load(self._table.endpoints[endpoint], -size)
+
+    def _near(self, places: I64, endpoints: I64) -> NDArray[np.bool_] | None:
+        """The endpoints that some of this is read from without their help; None if it is better asked for."""
+        if self._batch.kind != Kind.READ or not len(places):
+            return None
+        near = self._peers.same_host.near(self._table)
+        if near is None:
+            return None
+        lengths = self._batch.lengths[places[near[endpoints]]]
+        return near if len(lengths) and int(lengths.sum()) >= LOCAL_BYTES * len(lengths) else None
+
+    def _read_here(self, near: list[_Asked], far: list[_Asked]) -> None:
+        """`near` from the block files of this host while `far` is on its way; what is left of it from its daemons."""
+        batch = self._batch
+        with LocalReads(
+            self._peers.same_host, self._table, batch.ranges, batch.out, batch.out_offsets, batch.deadline_s
+        ) as reads:
+            for endpoint, places, _ in near:
+                reads.begin(endpoint, places)
+            self._ask(far, meanwhile=reads.finish)
+        for taken in reads.taken:
+            batch.results[taken.places] = taken.results
+            batch.code[taken.places] = 0
+            self._refused(taken.endpoint, taken.places, taken.results["status"])
+        for endpoint, places in reads.silent:
+            self._note(endpoint, places, Unavailable(f"{self._table.endpoints[endpoint]} did not answer in time"))
+        left = [(endpoint, places, int(batch.lengths[places].sum())) for endpoint, places in reads.left]
+        for _, places, _ in left:
+            batch.code[places] = Unavailable.code
+        self._ask(left)
+
+    def _ask(self, asked: list[_Asked], meanwhile: Callable[[], None] = lambda: None) -> None:
+        """Have the daemons send; `meanwhile` runs once they all have been asked."""
         lanes: list[_Lane] = []
         try:
             for endpoint, mine, size in asked:
                 lanes += self._open(endpoint, mine, size)
             for lane in lanes:
                 self._guard(lane, self._begin)
+            meanwhile()
             self._drain_all(lanes, sum(size for _, _, size in asked))
         finally:
             for lane in lanes:
                 if lane.sent:
                     lane.connection.close()
                 self._peers.give_back(lane.connection)
-            for endpoint, _, size in asked:
-                self._peers.add_load(self._table.endpoints[endpoint], -size)
-        self._verify(self._unverified)
+        unverified, self._unverified = self._unverified, []
+        self._verify(unverified)
 
     def _open(self, endpoint: int, places: I64, size: int) -> list[_Lane]:
         """Connections to an endpoint, one unless there is much to receive, with the ranges shared out among them.
@@ -248,7 +291,7 @@ class Exchange:
         if trailer_status and record < count:
             status[record] = trailer_status
         if status.any():
-            self._refused(connection, places, status)
+            self._refused(connection.endpoint, places, status)
             if batch.kind == Kind.READ and bad is None:
                 keep = np.repeat(status == 0, batch.results["n_sums"][places]) if len(sums) else slice(0)
                 places, sums = places[status == 0], sums[keep]
@@ -278,13 +321,13 @@ class Exchange:
                 bad.append(places[pieces.owner[first:last][failed]])
         return np.concatenate(bad) if bad else places[:0]
 
-    def _refused(self, connection: Connection, places: I64, status: NDArray[np.uint16]) -> None:
+    def _refused(self, endpoint: str, places: I64, status: NDArray[np.uint16]) -> None:
         """Note the codes of ranges that have a status; that a chunk does not exist is an answer."""
         refused = status != 0
         self._batch.code[places[refused]] = np.where(status == NotFound.code, 0, status)[refused]
         for code in np.unique(status[refused]).tolist():
             name = type(from_code(code, "")).__name__
-            self._batch.why.setdefault(code, f"{connection.endpoint} answered {name}")
+            self._batch.why.setdefault(code, f"{endpoint} answered {name}")
 
     def _verify(self, replies: list[tuple[I64, Sums]]) -> None:
         """Set the codes of ranges that have arrived: 0, or Corrupt if their bytes do not match their sums."""

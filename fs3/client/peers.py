@@ -15,6 +15,7 @@ from fs3.client.identity import Identity, identity_of
 from fs3.client.mgmtd import MgmtdClient
 from fs3.client.reports import Reports
 from fs3.client.retry_core import pause_s
+from fs3.client.same_host import SameHost
 from fs3.client.select_core import ReplicaTable, replica_table
 from fs3.errors import Unavailable
 from fs3.ids import TargetId
@@ -45,12 +46,14 @@ class Peers:
         max_connections: int,
         max_lanes: int | None,
         stall_s: float,
+        same_host: bool = True,
         open_connection: OpenConnection = Connection.open,
         runtime: Runtime = SYSTEM,
     ) -> None:
         self.mgmtd = mgmtd
         self.runtime = runtime
         self._open_connection = open_connection
+        self._same_host = same_host
         self.stall_s = stall_s
         self.write_stall_s = stall_s * WRITE_STALL
         cores = len(os.sched_getaffinity(0))
@@ -69,6 +72,13 @@ class Peers:
             secret=self._secret,
             client_id=client_id or 0,
             role="client",
+        )
+        self.same_host = SameHost(
+            hello,
+            max_connections=self._max_connections,
+            stall_s=self.stall_s,
+            enabled=self._same_host,
+            runtime=self.runtime,
         )
         self._pool = ConnectionPool(
             hello,
@@ -116,6 +126,7 @@ class Peers:
         """Close every connection; calls in flight and later ones raise Unavailable."""
         self._closed.set()
         self._pool.close()
+        self.same_host.close()
         with self._lock:
             lanes, self._lanes = self._lanes, None
         if lanes is not None:

@@ -12,11 +12,13 @@ A call ends with every range answered, or raises; bytes that fail their sum are 
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fs3.client.exchange import Batch, Exchange
 from fs3.client.peers import SLACK_BYTES, Peers
 from fs3.client.plan_core import I64
 from fs3.client.retry_core import Step, after_read
+from fs3.client.same_host import LOCAL_BYTES
 from fs3.client.select_core import NONE, ReplicaTable, choose, unserved
 from fs3.errors import Corrupt, Fs3Error, StaleRouting, Unavailable, from_code
 from fs3.ids import chunk_name
@@ -59,6 +61,7 @@ class ReadCall:
             np.zeros(count, dtype=RESULT),
             np.zeros(count, dtype=np.uint16),
         )
+        self._large = kind == Kind.READ and int(self.batch.lengths.sum()) >= LOCAL_BYTES * count
         self._asked: I64 = np.full(count, NONE, dtype=np.int64)  # the target asked last
         self._tried: dict[int, set[int]] = {}  # range -> targets not to ask again for now
         self._corrupt: dict[int, set[int]] = {}
@@ -141,8 +144,11 @@ class ReadCall:
                     usable[index, : np.flatnonzero(usable[index])[-1]] = False
         avoided = self._peers.avoided(table)
         if avoided is not None:
-            better = usable & ~avoided[candidates]
-            usable = np.where(better.any(axis=1, keepdims=True), better, usable)
+            usable = _rather(usable, ~avoided[candidates])
+        if self._large:
+            near = self._peers.same_host.near(table)
+            if near is not None:
+                usable = _rather(usable, near[candidates])
         return choose(
             candidates,
             usable,
@@ -192,3 +198,9 @@ class ReadCall:
 
     def _name(self, place: int) -> str:
         return chunk_name(int(self.batch.ranges["hi"][place]), int(self.batch.ranges["lo"][place]))
+
+
+def _rather(usable: NDArray[np.bool_], better: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """`usable` [m, r] without those that are not `better`, where any is."""
+    best = usable & better
+    return np.where(best.any(axis=1, keepdims=True), best, usable)

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from fs3 import checksum
 from fs3.errors import Corrupt, Fs3Error, NoSpace, Unavailable
 from fs3.runtime import SYSTEM, Runtime
+from fs3.storage import file_locks
 from fs3.storage.allocator_core import CLASS_BYTES, FILES_PER_CLASS, Growth
 from fs3.storage.raw_file import FileFolder, RawFile
 
@@ -168,6 +169,25 @@ class BlockFile:
     def slot(self, position: int) -> int:
         """The slot whose data begins at `position`."""
         return (position - self._data_at) // self.block_bytes
+
+    def open_to_read(self) -> int:
+        """A descriptor of another description of this file, open for reading alone. Raises: OSError."""
+        return os.open(f"/proc/self/fd/{self.fd}", os.O_RDONLY | os.O_CLOEXEC)
+
+    def is_locked(self, position: int) -> bool:
+        """Whether a client has locked bytes of the block at `position`. Raises: OSError (locks are unknown there)."""
+        return file_locks.first_lock(self.fd, position, self.block_bytes) is not None
+
+    def locked_slots(self) -> NDArray[np.int64]:
+        """The slots of which clients have locked bytes, rising. Raises: OSError (locks are unknown there)."""
+        if self.fd < 0:
+            return np.empty(0, dtype=np.int64)
+        first, end = self._data_at, self.position(self.slots)
+        found = [
+            np.arange(self.slot(begin), self.slot(stop - 1) + 1, dtype=np.int64)
+            for begin, stop in file_locks.locks(self.fd, first, end - first)
+        ]
+        return np.unique(np.concatenate(found)) if found else np.empty(0, dtype=np.int64)
 
     def fine_at(self, position: Position) -> Position:
         return (position - self._data_at) // self.block_bytes * self._stride

@@ -24,9 +24,11 @@ from typing import Protocol
 
 from fs3.errors import Busy, Fs3Error, Invalid
 from fs3.storage.body_pool import Body, BodyPool, Grant, Share
+from fs3.storage.descriptors import Descriptors
 from fs3.storage.outbox import Held, Outbox
 from fs3.storage.reassembly_core import Frame, FrameAssembler
 from fs3.storage.reply import Reply, error_reply
+from fs3.transport.descriptors import peer_user
 from fs3.transport.frame_core import Header, Kind
 
 MAX_HOPS = 8
@@ -73,6 +75,7 @@ class Figures:
     requests: list[int] = field(default_factory=lambda: [0] * 16)
     errors: dict[int, int] = field(default_factory=dict)
     read_bytes: int = 0
+    located_bytes: int = 0
     write_bytes: int = 0
     accepted: int = 0
     refused: int = 0
@@ -113,6 +116,7 @@ class Peer:
         self.role = ""
         self.welcome = False  # HELLO was accepted
         self.turned_away = ""  # why HELLO will not be
+        self.descriptors: Descriptors | None = None  # of block files, that it was given
         self.in_progress = 0
         self.now_s = now_s
         self.mask = 0
@@ -137,6 +141,11 @@ class Peer:
         self.welcome = True
         self._assembler.max_head_bytes = max_head_bytes
         self._assembler.max_body_bytes = max_body_bytes
+
+    @property
+    def user(self) -> int | None:
+        """Which user of this host the peer is, if it came over the Unix socket."""
+        return peer_user(self.sock)
 
     @property
     def may_owe_acks(self) -> bool:
@@ -168,6 +177,7 @@ class Peer:
         for code, count in reply.failed.items():
             figures.errors[code] = figures.errors.get(code, 0) + count
         figures.read_bytes += reply.body_bytes
+        figures.located_bytes += reply.located_bytes
         self.outbox.put(reply, self.now_s)
         if reply.last:
             self.state = State.ENDING
@@ -226,13 +236,16 @@ class Peer:
         if self.closed:
             return
         self.closed = True
+        # First: a client that still finds it open after it has read a block knows that the block was kept.
+        self.sock.close()
         self.loop.figures.unreadable += self.outbox.unreadable
         self.outbox.close()
+        if self.descriptors is not None:
+            self.descriptors.close()
         self._drop_body()
         waiting, self._waiting = self._waiting, None
         if waiting is not None:
             waiting[0].forget(waiting[1])
-        self.sock.close()
 
     def _may_receive(self) -> bool:
         outbox = self.outbox

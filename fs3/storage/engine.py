@@ -193,6 +193,12 @@ class Engine:
     def file(self, file_no: int) -> BlockFile:
         return self._files[file_no]
 
+    def share(self, file_no: int) -> int:
+        file = self._files[file_no]
+        file.is_locked(file.position(0))  # raises where there are no such locks
+        self._space.share(file_no)
+        return file.open_to_read()
+
     def gather_fine(
         self, files: NDArray[np.int32], positions: NDArray[np.int64], block_index: NDArray[np.int64]
     ) -> NDArray[np.uint32]:
@@ -361,6 +367,7 @@ class Engine:
             used_bytes=self._space.used_bytes,
             grown_bytes=self._space.grown_bytes,
             quarantined=quarantined,
+            locked=self._space.locked,
             holds=holds,
             pins=pins,
             index_bytes=self._published.index.nbytes,

@@ -223,6 +223,7 @@ class EngineStats:
     used_bytes: int  # blocks in use, committed and pending
     grown_bytes: int  # allocated on disk for blocks
     quarantined: int  # freed blocks that may not be reused yet
+    locked: int  # freed blocks that a client has locked, of this run of the daemon or an earlier one
     holds: int
     pins: int
     index_bytes: int
@@ -244,6 +245,8 @@ class BlockView(Protocol):
     sums: the k-th 4 KiB sum of the block at `position` is `sums[fine_at(position) + k]`, the k-th 256 KiB sum
     `sums[coarse_at(position) + k]`.
     """
+
+    block_bytes: int
 
     @property
     def fd(self) -> int: ...
@@ -291,6 +294,11 @@ class ChunkEngine(Protocol):
         """The same with its block; None if it has none."""
 
     def file(self, file_no: int) -> BlockView: ...
+    def share(self, file_no: int) -> int:
+        """A descriptor, the caller's, of a description of its own of a block file, open for reading alone. No block of
+        the file that is locked on it (file_locks.py) during a hold is reused before the lock ends, also by engines
+        that open the disk later. Raises: OSError."""
+
     def gather_fine(
         self, files: NDArray[np.int32], positions: NDArray[np.int64], block_index: NDArray[np.int64]
     ) -> NDArray[np.uint32]:

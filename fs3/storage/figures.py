@@ -69,6 +69,7 @@ class DaemonFigures(Collector):
             },
             "errors": {_error_name(code): count for code, count in sorted(errors.items())},
             "read_bytes": sum(one.read_bytes for one in figures),
+            "located_bytes": sum(one.located_bytes for one in figures),
             "write_bytes": sum(one.write_bytes for one in figures),
             "connections": sum(len(thread.peers) for thread in self._threads),
             "accepted": sum(one.accepted for one in figures),
@@ -84,6 +85,7 @@ class DaemonFigures(Collector):
         yield _counter("fs3_storage_errors", "Requests and ranges that failed", "error", server["errors"].items())
         for name, text in (
             ("read_bytes", "Bytes of chunks in answers"),
+            ("located_bytes", "Bytes of chunks that clients on this host were shown, to read them by themselves"),
             ("write_bytes", "Bytes of updates received, from clients and predecessors"),
             ("accepted", "Connections accepted"),
             ("refused", "Connections refused because there were too many"),
@@ -113,6 +115,9 @@ class DaemonFigures(Collector):
         )
         corrupt = CounterMetricFamily("fs3_storage_corrupt", "Blocks found not to match their sums", labels=["disk"])
         syncs = CounterMetricFamily("fs3_storage_syncs", "Syncs of files and logs", labels=["disk", "what"])
+        locked = GaugeMetricFamily(
+            "fs3_storage_locked_blocks", "Freed blocks that a client on this host still keeps", labels=["disk"]
+        )
         for disk, engine in zip(self._disks, self._engines, strict=True):
             total, free = engine.space()
             stats = engine.stats()
@@ -125,7 +130,8 @@ class DaemonFigures(Collector):
             syncs.add_metric([str(disk), "files"], stats.file_syncs)
             syncs.add_metric([str(disk), "log"], stats.wal_syncs)
             fullness.add_metric([str(disk)], stats.fullness)
-        yield from (space, chunks, corrupt, syncs, fullness)
+            locked.add_metric([str(disk)], stats.locked)
+        yield from (space, chunks, corrupt, syncs, fullness, locked)
         yield from self._of_scrubbing()
 
     def _of_scrubbing(self) -> Iterator[Metric]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 from fs3.errors import Corrupt
 from fs3.storage.reply import FileRange, Origin, Part, Reply
+from fs3.transport.descriptors import rights
 from fs3.transport.frame_core import pack_trailer
 
 MAX_IOVECS = 1024
@@ -83,7 +84,8 @@ class Outbox:
                         raise OSError(errno.EIO, "a block file ends too early")
                 else:
                     iovecs, more = self._gather()
-                    sent = sock.sendmsg(iovecs, (), socket.MSG_MORE if more else 0)
+                    sent = sock.sendmsg(iovecs, rights(front.descriptors), socket.MSG_MORE if more else 0)
+                    front.descriptors = ()
             except BlockingIOError:
                 return True
             except OSError as error:
@@ -131,7 +133,7 @@ class Outbox:
         iovecs: list[Buffer] = []
         for reply in self._queue:
             room = MAX_IOVECS - len(iovecs)
-            if room <= 0:
+            if room <= 0 or (reply.descriptors and iovecs):  # descriptors go with the first byte of what is sent
                 break
             parts = reply.parts[reply.at : reply.at + room] if reply.at or len(reply.parts) > room else reply.parts
             if not reply.plain:

@@ -75,6 +75,14 @@ def answer(
     return results
 
 
+def whole_blocks(offset: I64, length: I64, chunk_length: I64) -> tuple[I64, I64]:
+    """[begin, end) of the whole 4 KiB blocks that ranges [n] touch, a chunk's last perhaps short; none for no bytes."""
+    begin = offset // FINE_BYTES * FINE_BYTES
+    end = np.minimum(-(-(offset + length) // FINE_BYTES) * FINE_BYTES, chunk_length)
+    some = length > 0
+    return np.where(some, begin, 0), np.where(some, end, 0)
+
+
 @dataclass(frozen=True, slots=True)
 class SumPlan:
     """The sums of a batch, in order: `count[n]` per range; per sum [s] its kind, its range, and which one it is.

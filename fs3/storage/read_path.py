@@ -75,6 +75,10 @@ class ReadPath:
         self._probing = True
         self._known: tuple[ReadTable | None, I64] = None, np.empty(0, dtype=np.int64)
 
+    def check_lease(self) -> None:
+        """Raises: Unavailable, once this daemon may not answer any more."""
+        self._check_lease()
+
     def many_edges(self, ranges: Records) -> bool:
         """Whether verifying this batch's partial blocks would keep an IO thread for long."""
         cut = np.count_nonzero((ranges["offset"] | ranges["length"]) % FINE_BYTES)
@@ -96,8 +100,8 @@ class ReadPath:
                 if plain is not None:
                     return plain
                 kept.release()
-            results, file, position = self._locate(header, ranges, kept)
-            self._refuse_damaged(ranges, results)
+            results, file, position = self.find(header, ranges, kept)
+            self.refuse_damaged(ranges, results)
             reply = self._reply(header, ranges, results, file, position, kept, by_sendfile=by_sendfile)
             self._check_lease()
         except BaseException:
@@ -144,7 +148,7 @@ class ReadPath:
         """The reply to a QUERY. Raises: Unavailable, Invalid."""
         kept = Kept()
         try:
-            results, _, _ = self._locate(header, ranges, kept)
+            results, _, _ = self.find(header, ranges, kept)
             results["length"] = 0
             body: list[bytes] = []
             for row in np.flatnonzero(ranges["offset"] >= LIST_KIND).tolist():
@@ -177,7 +181,7 @@ class ReadPath:
         result["length"] = len(listed)
         return listed
 
-    def _locate(self, header: Header, ranges: Records, kept: Kept) -> tuple[Records, I64, I64]:
+    def find(self, header: Header, ranges: Records, kept: Kept) -> tuple[Records, I64, I64]:
         """(results without sums, block file, position of the block) of each range [n]."""
         table = self._serving.reads
         status, targets = read_core.route(ranges, table.target, table.version)
@@ -239,7 +243,7 @@ class ReadPath:
         kept.names(engine, located.block)
         return located
 
-    def _refuse_damaged(self, ranges: Records, results: Records) -> None:
+    def refuse_damaged(self, ranges: Records, results: Records) -> None:
         """Chunks known to fail their sums are not even sent: the reader asks another replica at once."""
         bad = {key for engine in self._engines for key in engine.damaged()}
         if not bad:
@@ -285,7 +289,7 @@ class ReadPath:
         head = results.tobytes()
         if summed:
             results["n_sums"] = plan.count
-            head = results.tobytes() + self._sums(plan, file, position, edge_sums).tobytes()
+            head = results.tobytes() + self.sums_of(plan, file, position, edge_sums).tobytes()
         parts = read_core.plan_parts(plan, file, position)
         body, plain = self._body(parts, edges, by_sendfile=by_sendfile)
         flags = (header.flags & _CHECKSUM) | (0 if plain else _NEED_ACK)
@@ -312,7 +316,7 @@ class ReadPath:
         chunk_length = results["chunk_length"]
         rows = zip(plan.edge_range.tolist(), plan.edge_begin.tolist(), plan.edge_end.tolist(), strict=True)
         for row, begin, end in rows:
-            engine, number = self._engine_of(int(file[row]))
+            engine, number = self.engine_of(int(file[row]))
             out = scratch[at : at + end - begin]
             at += end - begin
             try:
@@ -333,7 +337,7 @@ class ReadPath:
             if target:
                 self._suspect((target, hi, lo))
 
-    def _sums(self, plan: SumPlan, file: I64, position: I64, edge_sums: list[int]) -> NDArray[np.uint32]:
+    def sums_of(self, plan: SumPlan, file: I64, position: I64, edge_sums: list[int]) -> NDArray[np.uint32]:
         if plan.simple:
             where, coarse = plan.range, bool(len(plan.kind)) and plan.kind[0] == COARSE
             return self._gather(file[where], position[where], plan.index, coarse=coarse)
@@ -361,11 +365,12 @@ class ReadPath:
             out[rows] = (engine.gather_coarse if coarse else engine.gather_fine)(numbers, position[rows], index[rows])
         return out
 
-    def _engine_of(self, file: int) -> tuple[ChunkEngine, int]:
+    def engine_of(self, file: int) -> tuple[ChunkEngine, int]:
+        """The engine of a file as `find` names it, and the engine's number of it."""
         return self._engines[file >> _FILE_SHIFT], file & 0xFFFF_FFFF
 
     def _file(self, file: int) -> BlockView:
-        engine, number = self._engine_of(file)
+        engine, number = self.engine_of(file)
         return engine.file(number)
 
     def _body(self, parts: Parts, edges: list[memoryview], *, by_sendfile: bool) -> tuple[list[Part], bool]:

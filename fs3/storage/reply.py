@@ -45,12 +45,13 @@ class Origin:
 class Kept:
     """What keeps an engine's blocks from being reused: cheap holds at first, pins if it takes long."""
 
-    __slots__ = ("_blocks", "_holds", "_pins")
+    __slots__ = ("_blocks", "_holds", "_pins", "_unlocks")
 
     def __init__(self) -> None:
         self._holds: list[tuple[ChunkEngine, int]] = []
         self._blocks: list[tuple[ChunkEngine, NDArray[np.int64]]] = []
         self._pins: list[tuple[ChunkEngine, int]] = []
+        self._unlocks: list[Callable[[], None]] = []
 
     def hold(self, engine: ChunkEngine) -> None:
         """Before a lookup; covers every block that it names."""
@@ -60,6 +61,10 @@ class Kept:
         """These blocks matter, should the hold become pins."""
         self._blocks.append((engine, blocks))
 
+    def also(self, unlock: Callable[[], None]) -> None:
+        """Something else that keeps blocks, and how it ends."""
+        self._unlocks.append(unlock)
+
     def settle(self) -> None:
         """Exchange the holds, which delay the reuse of every freed block, for pins of these blocks."""
         if self._holds:
@@ -68,6 +73,9 @@ class Kept:
 
     def release(self) -> None:
         """The blocks may go; any number of times."""
+        unlocks, self._unlocks = self._unlocks, []
+        for unlock in unlocks:
+            unlock()
         self._release_holds()
         pins, self._pins = self._pins, []
         for engine, token in pins:
@@ -96,6 +104,8 @@ class Reply:
     status: int = 0
     failed: dict[int, int] = field(default_factory=dict)  # status of single records -> how many, for the figures
     body_bytes: int = 0  # for the figures
+    located_bytes: int = 0  # ... that the client reads by itself
+    descriptors: Sequence[int] = ()  # that go with its first byte
     last: bool = False  # close the connection once this has left
     # how far it has been sent
     at: int = 0
@@ -125,6 +135,7 @@ def plain_reply(
     count: int = 0,
     body: Sequence[bytes | memoryview] = (),
     kind: int | None = None,
+    flags: int = 0,
 ) -> Reply:
     """A reply whose bytes are all in memory."""
     body_bytes = sum(len(part) for part in body)
@@ -133,6 +144,7 @@ def plain_reply(
             header.kind if kind is None else kind,
             header.request_id,
             reply=True,
+            flags=flags,
             count=count,
             head_bytes=len(head),
             body_bytes=body_bytes,

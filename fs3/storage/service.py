@@ -1,6 +1,7 @@
 """What the storage daemon does with each kind of request: at once on the IO thread, or on a pool of threads.
 
 HELLO, ACK, STATS     at once; SCRUB beside slow reads
+LOCATE                at once
 READ, QUERY           at once, unless it would wait: many partial blocks to verify, ranges that are not in the page
                       cache, listings
 REPORT                on the pool of slow reads: the chunks are read whole
@@ -28,12 +29,13 @@ from fs3.runtime import SYSTEM, Runtime
 from fs3.storage.body_pool import Body
 from fs3.storage.config import StorageConfig
 from fs3.storage.connections import MAX_HOPS, Peer
+from fs3.storage.locate import LocatePath
 from fs3.storage.pools import Pool
 from fs3.storage.read_path import ReadPath, failed_of, ranges_of
 from fs3.storage.reassembly_core import Frame
 from fs3.storage.reply import Reply, error_reply, plain_reply
 from fs3.transport.credentials import PROTOCOL, Credentials
-from fs3.transport.frame_core import Header, Kind
+from fs3.transport.frame_core import Feature, Header, Kind
 from fs3.transport.messages import LIST_KIND, MAX_REPORTED, UPDATE, Records, records
 
 _LOG = logging.getLogger("fs3.storage")
@@ -88,6 +90,7 @@ class Service:
         self._config = config
         self._credentials = credentials
         self._reads = reads
+        self._locates = LocatePath(reads)
         self._writes = writes
         self._generation = generation
         self._check_lease = check_lease
@@ -102,6 +105,7 @@ class Service:
         self._begin: dict[int, Callable[[Peer, Frame], None]] = {
             Kind.HELLO: self._hello,
             Kind.READ: self._read,
+            Kind.LOCATE: self._locate,
             Kind.QUERY: self._query,
             Kind.ACK: lambda peer, frame: None,
             Kind.SYNC_LIST: self._sync_list,
@@ -139,11 +143,16 @@ class Service:
         self._credentials.check(hello.cluster_id, hello.secret)
         peer.role = f"node {node_name(hello.node_id)}" if hello.role == "chain" else "client"
         config = self._config
+        features = Feature.NONE
+        if hello.features & Feature.SAME_HOST:
+            peer.descriptors = self._locates.welcome(peer.user)
+            features = Feature.SAME_HOST if peer.descriptors is not None else Feature.NONE
         peer.welcomed(max_head_bytes=self._max_head_bytes, max_body_bytes=config.max_body_bytes)
         said = storage_pb2.HelloReply(
             protocol=PROTOCOL,
             node_id=config.node_id,
             generation=self._generation,
+            features=features,
             max_ranges=config.max_ranges,
             max_body_bytes=config.max_body_bytes,
         )
@@ -168,6 +177,15 @@ class Service:
                 raise
             return
         peer.answer(reply)
+
+    def _locate(self, peer: Peer, frame: Frame) -> None:
+        _check_room(peer)
+        ranges = ranges_of(frame.header, frame.head, self._config.max_ranges)
+        if peer.descriptors is None:
+            raise Invalid("LOCATE is for clients of the daemon's own user that offered it in HELLO on the Unix socket")
+        if not peer.may_owe_acks:
+            raise Busy("too many replies are not acknowledged")
+        peer.answer(self._locates.locate(frame.header, ranges, peer.descriptors))
 
     def _query(self, peer: Peer, frame: Frame) -> None:
         header = frame.header

@@ -36,6 +36,7 @@ _LOG = logging.getLogger("fs3.storage")
 _BLOCK_SHIFT = 44  # physical id of a block: file << 44 | position >> 12
 _POSITION_SHIFT = 12
 _LOOK_S = 0.25
+_ASK_LOCKS_S = 0.1
 _MEANS = {
     Fullness.NORMAL: "there is room again",
     Fullness.NEARLY: "the disk is nearly full",
@@ -78,6 +79,9 @@ class Space:
         self._grow_lock = runtime.lock()
         self._allocator = Allocator(file_bytes=config.file_bytes, group_bytes=config.group_bytes)
         self._quarantine = Quarantine()
+        self._shared: set[int] = set()  # files of which clients have, or had, descriptors
+        self._locked: set[int] = set()  # blocks that would be free if no client had locked them
+        self._asked_s = float("-inf")  # when it was last asked whether they still are
         self._unsynced_bytes = 0  # about: since the last sync
         self._runtime = runtime
         self._fullness = Fullness.NORMAL
@@ -88,8 +92,26 @@ class Space:
         for file in self._files:
             self._allocator.add_file(file.file_no, file.slots)
             slots = used.get(file.file_no, np.empty(0, dtype=np.int64))
-            self._allocator.rebuild(file.file_no, slots, file.grown_slots())
+            self._allocator.rebuild(file.file_no, self._with_locked(file, slots), file.grown_slots())
         self._say_if_it_cannot_grow()
+
+    def _with_locked(self, file: BlockFile, slots: NDArray[np.int64]) -> NDArray[np.int64]:
+        """`slots`, and those that are free but for clients of an earlier run, who may be reading them yet."""
+        try:
+            locked = file.locked_slots()
+        except OSError:  # a filesystem without such locks: nobody was given a descriptor to read by
+            return slots
+        if not len(locked):
+            return slots
+        self._shared.add(file.file_no)
+        free = np.setdiff1d(locked[locked < file.grown_slots()], slots)
+        self._locked.update(self._id(Block(file.file_no, slot)) for slot in free.tolist())
+        return np.concatenate([slots, free])
+
+    def share(self, file_no: int) -> None:
+        """A client gets a descriptor of this file: from now on its blocks may be locked."""
+        with self._lock:
+            self._shared.add(file_no)
 
     def _say_if_it_cannot_grow(self) -> None:
         """A disk of which no more is free than is kept for the metadata: it would start, and refuse what is written."""
@@ -111,7 +133,7 @@ class Space:
         """
         wanted = class_of(length)
         for attempt in range(2):
-            block = self._take(wanted) or self._grow(wanted)
+            block = self._take(wanted) or self._take_unlocked(wanted) or self._grow(wanted)
             if block is not None:
                 return block
             # On a full disk the room is in freed blocks of other sizes; a large block for few bytes beats a refusal.
@@ -129,6 +151,21 @@ class Space:
     def _take(self, cls: int) -> Block | None:
         with self._lock:
             return self._allocator.allocate(cls)
+
+    def _take_unlocked(self, cls: int) -> Block | None:
+        if not self._locked:
+            return None
+        self._ask_locks()
+        return self._take(cls)
+
+    def _ask_locks(self) -> None:
+        """Free the blocks that clients have unlocked since they were last asked for."""
+        now_s = self._runtime.now_s()
+        with self._lock:
+            if self._locked and now_s - self._asked_s >= _ASK_LOCKS_S:
+                self._asked_s = now_s
+                locked, self._locked = self._locked, set()
+                self._free(list(locked))
 
     def _grow(self, cls: int) -> Block | None:
         with self._grow_lock:
@@ -183,6 +220,11 @@ class Space:
         with self._lock:
             return self._quarantine.counts
 
+    @property
+    def locked(self) -> int:
+        """How many freed blocks clients still keep."""
+        return len(self._locked)
+
     def fullness(self) -> Fullness:
         """What the disk's fullness stops; looked up again after some time, or if it stops anything."""
         now_s = self._runtime.now_s()
@@ -215,6 +257,8 @@ class Space:
 
     def total_and_free(self) -> tuple[int, int]:
         """Bytes for chunks."""
+        if self._locked:
+            self._ask_locks()
         with self._lock:
             used, grown = self._allocator.used_bytes, self._allocator.grown_bytes
         free = grown - used + self._growable_bytes()
@@ -266,7 +310,16 @@ class Space:
         for physical in ids:
             file = physical >> _BLOCK_SHIFT
             position = (physical & (1 << _BLOCK_SHIFT) - 1) << _POSITION_SHIFT
+            if file in self._shared and self._is_locked(file, position):
+                self._locked.add(physical)
+                continue
             self._allocator.free(Block(file, self._files[file].slot(position)))
+
+    def _is_locked(self, file: int, position: int) -> bool:
+        try:
+            return self._files[file].is_locked(position)
+        except OSError:  # there could be locks when the file was shared
+            return True
 
     def _id(self, block: Block) -> int:
         return block.file << _BLOCK_SHIFT | self._files[block.file].position(block.slot) >> _POSITION_SHIFT

@@ -177,7 +177,7 @@ class Connection:
             Fs3Error: the reply's own status, as the class it stands for; the connection stays open.
         """
         raw = self._head[:HEADER_BYTES]
-        self._receive_all([raw], HEADER_BYTES)
+        self._receive_raw_header(raw)
         try:
             header = unpack_header(raw)
             if header.head_bytes > len(self._head) - HEADER_BYTES:
@@ -286,6 +286,9 @@ class Connection:
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, packed)
             self._tick_s = tick_s
         return self._sock
+
+    def _receive_raw_header(self, raw: memoryview) -> None:
+        self._receive_all([raw], HEADER_BYTES)
 
     def _receive_all(self, views: Sequence[memoryview], total: int) -> None:
         begun_s = lease_now_s()

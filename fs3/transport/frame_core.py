@@ -42,6 +42,7 @@ class Kind(IntEnum):
     SCRUB = 10
     INSPECT = 11
     CALL = 12
+    LOCATE = 13
 
 
 class Flag(IntFlag):
@@ -52,6 +53,13 @@ class Flag(IntFlag):
     TRAILER = 2
     RELAXED = 4
     NEED_ACK = 8
+
+
+class Feature(IntFlag):
+    """What a HELLO offers, and its reply takes up."""
+
+    NONE = 0
+    SAME_HOST = 1  # LOCATE, and descriptors of block files
 
 
 @dataclass(slots=True)

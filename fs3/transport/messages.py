@@ -1,4 +1,4 @@
-"""The packed records of READ, WRITE, QUERY and SYNC_LIST, as numpy dtypes; the format is proto/data_plane.md.
+"""The packed records of READ, WRITE, QUERY, LOCATE and SYNC_LIST, as numpy dtypes; the format is proto/data_plane.md.
 
 A batch is one array, made, sent and answered without a Python object per range.
 """
@@ -65,13 +65,18 @@ META_REMOVED = 4
 META_NO_TARGET = 8
 LISTED = np.dtype([("hi", "<u8"), ("lo", "<u8"), ("version", "<u8"), ("chunk_length", "<u4"), ("reserved", "<u4")])
 
+PLACE = np.dtype([("file", "<u4"), ("reserved", "<u4"), ("position", "<u8")])
+
 SUM = np.dtype("<u4")
+FILE_KEY = np.dtype("<u4")  # of a descriptor that came with the answer to a LOCATE
+NO_FILE = 0xFFFFFFFF  # a PLACE's file where there is none, or no descriptor of it
 LIST_CHUNKS = 0xFFFFFFFF  # a QUERY record's offset that asks for every chunk of `hi`
 LIST_KIND = 0xFFFFFFFE  # ... for every chunk of the kind of `hi`, from (hi, lo) on
 MAX_LISTED = 65_536
 MAX_REPORTED = 64  # ranges in a REPORT: each is a chunk to be read whole
 
 assert (RANGE.itemsize, RESULT.itemsize, UPDATE.itemsize, CHUNK_META.itemsize, LISTED.itemsize) == (32, 24, 80, 48, 32)
+assert PLACE.itemsize == 16
 
 
 class Op(IntEnum):

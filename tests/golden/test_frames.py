@@ -15,6 +15,7 @@ import pytest
 from fs3 import checksum
 from fs3.errors import Corrupt, Invalid
 from fs3.transport.frame_core import (
+    Feature,
     Flag,
     Header,
     Kind,
@@ -24,7 +25,20 @@ from fs3.transport.frame_core import (
     unpack_header,
     unpack_trailer,
 )
-from fs3.transport.messages import CHUNK_META, LISTED, META_DAMAGED, RANGE, RESULT, UPDATE, Op, UpdateFlag, records
+from fs3.transport.messages import (
+    CHUNK_META,
+    FILE_KEY,
+    LISTED,
+    META_DAMAGED,
+    NO_FILE,
+    PLACE,
+    RANGE,
+    RESULT,
+    UPDATE,
+    Op,
+    UpdateFlag,
+    records,
+)
 
 HEAD = b"head"
 REQUEST = Header(Kind.READ, 0x1122334455667788, False, Flag.CHECKSUM | Flag.RELAXED, 2, len(HEAD), 0, 1_500, 0, 3, 0x99)
@@ -60,6 +74,7 @@ RECORDS = [
         (1, 2, 3, 4, 5, 6, 7, 0),
         "010000000000000002000000000000000300000000000000040000000000000005000000060000000700000000000000",
     ),
+    (PLACE, (1 << 16 | 2, 0, 3 << 32 | 4), "02000100000000000400000003000000"),
     (LISTED, (1, 2, 3, 4, 0), "0100000000000000020000000000000003000000000000000400000000000000"),
 ]
 
@@ -143,7 +158,9 @@ def test_records(dtype: np.dtype[Any], values: tuple[int, ...], expected: str) -
 
 def test_numbers_of_kinds_flags_and_operations() -> None:
     kinds = {"HELLO": 1, "READ": 2, "WRITE": 3, "QUERY": 4, "ACK": 5, "SYNC_LIST": 6, "SYNC_DONE": 7, "STATS": 8}
-    assert {kind.name: kind.value for kind in Kind} == kinds | {"REPORT": 9, "SCRUB": 10, "INSPECT": 11, "CALL": 12}
+    kinds |= {"REPORT": 9, "SCRUB": 10, "INSPECT": 11, "CALL": 12, "LOCATE": 13}
+    assert {kind.name: kind.value for kind in Kind} == kinds
+    assert (int(Feature.SAME_HOST), NO_FILE, FILE_KEY.str) == (1, 0xFFFFFFFF, "<u4")
     assert [int(flag) for flag in (Flag.CHECKSUM, Flag.TRAILER, Flag.RELAXED, Flag.NEED_ACK)] == [1, 2, 4, 8]
     assert [op.value for op in (Op.WRITE, Op.REPLACE, Op.REMOVE, Op.PUT_IF_ABSENT, Op.TRUNCATE)] == [1, 2, 3, 4, 5]
     assert [int(UpdateFlag[name]) for name in ("OS_DURABILITY", "SYNC_REPLACE", "SYNC_REMOVE")] == [1, 2, 4]

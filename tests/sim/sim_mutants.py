@@ -525,7 +525,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "damage-served",
         "a chunk that is known to be damaged is sent",
         _READ_PATH,
-        "            self._refuse_damaged(ranges, results)\n",
+        "            self.refuse_damaged(ranges, results)\n",
         "",
     ),
     _one(

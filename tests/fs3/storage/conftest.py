@@ -27,7 +27,7 @@ from fs3.storage.engine_api import Located
 from fs3.storage.server import StorageServer
 from fs3.transport.connection import Connection
 from fs3.transport.frame_core import Flag, Header, Kind
-from fs3.transport.messages import RANGE, RESULT, SUM, UPDATE, Op, Records
+from fs3.transport.messages import RANGE, RESULT, SUM, UPDATE, Op, Records, UpdateFlag
 
 CHUNK_BYTES = 1 << 20
 Range = tuple[int, int, int]  # chunk, offset, length
@@ -51,6 +51,7 @@ class Daemon:
 
     server: StorageServer
     seq: int = 0
+    durable: bool = False  # what it writes; else freed blocks are long in coming back
     connections: list[Connection] = field(default_factory=list)
 
     @property
@@ -82,7 +83,8 @@ class Daemon:
             one["hi"], one["lo"], one["length"] = 1 << 56 | 1, index, len(data)
             one["chain"], one["chain_version"] = self.chains[index % len(self.chains)]
             one["client"], one["seq"], one["channel"] = 5, self.seq, self.seq
-            one["n_sums"], one["op"], one["chunk_bytes"], one["flags"] = len(sums[row]), op, CHUNK_BYTES, 1
+            one["n_sums"], one["op"], one["chunk_bytes"] = len(sums[row]), op, CHUNK_BYTES
+            one["flags"] = UpdateFlag.NONE if self.durable else UpdateFlag.OS_DURABILITY
         return out, sums
 
     def write(self, connection: Connection, asked: list[tuple[int, Op, bytes]]) -> Records:

@@ -1,0 +1,45 @@
+"""Which 4 KiB blocks of which chunks a process has read by itself and found to match their sums, so that reading them
+again needs no sum.
+
+What is remembered is (place, chunk, version) -> blocks. A block of a chunk's version never changes in its place, and
+the daemon's run is part of the place, so what matched once is what is there as long as the page cache has it; the
+reader asks for no more than that (`RWF_NOWAIT`), and verifies again what has to come from the disk. Bounded; the oldest
+goes first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+MOST_CHUNKS = 1 << 14  # of 4 MiB: 64 GiB, in 5 MB
+
+Place = Hashable
+Identity = tuple[int, int, int]  # hi, lo, version
+
+
+def blocks_mask(first: int, count: int) -> int:
+    """The bits of blocks [first, first + count)."""
+    return (1 << count) - 1 << first
+
+
+class Verified:
+    """See the module. For any number of threads, as long as one at a time calls `add`."""
+
+    def __init__(self, most: int = MOST_CHUNKS) -> None:
+        self._most = most
+        self._known: dict[Place, tuple[Identity, int]] = {}
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def of(self, place: Place, identity: Identity) -> int:
+        """The blocks of the chunk's version at `place` that have matched, as bits."""
+        known = self._known.get(place)
+        return known[1] if known is not None and known[0] == identity else 0
+
+    def add(self, place: Place, identity: Identity, blocks: int) -> None:
+        """These blocks have matched."""
+        blocks |= self.of(place, identity)
+        if place not in self._known and len(self._known) >= self._most:
+            del self._known[next(iter(self._known))]
+        self._known[place] = identity, blocks

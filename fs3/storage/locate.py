@@ -1,0 +1,100 @@
+"""LOCATE: where in which block file the bytes of ranges lie, for a client of the same host and user that reads them.
+
+The daemon touches none of the bytes. It answers what READ would answer, but for the body it gives places, and for the
+ranges' own sums the stored ones of every whole 4 KiB block that a range touches, so that the client can verify the
+edges too. What makes the answer true is READ's order (read_path.py): hold, look up, look at the lease. What keeps it
+true until the client has acknowledged it are two pins on each block: the engine's, and a lock on the description that
+the client reads by (descriptors.py).
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fs3.errors import Unavailable
+from fs3.storage import read_core
+from fs3.storage.descriptors import Block, Budget, Descriptors
+from fs3.storage.read_path import ReadPath, failed_of
+from fs3.storage.reply import Kept, Reply, plain_reply
+from fs3.transport.frame_core import Flag, Header
+from fs3.transport.messages import FILE_KEY, NO_FILE, PLACE, Records
+
+_SHARE_OF_DESCRIPTORS = 4  # a quarter of what the process may have open is for clients
+_ENGINE_SHIFT = 16
+_NEED_ACK, _CHECKSUM = int(Flag.NEED_ACK), int(Flag.CHECKSUM)
+
+
+class LocatePath:
+    """LOCATE on the engines of `reads`. Thread-safe."""
+
+    def __init__(self, reads: ReadPath) -> None:
+        self._reads = reads
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // _SHARE_OF_DESCRIPTORS
+        self._budget = Budget(most)
+
+    def welcome(self, peer_user: int | None) -> Descriptors | None:
+        """Descriptors for a client that connected over the Unix socket as `peer_user`; None for any other user."""
+        return Descriptors(self._budget) if peer_user == os.geteuid() else None
+
+    def locate(self, header: Header, ranges: Records, descriptors: Descriptors) -> Reply:
+        """The reply to a LOCATE of `ranges`; its blocks are kept until `reply.release()`.
+
+        Raises:
+            Unavailable: this daemon's lease has run out, or blocks cannot be locked here.
+        """
+        reads, kept = self._reads, Kept()
+        try:
+            results, file, position = reads.find(header, ranges, kept)
+            reads.refuse_damaged(ranges, results)
+            offset = ranges["offset"].astype(np.int64)
+            length = results["length"].astype(np.int64)
+            chunk_length = results["chunk_length"].astype(np.int64)
+            begin, end = read_core.whole_blocks(offset, length, chunk_length)
+            plan = read_core.plan_sums(begin, end - begin, chunk_length)
+            results["n_sums"] = plan.count
+            sums = reads.sums_of(plan, file, position, [])
+            places = np.zeros(len(ranges), dtype=PLACE)
+            places["file"] = NO_FILE
+            places["position"] = np.maximum(position, 0)
+            self._place(np.flatnonzero(length > 0), file, position, places, descriptors, kept)
+            reads.check_lease()
+        except BaseException:
+            kept.release()
+            raise
+        keys, fds = descriptors.unsent()
+        head = b"".join([results.tobytes(), sums.tobytes(), places.tobytes(), np.array(keys, FILE_KEY).tobytes()])
+        reply = plain_reply(header, head, count=len(results), flags=_NEED_ACK | _CHECKSUM)
+        reply.failed = failed_of(results)
+        reply.located_bytes = int(length.sum())
+        reply.need_ack, reply.kept, reply.descriptors = True, kept, fds
+        return reply
+
+    def _place(
+        self,
+        rows: NDArray[np.int64],
+        file: NDArray[np.int64],
+        position: NDArray[np.int64],
+        places: Records,
+        descriptors: Descriptors,
+        kept: Kept,
+    ) -> None:
+        """Fill in the files of `rows`, and lock their blocks."""
+        blocks: list[Block] = []
+        numbers = file[rows]
+        for number in np.unique(numbers).tolist():
+            engine, file_no = self._reads.engine_of(number)
+            key = (number >> 32) << _ENGINE_SHIFT | file_no
+            if not descriptors.has(key, engine, file_no):
+                continue  # the client reads these from the daemon
+            mine = rows[numbers == number]
+            places["file"][mine] = key
+            size = engine.file(file_no).block_bytes
+            blocks += [(key, at, size) for at in np.unique(position[mine]).tolist()]
+        try:
+            kept.also(descriptors.lock(blocks))
+        except OSError as error:
+            raise Unavailable(f"blocks cannot be locked: {error.strerror}; read them from this daemon") from None
