@@ -127,7 +127,7 @@ class SameHost:
     def matched(self, place: Place, identity: Identity, blocks: int) -> None:
         """Remember that these blocks match their sums."""
         with self._lock:
-            self.verified.add(place, identity, blocks)
+            self.verified.add(place, identity, blocks, self.now_s())
 
 
 def _socket_of(table: ReplicaTable, endpoint: int) -> str:
@@ -263,6 +263,7 @@ class LocalReads:
         connection.files.update(zip(keys.tolist(), fresh, strict=True))
         unread = np.ones(len(places), dtype=np.bool_)
         skipped: list[int] = []
+        now_s = self._here.now_s()
         n_sums = results["n_sums"].astype(np.int64)
         ends = np.cumsum(n_sums)
         asked = self._ranges[["hi", "lo", "offset", "length"]][places].tolist()
@@ -284,7 +285,7 @@ class LocalReads:
             begin = int(self._out_offsets[places[row]])
             read = _Read(fd, at, offset, got, chunk_length, self._out[begin : begin + got], self._edges)
             place = (connection.endpoint, connection.hello_reply.generation, file, at)
-            known = self._here.verified.of(place, (hi, lo, version))
+            known = self._here.verified.of(place, (hi, lo, version), now_s)
             trusted = read.bytes(known)
             if trusted is None or not read.matches(sums[end - count : end], trusted):
                 continue
@@ -359,9 +360,17 @@ class _Read:
         cuts = checksum.pieces(self._begin, self._end - self._begin, self._chunk_length)
         if len(cuts) != len(sums):
             return False
+        out, shift, stop = self._out, self._begin + len(self._before), self._end - len(self._after)
         for (begin, end), wanted in zip(cuts, sums.tolist(), strict=True):
-            first = begin // FINE_BYTES
-            if blocks_mask(first, -(-end // FINE_BYTES) - first) & ~trusted and self._sum(begin, end) != wanted:
+            if trusted:
+                first = begin // FINE_BYTES
+                if not blocks_mask(first, -(-end // FINE_BYTES) - first) & ~trusted:
+                    continue
+            if begin >= shift and end <= stop:
+                value = checksum.crc(out[begin - shift : end - shift])
+            else:
+                value = self._sum(begin, end)
+            if value != wanted:
                 return False
         return True
 

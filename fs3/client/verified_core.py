@@ -3,8 +3,9 @@ again needs no sum.
 
 What is remembered is (place, chunk, version) -> blocks. A block of a chunk's version never changes in its place, and
 the daemon's run is part of the place, so what matched once is what is there as long as the page cache has it; the
-reader asks for no more than that (`RWF_NOWAIT`), and verifies again what has to come from the disk. Bounded; the oldest
-goes first.
+reader asks for no more than that (`RWF_NOWAIT`), and verifies again what has to come from the disk. That leaves pages
+which went, whose sectors then turned bad, and which somebody brought back who verifies nothing (fs3's own readers all
+do, and tell); so nothing is remembered for longer than `KEEP_S`. Bounded; the oldest goes first.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Hashable
 
 MOST_CHUNKS = 1 << 14  # of 4 MiB: 64 GiB, in 5 MB
+
+KEEP_S = 600.0
 
 Place = Hashable
 Identity = tuple[int, int, int]  # hi, lo, version
@@ -27,19 +30,22 @@ class Verified:
 
     def __init__(self, most: int = MOST_CHUNKS) -> None:
         self._most = most
-        self._known: dict[Place, tuple[Identity, int]] = {}
+        self._known: dict[Place, tuple[Identity, float, int]] = {}  # ... since when, blocks
 
     def __len__(self) -> int:
         return len(self._known)
 
-    def of(self, place: Place, identity: Identity) -> int:
+    def of(self, place: Place, identity: Identity, now_s: float) -> int:
         """The blocks of the chunk's version at `place` that have matched, as bits."""
         known = self._known.get(place)
-        return known[1] if known is not None and known[0] == identity else 0
+        if known is None or known[0] != identity or now_s >= known[1] + KEEP_S:
+            return 0
+        return known[2]
 
-    def add(self, place: Place, identity: Identity, blocks: int) -> None:
-        """These blocks have matched."""
-        blocks |= self.of(place, identity)
+    def add(self, place: Place, identity: Identity, blocks: int, now_s: float) -> None:
+        """These blocks have matched just now."""
+        before = self.of(place, identity, now_s)
+        since_s = self._known[place][1] if before else now_s
         if place not in self._known and len(self._known) >= self._most:
             del self._known[next(iter(self._known))]
-        self._known[place] = identity, blocks
+        self._known[place] = identity, since_s, before | blocks

@@ -1,0 +1,409 @@
+"""Reading from the block files of real daemons on this host: the right bytes, of one version, whatever the daemons and
+the other clients do meanwhile.
+
+Chunks are overwritten all the time with patterns that say which chunk they are of and which write they came by, and the
+disk is small, so that a block that one chunk lets go of is soon another's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import struct
+import threading
+from collections.abc import Callable, Hashable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fs3.client.connect import Client, connect
+from fs3.client.file import OpenFile
+from fs3.client.same_host import SameHost
+from fs3.client.storage import RANGE, ChunkUpdate, Op
+from fs3.client.verified_core import Verified
+from fs3.clock import lease_now_s
+from fs3.cluster.local import LocalCluster
+from fs3.errors import Corrupt, Unavailable
+from fs3.ids import ChainId, NodeId, file_chunk
+from fs3.layout import LayoutChoice
+from fs3.pb import storage_pb2
+from fs3.transport.frame_core import Feature, Kind
+from fs3.transport.local import LocalConnection
+from fs3.transport.messages import PLACE, RESULT
+
+CHUNK_BYTES = 512 << 10
+CHUNKS = 6
+INODE = 1 << 40  # of no file
+_PATTERN = struct.Struct("<II")
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
+    with LocalCluster(tmp_path_factory.mktemp("cluster"), nodes=2, replicas=2, port=0, lease_s=1.5) as running:
+        yield running
+
+
+@pytest.fixture
+def client(cluster: LocalCluster) -> Iterator[Client]:
+    made = connect(cluster.url)
+    yield made
+    made.close()
+
+
+def same_host(client: Client) -> SameHost:
+    return client.storage._peers.same_host
+
+
+def written(client: Client, path: str, size: int, *, replicas: int = 2) -> tuple[OpenFile, bytes]:
+    data = np.random.default_rng(size).bytes(size)
+    choice = LayoutChoice(replicas=replicas, chunk_bytes=1 << 20)
+    with client.files.create_writer(path, layout_choice=choice) as writer:
+        writer.write(data)
+    return client.files.open_read(path), data
+
+
+def come_back(cluster: LocalCluster, client: Client, node: int) -> None:
+    """Start a killed node again, and wait until it serves with all that it missed."""
+    killed = client.mgmtd.routing.nodes[NodeId(node)].generation
+    cluster.restart_node(node)
+    deadline_s = lease_now_s() + 60
+    while client.mgmtd.fetch().nodes[NodeId(node)].generation == killed:
+        assert lease_now_s() < deadline_s, f"node {node} does not come back"
+    cluster.wait_serving(recovered=True, timeout_s=60)
+
+
+def check(client: Client, file: OpenFile, data: bytes, seed: int, sizes: tuple[int, int]) -> None:
+    """Read many random ranges at once and compare them."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(*sizes, 40)
+    offsets = rng.integers(0, len(data) - lengths)
+    out = bytearray(int(lengths.sum()))
+    client.files.read_batch([file], np.zeros(40, dtype=np.int64), offsets, lengths, out)
+    at = 0
+    for offset, length in zip(offsets.tolist(), lengths.tolist(), strict=True):
+        assert out[at : at + length] == data[offset : offset + length], (offset, length)
+        at += length
+
+
+def test_random_ranges_are_read_from_the_block_files(client: Client) -> None:
+    file, data = written(client, "/random", 5 << 20)
+    for seed in range(6):
+        check(client, file, data, seed, (1 << 10, 2 << 20))
+    assert same_host(client).read_bytes > 40 << 20
+    assert len(same_host(client).verified)
+
+
+def test_small_ranges_and_who_does_not_want_it_are_read_over_the_network(cluster: LocalCluster, client: Client) -> None:
+    file, data = written(client, "/network", 3 << 20)
+    check(client, file, data, 1, (1, 4 << 10))
+    assert not same_host(client).read_bytes
+    other = connect(cluster.url, same_host=False)
+    try:
+        check(other, file, data, 2, (1 << 10, 1 << 20))
+        assert not same_host(other).read_bytes
+    finally:
+        other.close()
+
+
+def _open_block_files() -> list[str]:
+    """The paths of this process's descriptors of block files."""
+    paths = []
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # that of the listing itself
+            paths.append(os.readlink(f"/proc/self/fd/{name}"))
+    return [path for path in paths if path.endswith(".blk")]
+
+
+def test_in_a_forked_child_and_in_its_parent(client: Client) -> None:
+    file, data = written(client, "/forked", 3 << 20)
+    check(client, file, data, 1, (64 << 10, 1 << 20))
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            before = same_host(client).read_bytes
+            check(client, file, data, 2, (64 << 10, 1 << 20))
+            blocks = _open_block_files()
+            status = 0 if same_host(client).read_bytes > before and len(blocks) == len(set(blocks)) else 2
+        finally:
+            os._exit(status)
+    check(client, file, data, 3, (64 << 10, 1 << 20))
+    assert os.waitpid(child, 0)[1] == 0
+    check(client, file, data, 4, (64 << 10, 1 << 20))
+
+
+def _find(cluster: LocalCluster, node: int, data: bytes) -> tuple[Path, int] | None:
+    """The block file and position where a node has `data`'s second 4 KiB, if it has them; the page cache does not keep
+    what was looked at."""
+    for path in (cluster.folder.path / f"storage-{node}" / "disk" / "blocks").glob("*.blk"):
+        fd = os.open(path, os.O_RDONLY)
+        size, end = os.fstat(fd).st_size, 0
+        try:
+            while end < size:
+                begin = os.lseek(fd, end, os.SEEK_DATA)
+                end = os.lseek(fd, begin, os.SEEK_HOLE)
+                at = os.pread(fd, end - begin, begin).find(data[4096:8192])
+                if at >= 0:
+                    return path, begin + at
+        except OSError:
+            continue  # no more data, only the hole that is most of the file
+        finally:
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(fd)
+    return None
+
+
+def _flip_on_disk(cluster: LocalCluster, node: int, data: bytes) -> None:
+    """One bit of where this node has these bytes, on the disk and not in the page cache."""
+    found = _find(cluster, node, data)
+    assert found is not None, "these bytes are on no disk"
+    with found[0].open("r+b") as file:
+        file.seek(found[1])
+        file.write(bytes([data[4096] ^ 1]))
+        file.flush()
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def test_what_comes_from_the_disk_again_is_verified_again(cluster: LocalCluster, client: Client) -> None:
+    """Chunks of one replica: there is no other to read."""
+    file, data = written(client, "/lone", 1 << 20, replicas=1)
+    for _ in range(2):
+        assert client.files.read(file) == data
+    assert same_host(client).read_bytes == 2 * len(data)
+    node = next(node for node in (1, 2) if _find(cluster, node, data))
+    _flip_on_disk(cluster, node, data)
+    with pytest.raises(Corrupt, match="failed its checksum on every serving target"):
+        client.files.read(file)
+
+
+def test_a_damaged_block_is_read_from_the_other_replica_and_repaired(cluster: LocalCluster, client: Client) -> None:
+    file, data = written(client, "/damaged", 1 << 20)
+    for node in (1, 2):
+        _flip_on_disk(cluster, node, data)
+        deadline_s = lease_now_s() + 30
+        while not _find(cluster, node, data):
+            assert client.files.read(file) == data
+            assert lease_now_s() < deadline_s, "it was not repaired"
+
+
+def test_without_its_socket_a_daemon_is_read_over_the_network(cluster: LocalCluster, client: Client) -> None:
+    file, data = written(client, "/socket", 3 << 20)
+    paths = [Path(path) for node in client.mgmtd.routing.nodes.values() for path in node.unix_endpoints]
+    assert len(paths) == 2
+    for path in paths:
+        path.rename(path.with_suffix(".away"))
+    try:
+        check(client, file, data, 1, (100 << 10, 1 << 20))
+        assert not same_host(client).read_bytes
+    finally:
+        for path in paths:
+            path.with_suffix(".away").rename(path)
+
+
+def test_a_daemon_that_stands_still_is_given_up_for_another(cluster: LocalCluster) -> None:
+    client = connect(cluster.url)
+    try:
+        file, data = written(client, "/stalled", 3 << 20)
+        check(client, file, data, 1, (100 << 10, 1 << 20))
+        pid = cluster.pids["storage-1"]
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            check(client, file, data, 2, (100 << 10, 1 << 20))
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        cluster.wait_serving(recovered=True)
+    finally:
+        client.close()
+
+
+class _Meanwhile(Verified):
+    """What is known, and something that happens between the daemon's answer and the read."""
+
+    def __init__(self, known: Verified, happens: Callable[[], None]) -> None:
+        super().__init__()
+        self._known = known._known
+        self._happens = happens
+
+    def of(self, place: Hashable, identity: tuple[int, int, int], now_s: float) -> int:
+        happens, self._happens = self._happens, lambda: None
+        happens()
+        return super().of(place, identity, now_s)
+
+
+def test_nothing_is_taken_unverified_from_a_daemon_that_has_gone(cluster: LocalCluster, client: Client) -> None:
+    """Its blocks may be anything by then: here one is changed, as if another run had reused it."""
+    file, data = written(client, "/gone", 1 << 20)
+    for _ in range(8):
+        assert client.files.read(file) == data  # by both daemons, and known to match
+    here = same_host(client)
+    assert len(here.verified) == 2
+    victim = {}
+
+    def die() -> None:
+        lent = here._pool._lent
+        (name,) = [name for name, count in lent.items() if count]
+        node = int(name.rpartition("-")[2].removesuffix(".sock"))
+        found = _find(cluster, node, data)
+        assert found is not None
+        cluster.kill_node(node)
+        victim.update(node=node, found=found)
+        _write_at(found, bytes([data[4096] ^ 1]))
+
+    here.verified = _Meanwhile(here.verified, die)
+    before = here.read_bytes
+    assert client.files.read(file) == data
+    assert victim and here.read_bytes > before, "it was read, and not believed"
+    _write_at(victim["found"], data[4096:4097])
+    come_back(cluster, client, victim["node"])
+
+
+def _write_at(where: tuple[Path, int], data: bytes) -> None:
+    with where[0].open("r+b") as file:
+        os.pwrite(file.fileno(), data, where[1])
+
+
+# -- under overwrites
+
+
+class Overwritten:
+    """Chunks 0 .. CHUNKS that `write` overwrites, and `read` checks: whole, of that chunk, never older than before."""
+
+    def __init__(self, cluster: LocalCluster) -> None:
+        self.client = connect(cluster.url)
+        chains = self.client.mgmtd.routing.chains.values()
+        self._chains = sorted(int(chain.chain_id) for chain in chains if len(chain.targets) == 2)
+        self.turn = 0
+        self.reads = 0
+
+    def chain(self, chunk: int) -> int:
+        return self._chains[chunk % len(self._chains)]
+
+    def write(self) -> None:
+        """All of them once more."""
+        self.turn += 1
+        updates = []
+        for chunk in range(CHUNKS):
+            hi, lo = file_chunk(INODE, chunk)
+            data = _PATTERN.pack(chunk, self.turn) * (CHUNK_BYTES // _PATTERN.size)
+            updates.append(
+                ChunkUpdate(hi=hi, lo=lo, chain=self.chain(chunk), op=Op.REPLACE, data=data, chunk_bytes=CHUNK_BYTES)
+            )
+        self.client.storage.write(updates, deadline_s=lease_now_s() + 60)
+
+    def read(self, out: memoryview, seen: dict[int, int]) -> None:
+        """All of them in one call. `seen`: the newest write of each chunk that this reader has met."""
+        ranges = np.zeros(CHUNKS, dtype=RANGE)
+        for chunk in range(CHUNKS):
+            ranges["hi"][chunk], ranges["lo"][chunk] = file_chunk(INODE, chunk)
+            ranges["chain"][chunk] = self.chain(chunk)
+        ranges["length"] = CHUNK_BYTES
+        places = np.arange(CHUNKS, dtype=np.int64) * CHUNK_BYTES
+        results = self.client.storage.read(ranges, out, places, deadline_s=lease_now_s() + 60)
+        assert (results["length"] == CHUNK_BYTES).all(), results
+        words = np.frombuffer(out, dtype="<u8").reshape(CHUNKS, -1)
+        for chunk in range(CHUNKS):
+            assert (words[chunk] == words[chunk, 0]).all(), f"chunk {chunk}: bytes of several writes in one read"
+            of, turn = _PATTERN.unpack_from(out, chunk * CHUNK_BYTES)
+            assert of == chunk, f"chunk {chunk}: bytes of chunk {of}"
+            assert turn >= seen[chunk], f"chunk {chunk}: write {turn} after write {seen[chunk]}"
+            seen[chunk] = turn
+        self.reads += 1
+
+    def reading(self, stop: threading.Event, failures: list[BaseException]) -> Callable[[], None]:
+        def run() -> None:
+            out, seen = memoryview(bytearray(CHUNKS * CHUNK_BYTES)), dict.fromkeys(range(CHUNKS), 0)
+            try:
+                while not stop.is_set():
+                    self.read(out, seen)
+                    self.read(out, seen)
+            except BaseException as error:
+                failures.append(error)
+                raise
+
+        return run
+
+    @contextlib.contextmanager
+    def readers(self, count: int) -> Iterator[list[BaseException]]:
+        """So many threads read all the time; raises what they raised."""
+        stop, failures = threading.Event(), []
+        threads = [threading.Thread(target=self.reading(stop, failures)) for _ in range(count)]
+        for thread in threads:
+            thread.start()
+        try:
+            yield failures
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+        if failures:
+            raise failures[0]
+
+
+@pytest.fixture
+def overwritten(cluster: LocalCluster) -> Iterator[Overwritten]:
+    made = Overwritten(cluster)
+    made.write()
+    yield made
+    made.client.close()
+
+
+def test_every_read_is_of_one_version_while_all_is_overwritten(overwritten: Overwritten) -> None:
+    with overwritten.readers(3) as failures:
+        while overwritten.turn < 120 and not failures:
+            overwritten.write()
+    here = same_host(overwritten.client)
+    assert here.read_bytes > overwritten.reads * CHUNK_BYTES, "most of it was read from the block files"
+
+
+def test_daemons_killed_under_readers_cost_no_read_and_no_byte(cluster: LocalCluster, overwritten: Overwritten) -> None:
+    with overwritten.readers(3) as failures:
+        for turn in range(4):
+            node = turn % 2 + 1
+            cluster.kill_node(node)
+            for _ in range(5):
+                with contextlib.suppress(Unavailable):
+                    overwritten.write()
+            come_back(cluster, overwritten.client, node)
+            before = overwritten.reads
+            while overwritten.reads < before + 10 and not failures:
+                overwritten.write()
+            if failures:
+                break
+
+
+def test_a_block_that_was_shown_outlives_the_daemon_that_showed_it(
+    cluster: LocalCluster, overwritten: Overwritten
+) -> None:
+    """SIGKILL while a client reads: the next run of the daemon gives the block to nobody while the client may read."""
+    routing = overwritten.client.mgmtd.routing
+    hello = storage_pb2.Hello(protocol=1, cluster_id=routing.cluster_id, role="client", features=int(Feature.SAME_HOST))
+    reader = LocalConnection.open(f"unix:{routing.nodes[NodeId(1)].unix_endpoints[0]}", hello, timeout_s=10)
+    ranges = np.zeros(1, dtype=RANGE)
+    ranges["hi"], ranges["lo"] = file_chunk(INODE, 0)
+    ranges["chain"], ranges["length"] = overwritten.chain(0), CHUNK_BYTES
+    ranges["chain_version"] = routing.chains[ChainId(overwritten.chain(0))].version
+    reader.send(Kind.LOCATE, [ranges.tobytes()], count=1, deadline_s=lease_now_s() + 10)
+    _, head = reader.receive_head()
+    sums = int(np.frombuffer(head, dtype=RESULT, count=1)["n_sums"][0])
+    at = int(np.frombuffer(head, dtype=PLACE, count=1, offset=RESULT.itemsize + sums * 4)["position"][0])
+    (fd,) = reader.fresh()
+    shown = os.pread(fd, CHUNK_BYTES, at)
+    assert _PATTERN.unpack_from(shown) == (0, overwritten.turn)
+
+    cluster.kill_node(1)
+    reader.close()
+    come_back(cluster, overwritten.client, 1)
+    for _ in range(30):
+        overwritten.write()
+    assert os.pread(fd, CHUNK_BYTES, at) == shown
+    path = os.readlink(f"/proc/self/fd/{fd}")
+    os.close(fd)
+    fd = os.open(path, os.O_RDONLY)
+    deadline_s = lease_now_s() + 60
+    while os.pread(fd, CHUNK_BYTES, at) == shown:
+        assert lease_now_s() < deadline_s, "the block is not reused once nobody may read it"
+        overwritten.write()
+    os.close(fd)
