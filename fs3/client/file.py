@@ -20,7 +20,7 @@ from fs3.client import plan_core
 from fs3.client.meta import MetaClient, Publish
 from fs3.client.meta_files import FILES_AT_ONCE
 from fs3.client.mgmtd import MgmtdClient
-from fs3.client.plan_core import I64, ChunkPlan
+from fs3.client.plan_core import I64, ChunkPlan, FileTable
 from fs3.client.read_path import RangeCorrupt
 from fs3.client.renewal import Renewal
 from fs3.client.sending import Sending
@@ -135,12 +135,7 @@ class FileClient:
             raise Invalid(
                 f"file numbers from {index.min()} to {index.max()}: there are {len(handles)} files, from 0 on"
             )
-        table = plan_core.file_table(
-            [handle.inode_id for handle in handles],
-            [handle.length for handle in handles],
-            [handle.layout.chunk_bytes for handle in handles],
-            [handle.chains for handle in handles],
-        )
+        table = file_table(handles)
         outside = plan_core.first_outside(table, index, offsets, lengths)
         if outside is not None:
             handle, begin = handles[int(index[outside])], int(offsets[outside])
@@ -302,6 +297,16 @@ class FileClient:
             chunk_update(inode.inode_id, layout, chains, at // layout.chunk_bytes, data[at : at + layout.chunk_bytes])
             for at in range(0, len(data), layout.chunk_bytes)
         ]
+
+
+def file_table(handles: Sequence[OpenFile]) -> FileTable:
+    """The layouts of `handles` as arrays."""
+    return plan_core.file_table(
+        [handle.inode_id for handle in handles],
+        [handle.length for handle in handles],
+        [handle.layout.chunk_bytes for handle in handles],
+        [handle.chains for handle in handles],
+    )
 
 
 def _target(out: Bytes) -> memoryview:

@@ -114,13 +114,18 @@ def plan_file_ranges(files: FileTable, file_index: I64, offsets: I64, lengths: I
         within = begin - chunk * size
         out_offsets = out_offsets[source] + begin - offsets[source]
         lengths = np.minimum((chunk + 1) * size, ends[source]) - begin
-    ranges = np.zeros(len(source), dtype=RANGE)
+    return ChunkPlan(chunk_ranges(files, file_index, chunk, within, lengths), out_offsets, source)
+
+
+def chunk_ranges(files: FileTable, file_index: I64, chunk: I64, within: I64, lengths: I64) -> Records:
+    """RANGE records of `lengths[i]` bytes at `within[i]` of chunk number `chunk[i]` of each file: [m]."""
+    ranges = np.zeros(len(chunk), dtype=RANGE)
     ranges["hi"] = files.hi[file_index]
     ranges["lo"] = chunk
     ranges["offset"] = within
     ranges["length"] = lengths
     ranges["chain"] = files.chains[files.stripe_start[file_index] + chunk % files.stripe[file_index]]
-    return ChunkPlan(ranges, out_offsets, source)
+    return ranges
 
 
 def group_by(keys: I64) -> list[tuple[int, I64]]:

@@ -72,6 +72,15 @@ class StorageClient:
         """By which daemons know this client's updates: its session with mgmtd; one is opened if there is none yet."""
         return self._peers.identity().client_id
 
+    @property
+    def peers(self) -> Peers:
+        """What all its calls share."""
+        return self._peers
+
+    def deadline_s(self) -> float:
+        """When a call that begins now and names no deadline must have ended."""
+        return self._times(None)[1]
+
     def close(self) -> None:
         """Close every connection; later calls raise Unavailable."""
         self._peers.close()

@@ -123,6 +123,17 @@ class Connection:
         if sock is not None:
             sock.close()
 
+    @property
+    def last_request_id(self) -> int:
+        """The id of the newest request."""
+        return self._request_id
+
+    def detach(self) -> socket.socket:
+        """Hand the socket over to somebody else, at a time when nothing is outstanding; to be closed by them."""
+        sock, self._sock = self._sock, None
+        assert sock is not None and not self._awaited, f"{self.endpoint} is closed or in use"
+        return sock
+
     def interrupt(self) -> None:
         """Have whoever uses it fail soon; from any thread."""
         sock = self._sock

@@ -21,7 +21,7 @@ def test_a_quick_run(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bench.json", "ratios.png", "ratios.svg"]
     result = Result.load(tmp_path / "bench.json")
     names = [row.name for row in result.rows]
-    assert len(names) == len(set(names)) == 4 + 2 + 2 + 11 + 4
+    assert len(names) == len(set(names)) == 4 + 2 + 4 + 11 + 4
     for row in result.rows:
         assert row.rate.low > 0 and row.beside, row.name
         assert all(one.rate.low > 0 and len(one.ratio.values) == 1 for one in row.beside), row.name
@@ -36,7 +36,8 @@ def test_a_quick_run(tmp_path: Path) -> None:
         assert "MooseFS: not installed" in ended.stdout or moosefs.missing() in ended.stdout
     elif not absent:
         of_names = [3, 3, *of_names]
-    assert [target.wanted for row in result.rows for target in row.targets] == [150_000, 4] * 2 + of_names
+    of_reads = [150_000, 4] * 2 + [60_000] * 2
+    assert [target.wanted for row in result.rows for target in row.targets] == of_reads + of_names
     assert result.quick and result.machine["cores"] > 0 and result.profiles
     assert result.memory.keys() == {"this process", "mgmtd", "meta", "storage-1", "storage-2", "storage-3"}
 

@@ -63,7 +63,8 @@ class Shared:
 
 class ChunkServer:
     """One storage node. Faults: `read_status[chain]`, `frame_status`, `corrupt` (a bit flipped in every body),
-    `die_in_reply` (closes inside the next bodies), `lose_ack` (applies writes and closes without an answer)."""
+    `die_in_reply` (closes inside the next bodies), `lose_ack` (applies writes and closes without an answer); as long as
+    `goes_on` is not set it is as after a SIGSTOP."""
 
     def __init__(self, shared: Shared, chain_versions: dict[int, int]) -> None:
         self.shared = shared
@@ -73,6 +74,8 @@ class ChunkServer:
         self.corrupt = False
         self.die_in_reply = 0
         self.lose_ack = 0
+        self.goes_on = threading.Event()
+        self.goes_on.set()
         self.asked: list[Header] = []
         self.reported: list[tuple[int, int, int]] = []  # (chain, hi, lo) of REPORT frames
         self.limits = (4_096, 64 << 20)
@@ -83,6 +86,7 @@ class ChunkServer:
 
     def stop(self) -> None:
         """As a SIGKILL looks from outside."""
+        self.goes_on.set()
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         for sock in self._sockets:
@@ -103,6 +107,7 @@ class ChunkServer:
             with sock:
                 while True:
                     header = unpack_header(_exactly(sock, HEADER_BYTES))
+                    self.goes_on.wait()
                     head, body = _exactly(sock, header.head_bytes), _exactly(sock, header.body_bytes)
                     if not self._answer(sock, header, head, body):
                         return

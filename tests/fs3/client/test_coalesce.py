@@ -1,8 +1,14 @@
-"""Reads of many tasks: answered each with its own bytes or error, and sent together."""
+"""Reads of many tasks: answered each with its own bytes or error, and sent together; whatever a daemon does, and
+whatever becomes of the loop.
+
+What goes wrong is set once a first read has opened the loop's connections, so that it meets those.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import os
+import threading
 
 import numpy as np
 import pytest
@@ -10,7 +16,8 @@ import pytest
 from fs3.client.coalesce import AsyncReader
 from fs3.client.file import FileClient
 from fs3.client.storage import StorageClient
-from fs3.errors import Fs3Error, Invalid
+from fs3.errors import Busy, Committing, Fs3Error, Invalid, Unavailable
+from fs3.transport.frame_core import Kind
 
 CHUNK = 64 << 10
 DATA = np.random.default_rng(4).bytes(5 * CHUNK)
@@ -18,7 +25,7 @@ DATA = np.random.default_rng(4).bytes(5 * CHUNK)
 
 @pytest.fixture
 def reader(cluster, meta):
-    storage = StorageClient(cluster.mgmtd, timeout_s=20.0)
+    storage = StorageClient(cluster.mgmtd, timeout_s=20.0, stall_s=0.5)
     files = FileClient(storage, meta, cluster.mgmtd)
     files.create_batch(["/a", "/b"], [DATA, DATA[::-1]])
     made = AsyncReader(files)
@@ -66,5 +73,204 @@ def test_a_cancelled_read_leaves_the_others(reader) -> None:
         with pytest.raises(asyncio.CancelledError):
             await one
         assert await reader.read(a, 7, 3) == DATA[7:10]
+
+    asyncio.run(go())
+
+
+async def warm(reader, handle) -> None:
+    """Have a connection to every daemon."""
+    for _ in range(200):
+        lanes = reader._reads._lanes._lanes if reader._reads is not None else {}
+        if len(lanes) == 3 and None not in lanes.values():
+            return
+        await asyncio.gather(*(reader.read(handle, at * CHUNK, 10) for at in range(5)))
+    raise AssertionError("the connections were never opened")
+
+
+async def under_way(reader, count: int) -> None:
+    for _ in range(1_000):
+        if reader._reads._under_way == count:
+            return
+        await asyncio.sleep(0)
+    raise AssertionError(f"{reader._reads._under_way} reads are under way")
+
+
+def ranges_read(cluster) -> int:
+    return sum(header.count for server in cluster.servers for header in server.asked if header.kind == Kind.READ)
+
+
+async def read_all(reader, handle, count: int = 60) -> None:
+    wanted = [(at * 5_003 % (len(DATA) - 900), 1 + at * 13) for at in range(count)]
+    got = await asyncio.gather(*(reader.read(handle, *one) for one in wanted))
+    assert got == [DATA[offset : offset + length] for offset, length in wanted]
+
+
+def test_small_reads_need_no_thread_and_no_second_request(reader, cluster) -> None:
+    (a,) = reader.files.open_many(["/a"])
+
+    async def go() -> None:
+        await warm(reader, a)
+        before, running = ranges_read(cluster), threading.active_count()
+        wanted = [(at * 4_096, 4_096) for at in range(75)]
+        got = await asyncio.gather(*(reader.read(a, *one) for one in wanted))
+        assert got == [DATA[offset : offset + length] for offset, length in wanted]
+        assert (ranges_read(cluster) - before, threading.active_count()) == (75, running)
+
+    asyncio.run(go())
+
+
+def stop(cluster) -> None:
+    for server in cluster.servers:
+        server.goes_on.clear()
+
+
+def go_on(cluster) -> None:
+    for server in cluster.servers:
+        server.goes_on.set()
+
+
+def corrupt(cluster, server) -> None:
+    server.corrupt = True
+
+
+def dies_in_its_reply(cluster, server) -> None:
+    server.die_in_reply = 1
+
+
+def refuses_a_frame(cluster, server) -> None:
+    server.frame_status = [Unavailable.code]
+
+
+def is_committing(cluster, server) -> None:
+    node = cluster.servers.index(server) + 1
+    chains = cluster.mgmtd.routing.chains.values()
+    server.read_status = {one.chain_id: Committing.code for one in chains if one.targets[-1] % 100 != node}
+
+
+def is_gone(cluster, server) -> None:
+    server.stop()
+
+
+def is_stopped(cluster, server) -> None:
+    server.goes_on.clear()
+
+
+def stops_serving(cluster, server) -> None:
+    node = cluster.servers.index(server) + 1
+    for chain in range(1, 7):
+        cluster.set_chain(chain, [other for other in (1, 2, 3) if other != node])
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [corrupt, dies_in_its_reply, refuses_a_frame, is_committing, is_gone, is_stopped, stops_serving],
+    ids=lambda fault: fault.__name__,
+)
+def test_one_daemon_that_fails_costs_no_read_its_bytes(reader, cluster, fault) -> None:
+    (a,) = reader.files.open_many(["/a"])
+
+    async def go() -> None:
+        await warm(reader, a)
+        fault(cluster, cluster.servers[1])
+        for _ in range(12):  # some turns ask the others
+            await read_all(reader, a)
+
+    asyncio.run(go())
+
+
+def test_damage_is_reported_to_the_daemon_that_sent_it(reader, cluster) -> None:
+    (a,) = reader.files.open_many(["/a"])
+    bad = cluster.servers[2]
+
+    async def go() -> None:
+        await warm(reader, a)
+        bad.corrupt = True
+        for _ in range(100):
+            await read_all(reader, a, 10)
+            if bad.reported:
+                return
+        raise AssertionError("nothing was reported")
+
+    asyncio.run(go())
+    assert not any(server.reported for server in cluster.servers if server is not bad)
+
+
+def test_a_read_that_is_cancelled_under_way_leaves_the_others(reader, cluster) -> None:
+    (a,) = reader.files.open_many(["/a"])
+
+    async def go() -> None:
+        await warm(reader, a)
+        stop(cluster)
+        tasks = [asyncio.ensure_future(reader.read(a, at, 50)) for at in range(40)]
+        await under_way(reader, 40)
+        for task in tasks[::2]:
+            task.cancel()
+        go_on(cluster)
+        got = await asyncio.gather(*tasks, return_exceptions=True)
+        assert got[1::2] == [DATA[at : at + 50] for at in range(1, 40, 2)]
+        assert all(isinstance(one, asyncio.CancelledError) for one in got[::2])
+
+    asyncio.run(go())
+
+
+def test_a_loop_closed_while_reads_are_under_way_leaves_the_reader_to_the_next(reader, cluster) -> None:
+    (a,) = reader.files.open_many(["/a"])
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(warm(reader, a))
+    stop(cluster)
+    tasks = [loop.create_task(reader.read(a, at, 50)) for at in range(40)]
+    loop.run_until_complete(under_way(reader, 40))
+    for task in tasks:
+        assert not task.done()
+        task._log_destroy_pending = False
+    loop.close()
+    go_on(cluster)
+    asyncio.run(read_all(reader, a))
+
+
+def test_a_reader_is_for_one_running_loop(reader) -> None:
+    (a,) = reader.files.open_many(["/a"])
+
+    async def other() -> None:
+        with pytest.raises(Invalid, match="another event loop"):
+            await reader.read(a, 0, 10)
+
+    async def go() -> None:
+        await read_all(reader, a)
+        await asyncio.to_thread(asyncio.run, other())
+        await read_all(reader, a)
+
+    asyncio.run(go())
+
+
+def test_a_forked_child_reads_on_its_own(reader) -> None:
+    (a,) = reader.files.open_many(["/a"])
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(warm(reader, a))
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            asyncio.run(read_all(reader, a))
+            code = 0
+        finally:
+            os._exit(code)
+    loop.run_until_complete(read_all(reader, a))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    loop.run_until_complete(read_all(reader, a))
+    reader.close()
+    loop.close()
+
+
+def test_no_more_than_so_many_reads_wait(reader) -> None:
+    (a,) = reader.files.open_many(["/a"])
+    few = AsyncReader(reader.files, max_waiting=50)
+
+    async def go() -> None:
+        got = await asyncio.gather(*(few.read(a, at, 5) for at in range(60)), return_exceptions=True)
+        assert got[:50] == [DATA[at : at + 5] for at in range(50)]
+        assert all(isinstance(one, Busy) for one in got[50:])
+        await read_all(few, a, 50)
+        few.close()
 
     asyncio.run(go())

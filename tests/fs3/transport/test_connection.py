@@ -6,6 +6,7 @@ partial receives and more than 1,024 pieces are met.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import queue
 import socket
@@ -16,10 +17,11 @@ from contextlib import contextmanager
 import pytest
 
 from fs3.clock import deadline_after
-from fs3.errors import Busy, Corrupt, Invalid, StaleRouting, Unavailable
+from fs3.errors import Busy, Corrupt, Fs3Error, Invalid, StaleRouting, Unavailable
 from fs3.pb import storage_pb2
 from fs3.transport.connection import Connection
 from fs3.transport.frame_core import HEADER_BYTES, Flag, Header, Kind, pack_header, pack_trailer, unpack_header
+from fs3.transport.loop_connection import LoopConnection
 from fs3.transport.pool import ConnectionPool
 
 HELLO = storage_pb2.Hello(protocol=1, cluster_id="c", client_id=7, role="client")
@@ -317,3 +319,146 @@ def test_a_forked_child_opens_its_own_connections() -> None:
             assert again is connection and again._sock is not None and again._sock.fileno() == fileno
             assert ask(again, b"parent") == b"parent"
         pool.close()
+
+
+class Driven:
+    """A LoopConnection in the running loop, and what it was told; `frame` waits for the next reply."""
+
+    def __init__(self, endpoint: str, *, max_frame_bytes: int = 8 << 20) -> None:
+        self.replies: asyncio.Queue[tuple[int, int, bytes, bytes]] = asyncio.Queue()
+        self.lost: list[Fs3Error] = []
+        self.ended = asyncio.Event()
+        self.connection = LoopConnection(
+            asyncio.get_running_loop(),
+            Connection.open(endpoint, HELLO, timeout_s=5.0),
+            max_frame_bytes=max_frame_bytes,
+            replied=self._replied,
+            lost=self._lost,
+        )
+
+    def _replied(self, header: Header, head: memoryview, body: memoryview) -> None:
+        self.replies.put_nowait((header.request_id, header.status, bytes(head), bytes(body)))
+
+    def _lost(self, error: Fs3Error) -> None:
+        self.lost.append(error)
+        self.ended.set()
+
+    def send(self, head: bytes) -> int:
+        return self.connection.send(Kind.READ, head, count=1, deadline_s=deadline_after(20.0))
+
+
+@pytest.mark.parametrize("segment", [1, 7, 1_000, 1 << 20])
+def test_a_loop_gets_whole_frames_however_they_come(segment: int) -> None:
+    bodies = [bytes(range(251)) * size for size in (0, 1, 3, 40, 9)]
+
+    def in_reverse(sock: socket.socket) -> None:
+        asked = [read_frame(sock)[0] for _ in bodies]
+        pairs = zip(reversed(asked), reversed(bodies), strict=True)
+        raw = b"".join(reply(one, b"head", body, flags=Flag.TRAILER) for one, body in pairs)
+        for at in range(0, len(raw), segment):
+            sock.sendall(raw[at : at + segment])
+        sock.recv(1)
+
+    async def go(endpoint: str) -> None:
+        driven = Driven(endpoint)
+        ids = [driven.send(b"x" * 100) for _ in bodies]
+        got = [await driven.replies.get() for _ in bodies]
+        pairs = zip(reversed(ids), reversed(bodies), strict=True)
+        assert got == [(request_id, 0, b"head", body) for request_id, body in pairs]
+        driven.connection.close()
+        assert not driven.lost
+
+    with peer(in_reverse) as endpoint:
+        asyncio.run(go(endpoint))
+
+
+def test_a_loop_gets_replies_larger_than_any_before() -> None:
+    async def go(endpoint: str) -> None:
+        driven = Driven(endpoint)
+        for size in (10, 300_000, 40, 1_000_000, 999_999):
+            driven.send(b"z" * size)
+            _, _, head, _ = await driven.replies.get()
+            assert head == b"z" * size
+        driven.connection.close()
+
+    with peer(echo) as endpoint:
+        asyncio.run(go(endpoint))
+
+
+def test_a_status_and_the_acknowledgement_that_a_peer_needs() -> None:
+    seen: list[Header] = []
+    acknowledged = threading.Event()
+
+    def script(sock: socket.socket) -> None:
+        sock.sendall(reply(read_frame(sock)[0], b"no", status=StaleRouting.code))
+        sock.sendall(reply(read_frame(sock)[0], b"", b"data", flags=Flag.TRAILER | Flag.NEED_ACK))
+        seen.append(read_frame(sock)[0])
+        acknowledged.set()
+
+    async def go(endpoint: str) -> None:
+        driven = Driven(endpoint)
+        first, second = driven.send(b""), driven.send(b"")
+        assert await driven.replies.get() == (first, StaleRouting.code, b"no", b"")
+        assert await driven.replies.get() == (second, 0, b"", b"data")
+        assert await asyncio.to_thread(acknowledged.wait, 5.0)
+        assert (seen[0].kind, seen[0].ack_id) == (Kind.ACK, second)
+        driven.connection.close()
+
+    with peer(script) as endpoint:
+        asyncio.run(go(endpoint))
+
+
+def _flipped(raw: bytes, at: int) -> bytes:
+    return raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (lambda asked: b"", Unavailable),
+        (lambda asked: reply(asked, b"head", b"body")[:-1], Unavailable),
+        (lambda asked: b"HTTP/1.1 400 Bad Request" + bytes(100), Invalid),
+        (lambda asked: _flipped(reply(asked, b"head"), HEADER_BYTES + 1), Corrupt),
+        (lambda asked: _flipped(reply(asked, b"", b"body", flags=Flag.TRAILER), -2), Corrupt),
+        (lambda asked: reply(Header(Kind.READ, asked.request_id + 1)), Corrupt),
+        (lambda asked: reply(asked) * 2, Corrupt),
+        (lambda asked: reply(asked, b"", bytes(100_000)), Corrupt),
+    ],
+    ids=["end", "cut short", "no frame", "head", "trailer", "not asked", "twice", "too large"],
+)
+def test_a_loop_hears_once_that_a_peer_is_no_good(answer: Callable[[Header], bytes], error: type[Fs3Error]) -> None:
+    def script(sock: socket.socket) -> None:
+        sock.sendall(answer(read_frame(sock)[0]))
+        sock.shutdown(socket.SHUT_WR)
+        sock.recv(1)
+
+    async def go(endpoint: str) -> None:
+        driven = Driven(endpoint, max_frame_bytes=50_000)
+        driven.send(b"")
+        await asyncio.wait_for(driven.ended.wait(), 10.0)
+        assert [type(one) for one in driven.lost] == [error] and driven.connection.closed
+        with pytest.raises(Unavailable):
+            driven.send(b"")
+        driven.connection.close()
+        assert len(driven.lost) == 1
+
+    with peer(script) as endpoint:
+        asyncio.run(go(endpoint))
+
+
+def test_a_peer_that_takes_nothing_is_given_up() -> None:
+    done = threading.Event()
+
+    async def go(endpoint: str) -> None:
+        driven = Driven(endpoint)
+        with pytest.raises(Unavailable, match="broke off"):
+            for _ in range(10_000):
+                driven.send(bytes(60_000))
+        assert driven.connection.closed
+        done.set()
+
+    def idle(sock: socket.socket) -> None:
+        done.wait(20.0)
+
+    with peer(idle) as endpoint:
+        asyncio.run(go(endpoint))
