@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.context import REQUEST_BYTES, Context, buffer
-from benchmarks.local_files import LocalFile, LocalWrites
+from benchmarks.local_files import LocalFile, LocalWrites, Sync
 from benchmarks.rounds import Case, Timed, for_seconds
 from benchmarks.rows import Row, make_row
 from fs3_trainer.model import DeepseekV3
@@ -81,8 +81,8 @@ def _measure_state(context: Context, name: str, tensors: dict[str, Tensor]) -> l
     piece = buffer(min(size, REQUEST_BYTES))
     piece[:] = torch.randint(0, 256, (len(piece),), dtype=torch.uint8).numpy().data
     with LocalWrites(context.folder) as local:
-        saves[WRITE_ONE] = lambda: local.write(piece, count, sync_each=False)
-        saves[WRITE_ALL] = lambda: local.write(piece, count, copies=REPLICAS, sync_each=False)
+        saves[WRITE_ONE] = lambda: local.write(piece, count, sync=Sync.ONCE)
+        saves[WRITE_ALL] = lambda: local.write(piece, count, copies=REPLICAS, sync=Sync.ONCE)
         saved = context.measure(f"checkpoint save, {name}", saves, writes=True)
 
     targets = {key: torch.empty_like(tensor) for key, tensor in tensors.items()}

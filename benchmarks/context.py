@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,8 @@ import numpy as np
 import psutil
 
 from benchmarks.bare_pair import BarePair
+from benchmarks.peers.environment import python_with
+from benchmarks.peers.peer import Peer, Peers
 from benchmarks.rounds import Case, Timed, cpu_s, interleave, with_cpu
 from fs3.client.connect import Client, connect
 from fs3.client.file import OpenFile
@@ -49,6 +51,8 @@ class Sizes:
     """of the large directory"""
     directories: tuple[int, int] | None
     """entries of those in which memory is compared"""
+    chunks: int
+    """of the engine that is opened"""
 
 
 FULL = Sizes(
@@ -62,6 +66,7 @@ FULL = Sizes(
     train_steps=5,
     entries=100_000,
     directories=(100_000, 1_000_000),
+    chunks=1_000_000,
 )
 QUICK = Sizes(
     rounds=2,
@@ -74,17 +79,25 @@ QUICK = Sizes(
     train_steps=2,
     entries=2_000,
     directories=None,
+    chunks=20_000,
 )
 
 
 class Context:
     """One run. What a benchmark does not ask for is not made. Use it as a context manager."""
 
-    def __init__(self, folder: Path, sizes: Sizes, say: Callable[[str], None] = lambda line: None) -> None:
-        """`folder`: empty, on the disk to be measured, the run's own. `say` hears what is going on."""
-        self.folder = folder
+    def __init__(
+        self, folder: Path, sizes: Sizes, say: Callable[[str], None] = lambda line: None, *, install: bool = False
+    ) -> None:
+        """`folder`: empty, on the disk to be measured, the run's own. `say` hears what is going on.
+
+        `install`: peers that are Python packages may be installed, beside `folder`, where later runs find them.
+        """
+        self.folder = folder.resolve()
         self.sizes = sizes
         self.say = say
+        self._install = install
+        self._servers: list[Peer] = []
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Context:
@@ -131,9 +144,19 @@ class Context:
         return client
 
     def servers_cpu_s(self) -> float:
-        """CPU seconds that the daemons have used, and the bare servers, of which only one kind works at a time."""
-        bare = self.bare.processes if "bare" in self.__dict__ else []
-        return sum(map(cpu_s, [*self.daemons, *bare]))
+        """CPU seconds that the daemons and the servers of peers have used; only one of them works at a time."""
+        return sum(map(cpu_s, [*self.daemons, *(process for peer in self._servers for process in peer.processes)]))
+
+    @contextlib.contextmanager
+    def peers(self) -> Iterator[Peers]:
+        """Whatever is started by it ends with it."""
+        with contextlib.ExitStack() as stack:
+            yield Peers(stack, self._servers)
+
+    def python_with(self, name: str, *packages: str) -> Path:
+        """The Python of peer `name`'s own environment. Raises: Missing."""
+        self.say(f"looking for {' '.join(packages)}")
+        return python_with(self.folder.parent / "peers" / name, packages, install=self._install)
 
     @cached_property
     def daemons(self) -> list[psutil.Process]:
@@ -155,7 +178,9 @@ class Context:
     @cached_property
     def bare(self) -> BarePair:
         """A bare server of the local file."""
-        return self._stack.enter_context(BarePair(self.local_path))
+        pair = self._stack.enter_context(BarePair(self.local_path))
+        self._servers.append(pair)
+        return pair
 
     def remote(self, replicas: int) -> OpenFile:
         """The bytes of the local file on fs3, in 4 MiB chunks."""

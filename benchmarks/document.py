@@ -46,7 +46,7 @@ def replace_figures(text: str, new: str) -> str:
 def figures(result: Result) -> str:
     """The machine, the table, the costs and the profiles, in Markdown."""
     facts = result.machine
-    short = [row.name for row in result.rows if not all(target.met for target in row.targets)]
+    short = [row.name for row in result.rows if not row.met]
     packages = ", ".join(f"{name} {version}" for name, version in facts["packages"].items())
     congestion = "; ".join(f"{name}: {value}" for name, value in facts["congestion_control"].items())
     parts = [

@@ -6,17 +6,22 @@ import importlib.metadata
 import os
 import platform
 import resource
-import socket
 import time
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from benchmarks import moosefs
+from benchmarks.peers import iperf3, moosefs, nginx, redis_server
+from benchmarks.peers.congestion import loopback_congestion
 from benchmarks.rounds import cpu_s
-from fs3.transport.connection import prefer_loopback_congestion
 
+PEERS = {
+    "MooseFS": moosefs.version,
+    "nginx": nginx.version,
+    "Redis": redis_server.version,
+    "iperf3": iperf3.version,
+}
 PACKAGES = ("torch", "numpy", "grpcio", "rocksdict", "crc32c", "uvloop")
 _CONGESTION = Path("/proc/sys/net/ipv4/tcp_congestion_control")
 _HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -32,8 +37,11 @@ def facts(folder: Path) -> dict[str, Any]:
         "kernel": platform.release(),
         "filesystem": _filesystem(folder),
         "python": platform.python_version(),
-        "packages": _versions() | ({"MooseFS": peer} if (peer := moosefs.version()) else {}),
-        "congestion_control": {"default": _read(_CONGESTION), "on loopback, fs3 and the bare pair": _loopback()},
+        "packages": _versions() | {name: found for name, version in PEERS.items() if (found := version())},
+        "congestion_control": {
+            "default": _read(_CONGESTION),
+            "on loopback, all rows": loopback_congestion(),
+        },
         "huge_pages": _read(_HUGE_PAGES),
     }
 
@@ -98,14 +106,6 @@ def _versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
-
-
-def _loopback() -> str:
-    """What a same-host connection of fs3's ends up with."""
-    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as sock:
-        prefer_loopback_congestion(sock)
-        raw = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16)
-    return raw.rstrip(b"\0").decode()
 
 
 def _read(path: Path) -> str:

@@ -1,8 +1,8 @@
 """Metadata: calls of one client on one meta with SQLite, single and in batches, beside other file systems' folders.
 
-MooseFS (moosefs.py) is run twice: as it comes, when its master answers before its changelog is on disk, and with the
-changelog synced, which is what fs3 promises. A local folder is the machine's limit: through plain calls, synced as well
-wherever something was changed, and through fsspec, which syncs nothing.
+MooseFS (peers/moosefs.py) is run twice: as it comes, when its master answers before its changelog is on disk, and with
+the changelog synced, which is what fs3 promises. A local folder is the machine's limit: through plain calls, synced as
+well wherever something was changed, and through fsspec, which syncs nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from fsspec.spec import AbstractFileSystem
 
 from benchmarks.context import Context
 from benchmarks.folders import MOVED, THERE, Folder, FsspecFolder, MountedFolder, fresh_names, there_name
-from benchmarks.moosefs import Missing, MooseFS
+from benchmarks.peers.moosefs import MooseFS
+from benchmarks.peers.peer import Missing
 from benchmarks.rounds import Case, Step, Timed, for_seconds, prepared_for_seconds
 from benchmarks.rows import Absent, Row, make_row
 from fs3.client.connect import Client

@@ -10,9 +10,12 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
+import numpy as np
 import psutil
+
+PERCENTILES = (50.0, 99.0)
 
 Step = Callable[[int], float]  # does the step of this number; how much that was
 
@@ -25,6 +28,8 @@ class Timed:
     seconds: float
     client_cpu_s: float = 0.0
     servers_cpu_s: float = 0.0
+    percentiles_s: Mapping[float, float] = field(default_factory=dict)
+    """latencies of single calls, where they were taken: the percentile (99.0) to the seconds"""
 
     @property
     def rate(self) -> float:
@@ -142,17 +147,23 @@ def threads_for_seconds(steps: Sequence[Step], seconds: float) -> Timed:
     return Timed(amount=sum(done), seconds=elapsed_s)
 
 
+def percentiles_s(took_ns: Sequence[int]) -> dict[float, float]:
+    """Those of PERCENTILES of what calls took, in seconds."""
+    found = np.percentile(np.array(took_ns, dtype=np.float64), PERCENTILES) / 1e9
+    return dict(zip(PERCENTILES, found.tolist(), strict=True))
+
+
 def with_cpu(case: Case, servers_cpu_s: Callable[[], float]) -> Case:
-    """The case, its CPU seconds counted: those of this process, and what `servers_cpu_s` grows by."""
+    """The case, its CPU seconds counted: those of this process, what the case itself says that processes beside it
+    used for the client, and what `servers_cpu_s` grows by."""
     me = psutil.Process()
 
     def measured() -> Timed:
         mine, theirs = cpu_s(me), servers_cpu_s()
         run = case()
-        return Timed(
-            amount=run.amount,
-            seconds=run.seconds,
-            client_cpu_s=cpu_s(me) - mine,
+        return replace(
+            run,
+            client_cpu_s=run.client_cpu_s + cpu_s(me) - mine,
             servers_cpu_s=servers_cpu_s() - theirs,
         )
 

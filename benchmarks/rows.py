@@ -48,12 +48,18 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """CPU seconds of the client and of the servers per `per` ("GB"), of fs3 or of a limit."""
+    """CPU seconds of the client and of the servers per `per` ("GB"), of fs3 or of a limit; `wanted`: at most, together,
+    or None."""
 
     name: str
     per: str
     client: float
     servers: float
+    wanted: float | None = None
+
+    @property
+    def met(self) -> bool:
+        return self.wanted is None or self.client + self.servers <= self.wanted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +74,11 @@ class Row:
     costs: tuple[Cost, ...] = ()
     absent: tuple[Absent, ...] = ()
 
+    @property
+    def met(self) -> bool:
+        """All of its targets that have a verdict."""
+        return all(target.met for target in self.targets) and all(cost.met for cost in self.costs)
+
 
 def make_row(
     name: str,
@@ -78,16 +89,19 @@ def make_row(
     limits: Sequence[str] = (),
     others: Sequence[str] = (),
     at_least: float | None = None,
+    at_most: float | None = None,
     at_least_times: Mapping[str, float] | None = None,
     at_most_times: Mapping[str, float] | None = None,
     cost_per: tuple[str, float] | None = None,
+    cost_at_most: float | None = None,
     absent: Sequence[Absent] = (),
 ) -> Row:
     """The row of `runs[ours]`, with the runs named by `limits` and `others` beside it.
 
-    `at_least`: a target for the median rate; `at_least_times`, `at_most_times`: targets for the median ratio to
-    something beside. `absent`: what should stand beside it and could not be run.
-    `cost_per`: a name and an amount, ("GB", 1e9), per which the CPU seconds of ours and of the limits are given.
+    `at_least`, `at_most`: a target for the median rate; `at_least_times`, `at_most_times`: targets for the median ratio
+    to something beside. `absent`: what should stand beside it and could not be run; its target has no verdict.
+    `cost_per`: a name and an amount, ("GB", 1e9), per which the CPU seconds of ours and of the limits are given;
+    `cost_at_most`: a target for those of ours, client and servers together.
     """
     rate = rates(runs[ours])
     beside = []
@@ -96,10 +110,15 @@ def make_row(
             theirs = rates(runs[other])
             beside.append(Beside(other, kind, theirs, ratios(rate, theirs)))
     targets = [] if at_least is None else [Target(at_least, rate.median)]
-    for at_most, wanted in ((False, at_least_times), (True, at_most_times)):
+    targets += [] if at_most is None else [Target(at_most, rate.median, at_most=True)]
+    missing = {one.name: one for one in absent}
+    for upper, wanted in ((False, at_least_times), (True, at_most_times)):
         for other, times in (wanted or {}).items():
+            if other in missing:
+                missing[other] = dataclasses.replace(missing[other], wanted=times)
+                continue
             ratio = next(one.ratio for one in beside if one.name == other)
-            targets.append(Target(times, ratio.median, over=other, at_most=at_most))
+            targets.append(Target(times, ratio.median, over=other, at_most=upper))
     costs = []
     if cost_per is not None:
         per, amount = cost_per
@@ -108,7 +127,8 @@ def make_row(
             client, servers = (
                 sum(getattr(run, field) for run in runs[case]) / total for field in ("client_cpu_s", "servers_cpu_s")
             )
-            costs.append(Cost("fs3" if case == ours else case, per, client, servers))
+            name_, wanted_ = ("fs3", cost_at_most) if case == ours else (case, None)
+            costs.append(Cost(name_, per, client, servers, wanted_))
     return Row(
         name=name,
         unit=unit,
@@ -116,7 +136,7 @@ def make_row(
         beside=tuple(beside),
         targets=tuple(targets),
         costs=tuple(costs),
-        absent=tuple(absent),
+        absent=tuple(missing.values()),
     )
 
 
@@ -130,7 +150,7 @@ def row_to_json(row: Row) -> dict[str, Any]:
             {"name": one.name, "kind": one.kind, **_spread(one.rate), "ratio": _spread(one.ratio)} for one in row.beside
         ],
         "targets": [{**dataclasses.asdict(one), "met": one.met} for one in row.targets],
-        "costs": [dataclasses.asdict(one) for one in row.costs],
+        "costs": [{**dataclasses.asdict(one), "met": one.met} for one in row.costs],
         "absent": [dataclasses.asdict(one) for one in row.absent],
     }
 
@@ -148,7 +168,9 @@ def row_from_json(table: Mapping[str, Any]) -> Row:
         targets=tuple(
             Target(one["wanted"], one["got"], one["over"], one.get("at_most", False)) for one in table["targets"]
         ),
-        costs=tuple(Cost(**one) for one in table["costs"]),
+        costs=tuple(
+            Cost(one["name"], one["per"], one["client"], one["servers"], one.get("wanted")) for one in table["costs"]
+        ),
         absent=tuple(Absent(**one) for one in table.get("absent", ())),
     )
 

@@ -1,181 +1,184 @@
-"""256 random 4 KiB reads as one batch, checksums verified, beside one-range requests of the same client."""
+"""256 random reads of 4, 16 or 64 KiB as one batch, checksums verified, beside limits and peers."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.context import Context, buffer
+from benchmarks.context import REQUEST_BYTES, Context, buffer
+from benchmarks.large_reads import GRPC, NO_UNCHECKED, check_equal, check_same, count_of
 from benchmarks.local_files import LocalFile
-from benchmarks.profiling import profile
-from benchmarks.rounds import Case, Step, Timed, for_seconds, threads_for_seconds
-from benchmarks.rows import Row, make_row
-from benchmarks.sequential import check_equal
-from fs3.client.coalesce import AsyncReader
+from benchmarks.peers import redis_py
+from benchmarks.peers.driven import Driven
+from benchmarks.peers.grpc_aio import GrpcAio
+from benchmarks.peers.peer import Peers
+from benchmarks.peers.redis_server import Redis
+from benchmarks.rounds import Case, Step, Timed, for_seconds
+from benchmarks.rows import Absent, Row, make_row
+from benchmarks.single_reads import IN_FLIGHT, READ_BYTES
 from fs3.client.file import OpenFile
 
-READ_BYTES = 4 << 10
 BATCH = 256
-IN_FLIGHT = 32
-AT_LEAST = 150_000.0
-AT_LEAST_TIMES = 4.0
-UNBATCHED_AT_LEAST = 60_000.0
+REPLICAS = (1, 3)
 BARE, LOCAL = "bare pair, 256 gathered", "local preadv"
-THREADS, TASKS = "one-range, 32 threads", "one-range, 32 tasks coalesced"
-_TURNS = 64  # batches of offsets, used in turn, so that making them up is not measured
+RESP = "Redis, MGET by a raw RESP client"
+GRPC_CALLS = f"{GRPC}, {IN_FLIGHT} calls in flight"
+PACKAGES = {
+    "redis-py, pipeline of GETs": ("pipeline", "redis==8.1.0"),
+    "redis-py with hiredis, MGET": ("mget", "redis==8.1.0", "hiredis==3.5.0"),
+}
+(PIPELINE, _) = PACKAGES
+TURNS = 64  # batches of offsets, used in turn, so that making them up is not measured
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A size of ranges, and what is wanted of it: reads a second, ratios, the same without checksums, CPU s/GB."""
+
+    size: int
+    at_least: float | None
+    at_least_times: Mapping[str, float]
+    unchecked: float | None
+    cost: float | None
+
+
+SHAPES = (
+    Shape(READ_BYTES, 400_000.0, {RESP: 1.8, PIPELINE: 4.0, GRPC_CALLS: 100.0}, None, 0.9),
+    Shape(16 << 10, None, {BARE: 0.55}, 0.75, None),
+    Shape(64 << 10, None, {BARE: 0.55}, 0.75, None),
+)
 
 
 def measure(context: Context) -> list[Row]:
-    """Batches of one caller, on 1 and on 3 replicas; the target concerns both."""
-    out = buffer(BATCH * READ_BYTES)
-    offsets = _offsets(context)
-    lengths = np.full(BATCH, READ_BYTES, dtype=np.int64)
-    files = {replicas: context.remote(replicas) for replicas in (1, 3)}
-    bare = context.bare.connect()
-    with LocalFile(context.local_path) as local:
-
-        def read_bare(number: int) -> float:
-            bare.read(offsets[number % _TURNS], lengths, out)
-            return BATCH
-
-        def read_local(number: int) -> float:
-            for place, offset in enumerate(offsets[number % _TURNS].tolist()):
-                local.read(offset, out[place * READ_BYTES : (place + 1) * READ_BYTES])
-            return BATCH
-
-        seconds = context.sizes.seconds
-        cases: dict[str, Case] = {
-            BARE: lambda: for_seconds(read_bare, seconds),
-            LOCAL: lambda: for_seconds(read_local, seconds),
-        }
-        for replicas, file in files.items():
-            _check(context, file, offsets[0], lengths, out)
-            cases[f"batched {replicas}"] = _timed(_batched(context, file, offsets, lengths, out), seconds)
-            cases[f"{THREADS} {replicas}"] = _one_range(context, file, offsets)
-            cases[f"{TASKS} {replicas}"] = _coalesced(context, file, offsets)
-        runs = context.measure("4 KiB reads", cases)
-    return [make(runs, replicas) for make in (_row, _unbatched_row) for replicas in files]
+    """Batches of one caller, on 1 and on 3 replicas."""
+    files = {replicas: context.remote(replicas) for replicas in REPLICAS}
+    for file in files.values():
+        check_equal(context, file, buffer(REQUEST_BYTES))
+    rows = []
+    for shape in SHAPES:
+        with LocalFile(context.local_path) as local, context.peers() as peers:
+            others = _others(context, peers) if shape.size == READ_BYTES else {}
+            absent = [Absent(name, why) for name, why in peers.absent.items()]
+            ours = {f"fs3 {replicas}": batched(context, file, shape.size) for replicas, file in files.items()}
+            cases = {**_limits(context, local, shape.size), **others, **_timed(ours, context)}
+            runs = context.measure(f"{shape.size >> 10} KiB x {BATCH} batched reads", cases)
+        rows += [_row(shape, runs, list(others), absent, replicas) for replicas in REPLICAS]
+    return rows
 
 
-def profile_client(context: Context) -> list[str]:
-    """Where the calling thread spends the time of a batch on 3 replicas."""
-    offsets, lengths = _offsets(context), np.full(BATCH, READ_BYTES, dtype=np.int64)
-    return profile(_batched(context, context.remote(3), offsets, lengths, buffer(BATCH * READ_BYTES)), 200)
+def offsets_of(context: Context, size: int) -> NDArray[np.int64]:
+    """Of blocks of `size`, seeded: [TURNS, BATCH]."""
+    return np.random.default_rng(7).integers(0, context.sizes.file_bytes // size, (TURNS, BATCH)) * size
 
 
-def _offsets(context: Context) -> NDArray[np.int64]:
-    """Of 4 KiB blocks, seeded: [_TURNS, BATCH]."""
-    return np.random.default_rng(7).integers(0, context.sizes.file_bytes // READ_BYTES, (_TURNS, BATCH)) * READ_BYTES
-
-
-def _row(runs: dict[str, list[Timed]], replicas: int) -> Row:
-    named = {name.removesuffix(f" {replicas}"): run for name, run in runs.items()}
-    return make_row(
-        f"4 KiB x 256 batched reads, {'1 replica' if replicas == 1 else f'{replicas} replicas'}",
-        "reads/s",
-        named,
-        ours="batched",
-        limits=[BARE, LOCAL],
-        others=[THREADS],
-        at_least=AT_LEAST,
-        at_least_times={THREADS: AT_LEAST_TIMES},
-        cost_per=("GB", 1e9 / READ_BYTES),
-    )
-
-
-def _unbatched_row(runs: dict[str, list[Timed]], replicas: int) -> Row:
-    named = {name.removesuffix(f" {replicas}"): run for name, run in runs.items()}
-    return make_row(
-        f"4 KiB reads, 32 in flight, {'1 replica' if replicas == 1 else f'{replicas} replicas'}",
-        "reads/s",
-        named,
-        ours=TASKS,
-        limits=[LOCAL],
-        others=[THREADS],
-        at_least=UNBATCHED_AT_LEAST,
-        cost_per=("GB", 1e9 / READ_BYTES),
-    )
-
-
-def _timed(step: Step, seconds: float) -> Case:
-    return lambda: for_seconds(step, seconds)
-
-
-def _batched(
-    context: Context, file: OpenFile, offsets: NDArray[np.int64], lengths: NDArray[np.int64], out: memoryview
-) -> Step:
-    files = context.client.files
-    first = np.zeros(BATCH, dtype=np.int64)
+def batched(context: Context, file: OpenFile, size: int) -> Step:
+    """Batches of fs3, the first of them compared with the local file."""
+    files, offsets, out = context.client.files, offsets_of(context, size), buffer(BATCH * size)
+    first, lengths = np.zeros(BATCH, dtype=np.int64), np.full(BATCH, size, dtype=np.int64)
 
     def read(number: int) -> float:
-        files.read_batch([file], first, offsets[number % _TURNS], lengths, out)
+        files.read_batch([file], first, offsets[number % TURNS], lengths, out)
         return BATCH
 
+    read(0)
+    _check(context, offsets[0], out, file.path)
     return read
 
 
-def _one_range(context: Context, file: OpenFile, offsets: NDArray[np.int64]) -> Case:
-    """A blocking call per range, from 32 threads."""
-    files = context.client.files
-    flat = offsets.reshape(-1)
-    first, length = np.zeros(1, dtype=np.int64), np.array([READ_BYTES], dtype=np.int64)
+def _row(shape: Shape, runs: dict[str, list[Timed]], others: list[str], absent: list[Absent], replicas: int) -> Row:
+    aimed = replicas == 1
+    unchecked = [Absent(f"checksums off, over {BARE}", NO_UNCHECKED, shape.unchecked)] if shape.unchecked else []
+    return make_row(
+        f"{shape.size >> 10} KiB x {BATCH} batched reads, {count_of(replicas)}",
+        "reads/s",
+        runs,
+        ours=f"fs3 {replicas}",
+        limits=[BARE, LOCAL],
+        others=others,
+        at_least=shape.at_least if aimed else None,
+        at_least_times=shape.at_least_times if aimed else None,
+        cost_per=("GB", 1e9 / shape.size),
+        cost_at_most=shape.cost if aimed else None,
+        absent=[*absent, *(unchecked if aimed else [])],
+    )
 
-    def step_of(slot: int) -> Callable[[int], float]:
-        out = memoryview(bytearray(READ_BYTES))
+
+def _timed(steps: Mapping[str, Step], context: Context) -> dict[str, Case]:
+    def case(step: Step) -> Case:
+        return lambda: for_seconds(step, context.sizes.seconds)
+
+    return {name: case(step) for name, step in steps.items()}
+
+
+def _limits(context: Context, local: LocalFile, size: int) -> dict[str, Case]:
+    offsets, out, bare = offsets_of(context, size), buffer(BATCH * size), context.bare.connect()
+    lengths = np.full(BATCH, size, dtype=np.int64)
+
+    def read_bare(number: int) -> float:
+        bare.read(offsets[number % TURNS], lengths, out)
+        return BATCH
+
+    def read_local(number: int) -> float:
+        for place, offset in enumerate(offsets[number % TURNS].tolist()):
+            local.read(offset, out[place * size : (place + 1) * size])
+        return BATCH
+
+    return _timed({BARE: read_bare, LOCAL: read_local}, context)
+
+
+def _others(context: Context, peers: Peers) -> dict[str, Case]:
+    """Those that are there, each compared with the local file once."""
+    offsets, seconds = offsets_of(context, READ_BYTES), context.sizes.seconds
+    cases: dict[str, Case] = {}
+    redis = peers.start(RESP, lambda: Redis(context.local_path, READ_BYTES, context.folder / "redis"))
+    if redis is not None:
+        connection, keys = redis.connect(), (offsets // READ_BYTES).tolist()
+        out = buffer(BATCH * READ_BYTES)
 
         def read(number: int) -> float:
-            at = (slot * 1_009 + number) % len(flat)
-            files.read_batch([file], first, flat[at : at + 1], length, out)
-            return 1
+            connection.read(keys[number % TURNS], out)
+            return BATCH
 
-        return read
-
-    steps = [step_of(slot) for slot in range(IN_FLIGHT)]
-    return lambda: threads_for_seconds(steps, context.sizes.seconds)
-
-
-def _coalesced(context: Context, file: OpenFile, offsets: NDArray[np.int64]) -> Case:
-    """A coroutine per range, 32 at a time, which the client's AsyncReader gathers into batches."""
-    flat = offsets.reshape(-1).tolist()
-
-    async def burst(reader: AsyncReader, number: int) -> None:
-        """256 reads of 32 tasks."""
-
-        async def task(slot: int) -> None:
-            for turn in range(BATCH // IN_FLIGHT):
-                await reader.read(file, flat[(number * BATCH + slot * 8 + turn) % len(flat)], READ_BYTES)
-
-        async with asyncio.TaskGroup() as tasks:
-            for slot in range(IN_FLIGHT):
-                tasks.create_task(task(slot))
-
-    def run() -> Timed:
-        reader = AsyncReader(context.client.files)
-        loop = asyncio.new_event_loop()
-        try:
-
-            def step(number: int) -> float:
-                loop.run_until_complete(burst(reader, number))
-                return BATCH
-
-            return for_seconds(step, context.sizes.seconds)
-        finally:
-            loop.close()
-            reader.close()
-
-    return run
+        read(0)
+        _check(context, offsets[0], out, RESP)
+        cases |= _timed({RESP: read}, context)
+    for name, (how, *packages) in PACKAGES.items():
+        if redis is None:
+            peers.absent[name] = peers.absent[RESP]
+            continue
+        client = peers.start(name, _redis_py(context, redis, how, packages))
+        if client is not None:
+            out = memoryview(bytearray.fromhex(client.ask(do="load", wanted=keys, block_bytes=READ_BYTES)["hex"]))
+            _check(context, offsets[0], out, name)
+            cases[name] = _told(client, seconds)
+    grpc = peers.start(GRPC_CALLS, lambda: GrpcAio(context.local_path, context.folder / "grpc-small"))
+    if grpc is not None:
+        check_same(context, grpc.read_into, GRPC)
+        cases[GRPC_CALLS] = lambda: grpc.read(offsets.reshape(-1).tolist(), READ_BYTES, IN_FLIGHT, seconds)
+    return cases
 
 
-def _check(
-    context: Context, file: OpenFile, offsets: NDArray[np.int64], lengths: NDArray[np.int64], out: memoryview
-) -> None:
-    check_equal(context, file, buffer(4 << 20))
-    _batched(context, file, offsets.reshape(1, -1).repeat(_TURNS, axis=0), lengths, out)(0)
+def _redis_py(context: Context, redis: Redis, how: str, packages: list[str]) -> Callable[[], Driven]:
+    def make() -> Driven:
+        python = context.python_with("-".join(one.partition("==")[0] for one in packages), *packages)
+        program = Path(redis_py.__file__)
+        return Driven([str(python), str(program), str(redis.port), how], context.folder / f"{program.stem}-{how}")
+
+    return make
+
+
+def _told(client: Driven, seconds: float) -> Case:
+    return lambda: Timed(**client.ask(do="run", seconds=seconds))
+
+
+def _check(context: Context, offsets: NDArray[np.int64], out: memoryview, name: str) -> None:
+    size = len(out) // len(offsets)
     with context.local_path.open("rb") as local:
         for place, offset in enumerate(offsets.tolist()):
             local.seek(offset)
-            if local.read(READ_BYTES) != out[place * READ_BYTES : (place + 1) * READ_BYTES]:
-                raise AssertionError(f"{file.path} differs from what was written, at byte {offset}")
+            if local.read(size) != out[place * size : (place + 1) * size]:
+                raise AssertionError(f"{name} differs from what was written, at byte {offset}")

@@ -15,7 +15,7 @@ SCALES = {"GB/s": 1e9, "MiB": 2**20}
 COLOURS = {"met": "green", "short": "red", "no verdict": "yellow"}
 HEADS = ("", "median", "min - max", "fs3 / it", "min - max", "target")
 
-COST_HEADS = ("CPU seconds per GB", "", "client", "servers")
+COST_HEADS = ("CPU seconds per GB", "", "client", "servers", "target")
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,9 @@ def markdown_costs(rows: Sequence[Row]) -> str:
     return "\n".join([*out, *(f"| {' | '.join(cells)} |" for cells in _costs(rows))]) + "\n"
 
 
-def _costs(rows: Sequence[Row]) -> Iterator[tuple[str, str, str, str]]:
+def _costs(rows: Sequence[Row]) -> Iterator[tuple[str, str, str, str, str]]:
     for row in rows:
         for number, cost in enumerate(row.costs):
-            yield row.name if not number else "", cost.name, f"{cost.client:.2f}", f"{cost.servers:.2f}"
+            verdict = "met" if cost.met else "**short**"
+            wanted = "" if cost.wanted is None else f"<= {cost.wanted:g} together, {verdict}"
+            yield row.name if not number else "", cost.name, f"{cost.client:.2f}", f"{cost.servers:.2f}", wanted

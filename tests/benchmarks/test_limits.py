@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from benchmarks.bare_pair import BarePair
-from benchmarks.local_files import LocalFile, LocalWrites
+from benchmarks.context import buffer
+from benchmarks.local_files import LocalFile, LocalWrites, Sync
 
 SIZE = 1 << 20
 
@@ -53,10 +54,12 @@ def test_local_reads(noise: tuple[Path, bytes]) -> None:
             file.read(SIZE - 10, out)
 
 
-@pytest.mark.parametrize("sync_each", [False, True])
-def test_local_writes_count_one_copy_and_leave_nothing(tmp_path: Path, sync_each: bool) -> None:
+@pytest.mark.parametrize("sync", Sync)
+def test_local_writes_count_one_copy_and_leave_nothing(tmp_path: Path, sync: Sync) -> None:
+    piece = buffer(8_192)
+    piece[:] = np.random.default_rng(5).bytes(len(piece))
     with LocalWrites(tmp_path) as local:
         for _ in range(2):
-            assert local.write(memoryview(bytes(10_000)), 3, copies=2, sync_each=sync_each).amount == 30_000
-        assert [path.stat().st_size for path in tmp_path.iterdir()] == [30_000] * 4
+            assert local.write(piece, 3, copies=2, sync=sync).amount == 3 * len(piece)
+        assert [path.read_bytes() for path in tmp_path.iterdir()] == [bytes(piece) * 3] * 4
     assert list(tmp_path.iterdir()) == []

@@ -13,8 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from benchmarks import moosefs
-from benchmarks.moosefs import Missing, MooseFS
+from benchmarks.peers import moosefs
+from benchmarks.peers.moosefs import MooseFS
+from benchmarks.peers.peer import Missing
 
 ROOT = Path(__file__).resolve().parents[2]
 needs_moosefs = pytest.mark.skipif(bool(moosefs.missing()), reason=f"MooseFS: {moosefs.missing()}")
@@ -22,7 +23,7 @@ needs_moosefs = pytest.mark.skipif(bool(moosefs.missing()), reason=f"MooseFS: {m
 USER = """
 import sys
 from pathlib import Path
-from benchmarks.moosefs import MooseFS
+from benchmarks.peers.moosefs import MooseFS
 with MooseFS(Path(sys.argv[1]), synced=False):
     print("ready", flush=True)
     sys.stdin.read()

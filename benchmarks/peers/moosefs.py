@@ -20,16 +20,17 @@ import sys
 from pathlib import Path
 from types import TracebackType
 
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.peers.peer import Missing
+
 _ADDRESS = "10.83.0.1"
 _EMPTY = Path("/var/lib/mfs/metadata.mfs.empty")
 _PROGRAMS = {"mfsmaster": "moosefs-master", "mfsmount": "moosefs-client", "unshare": "util-linux", "ip": "iproute2"}
 _NAMESPACES = ("--net", "--mount", "--pid", "--fork", "--kill-child")
 _PATIENCE_S = 10.0
 _CHANGELOG_IN_BACKGROUND, _CHANGELOG_SYNCED = 0, 2  # mfsmaster.cfg(5), CHANGELOG_SAVE_MODE
-
-
-class Missing(Exception):
-    """MooseFS cannot be had here; the message, which is for people, says why."""
 
 
 def missing() -> str:
