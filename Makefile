@@ -3,7 +3,7 @@
 PYTHON ?= python3
 RUN := .venv/bin/python
 
-.PHONY: help demo test sim mutants hostile soak failover lint types house proto bench clean venv
+.PHONY: help demo test sim mutants hostile soak failover lint types house proto bench profile clean venv
 
 help:
 	@echo 'make demo   the whole of fs3 in about five minutes, with a report at the end'
@@ -15,6 +15,7 @@ help:
 	@echo 'make failover  what clients feel of a killed daemon, and what recovery moves'
 	@echo 'make lint   ruff;  make types  mypy;  make house  the import and style rules of the house'
 	@echo 'make bench  throughput beside the limits of this machine (docs/benchmarks.md)'
+	@echo 'make profile  where the time goes of a client and of a storage daemon: a table and flame graphs in bench-out'
 	@echo 'make proto  regenerate fs3/pb from proto/'
 
 venv:
@@ -55,6 +56,9 @@ house: venv
 
 bench: venv
 	$(RUN) benchmarks/run.py $(BENCH_ARGS)
+
+profile: venv
+	$(RUN) benchmarks/hot_spots.py $(PROFILE_ARGS)
 
 proto: venv
 	proto/generate.sh

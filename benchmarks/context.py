@@ -53,6 +53,12 @@ class Sizes:
     """entries of those in which memory is compared"""
     chunks: int
     """of the engine that is opened"""
+    sweep_s: float
+    """of each point of the sweep"""
+    sweep_bytes: int
+    """the most that is read or written at once there, and a quarter of its data"""
+    sweep_points: int
+    """about how many of the warm points are measured; 0: all"""
 
 
 FULL = Sizes(
@@ -67,6 +73,9 @@ FULL = Sizes(
     entries=100_000,
     directories=(100_000, 1_000_000),
     chunks=1_000_000,
+    sweep_s=1.0,
+    sweep_bytes=64 << 20,
+    sweep_points=0,
 )
 QUICK = Sizes(
     rounds=2,
@@ -80,6 +89,9 @@ QUICK = Sizes(
     entries=2_000,
     directories=None,
     chunks=20_000,
+    sweep_s=0.3,
+    sweep_bytes=4 << 20,
+    sweep_points=6,
 )
 
 
@@ -184,19 +196,22 @@ class Context:
 
     def remote(self, replicas: int) -> OpenFile:
         """The bytes of the local file on fs3, in 4 MiB chunks."""
-        path = f"/noise-{replicas}"
         if replicas not in self._remotes:
             self.local_path, self.client  # noqa: B018 - made first, and said so
             self.say(f"writing the file to fs3, {replicas} replicas")
-            choice = LayoutChoice(replicas=replicas, chunk_bytes=REQUEST_BYTES)
-            with (
-                self.local_path.open("rb") as local,
-                self.client.files.create_writer(path, layout_choice=choice) as writer,
-            ):
-                while piece := local.read(REQUEST_BYTES):
-                    writer.write(piece)
-            self._remotes[replicas] = self.client.files.open_read(path)
+            self._remotes[replicas] = self.copy(f"/noise-{replicas}", replicas)
         return self._remotes[replicas]
+
+    def copy(self, path: str, replicas: int) -> OpenFile:
+        """A new file with the bytes of the local one."""
+        choice = LayoutChoice(replicas=replicas, chunk_bytes=REQUEST_BYTES)
+        with (
+            self.local_path.open("rb") as local,
+            self.client.files.create_writer(path, layout_choice=choice) as writer,
+        ):
+            while piece := local.read(REQUEST_BYTES):
+                writer.write(piece)
+        return self.client.files.open_read(path)
 
     @cached_property
     def _remotes(self) -> dict[int, OpenFile]:

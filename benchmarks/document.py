@@ -2,7 +2,8 @@
 
     benchmarks/document.py bench-out/bench.json docs/benchmarks.md
 
-What stands between the two marker lines is replaced; the text around them is the author's.
+What stands between the two marker lines is replaced; the text around them is the author's. The plots are drawn from the
+same figures, into a folder beside the document that has its name.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import click
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks import plots, sweep_report
 from benchmarks.result import Result
 from benchmarks.table import markdown, markdown_costs
 
@@ -28,9 +30,10 @@ def main(result: Path, document: Path) -> None:
     """Replace the figures in DOCUMENT by those of RESULT."""
     try:
         found = Result.load(result)
-        text = replace_figures(document.read_text(encoding="utf-8"), figures(found))
+        text = replace_figures(document.read_text(encoding="utf-8"), figures(found, document.stem))
     except ValueError as error:
         raise click.ClickException(str(error)) from None
+    draw(found, document.with_suffix(""))
     document.write_text(text, encoding="utf-8")
 
 
@@ -43,8 +46,17 @@ def replace_figures(text: str, new: str) -> str:
     return f"{before}{BEGIN}\n\n{new}\n{END}{after}"
 
 
-def figures(result: Result) -> str:
-    """The machine, the table, the costs and the profiles, in Markdown."""
+def draw(result: Result, folder: Path) -> None:
+    """The plots, in `folder`; only those that the document shows."""
+    folder.mkdir(exist_ok=True)
+    drawn = plots.plot(result.rows, folder) + (sweep_report.plot(result.sweep, folder) if result.sweep else [])
+    for path in drawn:
+        if path.suffix != ".svg":
+            path.unlink()
+
+
+def figures(result: Result, folder: str) -> str:
+    """The machine, the table, the costs, the sweep and the profiles, in Markdown; plots lie in `folder`."""
     facts = result.machine
     short = [row.name for row in result.rows if not row.met]
     packages = ", ".join(f"{name} {version}" for name, version in facts["packages"].items())
@@ -64,6 +76,12 @@ def figures(result: Result) -> str:
         "Anonymous memory at the end: "
         + ", ".join(f"{name} {size / 2**20:,.0f} MiB" for name, size in result.memory.items()),
     ]
+    parts += ["", "fs3 as a share of the limits; a dot for each round, a bar at the median:", ""]
+    parts += [f"![fs3 over each limit]({folder}/ratios.svg)"]
+    if result.sweep:
+        parts += ["", "A star of points around one way to use it, each measured once (`benchmarks/sweep.py`):", ""]
+        parts += [f"![rate and latency over size, clients, replicas and cache]({folder}/sweep.svg)", ""]
+        parts += [sweep_report.markdown(result.sweep)]
     for name, lines in result.profiles.items():
         parts += ["", f"Where the calling thread is, {name} (share of its time, calls a batch, function):", ""]
         parts += [f"    {line}" for line in lines]

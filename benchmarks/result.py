@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.rows import Row, row_from_json, row_to_json
+from benchmarks.sweep import Found
 
 VERSION = 1
 
@@ -25,13 +26,15 @@ class Result:
     memory: dict[str, int]
     profiles: dict[str, list[str]]
     rows: Sequence[Row]
+    sweep: Sequence[Found] = ()
 
     def save(self, path: Path) -> None:
         """Write it, whole or not at all."""
         table = {
             "version": VERSION,
-            **{name: getattr(self, name) for name in self.__slots__ if name != "rows"},
+            **{name: getattr(self, name) for name in self.__slots__ if name not in ("rows", "sweep")},
             "rows": [row_to_json(row) for row in self.rows],
+            "sweep": [one.to_json() for one in self.sweep],
         }
         draft = path.with_suffix(".json.new")
         draft.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
@@ -44,4 +47,5 @@ class Result:
         if not isinstance(table, dict) or table.pop("version", None) != VERSION:
             raise ValueError(f"{path} is no result of benchmarks/run.py, version {VERSION}")
         rows = [row_from_json(row) for row in table.pop("rows")]
-        return cls(rows=rows, **table)
+        sweep = tuple(Found.from_json(one) for one in table.pop("sweep", ()))
+        return cls(rows=rows, sweep=sweep, **table)

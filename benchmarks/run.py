@@ -2,7 +2,8 @@
 
     benchmarks/run.py [--quick] [--only NAME]... [--rounds N] [--out DIR]
 
-Writes DIR/bench.json and DIR/ratios.{png,svg}; how each row is measured, and why it is fair: benchmarks/README.md.
+Writes DIR/bench.json, DIR/ratios.{png,svg} and DIR/sweep.{png,svg}; how each row is measured, and why it is fair:
+benchmarks/README.md.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ from benchmarks import (
     profiling,
     single_reads,
     small_reads,
+    sweep,
+    sweep_report,
     table,
 )
 from benchmarks.context import FULL, QUICK, Context, Sizes
@@ -67,11 +70,13 @@ BENCHMARKS: dict[str, Callable[[Context], list[Row]]] = {
     "names": names.measure,  # after all that uses the same cluster: it leaves many files to be collected
     "memory": memory.measure,
 }
+SWEEP = "sweep"
+NAMES = (*BENCHMARKS, SWEEP)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--quick", is_flag=True, help="Little data, few rounds: to see that it works, not how fast.")
-@click.option("--only", multiple=True, type=click.Choice(list(BENCHMARKS)), help="These alone; any number of times.")
+@click.option("--only", multiple=True, type=click.Choice(NAMES), help="These alone; any number of times.")
 @click.option("--rounds", type=click.IntRange(min=1), help="Measured rounds of each case; 5 unless --quick.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("bench-out"), show_default=True)
 def main(quick: bool, only: tuple[str, ...], rounds: int | None, out: Path) -> None:
@@ -84,19 +89,25 @@ def main(quick: bool, only: tuple[str, ...], rounds: int | None, out: Path) -> N
     signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))  # the cluster must not outlive us
     scratch = out / "scratch"
     try:
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir(parents=True)
+        empty(scratch)
     except OSError as error:
         raise click.ClickException(f"{out}: {error.strerror}; choose another folder with --out") from None
     try:
-        result = _run(console, [name for name in BENCHMARKS if not only or name in only], scratch, sizes, quick)
+        result = _run(console, [name for name in NAMES if not only or name in only], scratch, sizes, quick)
     except Fs3Error as error:
         raise click.ClickException(str(error)) from None
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     result.save(out / "bench.json")
-    pictures = plots.plot(result.rows, out)
+    pictures = plots.plot(result.rows, out) if result.rows else []
+    pictures += sweep_report.plot(result.sweep, out) if result.sweep else []
     _print(console, result, [out / "bench.json", *pictures])
+
+
+def empty(folder: Path) -> None:
+    """Make it, or make it anew. Raises: OSError."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
 
 
 def _run(console: Console, chosen: list[str], scratch: Path, sizes: Sizes, quick: bool) -> Result:
@@ -110,15 +121,20 @@ def _run(console: Console, chosen: list[str], scratch: Path, sizes: Sizes, quick
             elif "(" not in line or "(1/" in line:
                 console.print(line)
 
+        swept = []
+        facts = machine.facts(scratch)
+        others = machine.OtherLoad()
+        if SWEEP in chosen:
+            with Context(scratch, sizes, say) as context:  # a cluster of its own: it leaves much to be collected
+                swept = sweep.measure(context)
+            empty(scratch)
         with Context(scratch, sizes, say, install=not quick) as context:
-            facts = machine.facts(scratch)
-            others = machine.OtherLoad()
             for name in chosen:
-                rows += BENCHMARKS[name](context)
+                rows += BENCHMARKS[name](context) if name in BENCHMARKS else []
             memory = {"this process": machine.anonymous_bytes(psutil.Process())}
             memory |= {name: machine.anonymous_bytes(psutil.Process(pid)) for name, pid in context.cluster.pids.items()}
             profiles = {"4 KiB x 256 batched reads": profiling.profile_client(context)} if "small" in chosen else {}
-            other_cores = others.cores()
+        other_cores = others.cores()
     return Result(
         command=shlex.join(["benchmarks/run.py", *sys.argv[1:]]),
         quick=quick,
@@ -128,13 +144,17 @@ def _run(console: Console, chosen: list[str], scratch: Path, sizes: Sizes, quick
         memory=memory,
         profiles=profiles,
         rows=rows,
+        sweep=swept,
     )
 
 
 def _print(console: Console, result: Result, files: list[Path]) -> None:
-    console.print(table.rich_table(result.rows, f"medians of {result.rounds} interleaved rounds"))
+    if result.rows:
+        console.print(table.rich_table(result.rows, f"medians of {result.rounds} interleaved rounds"))
     if any(row.costs for row in result.rows):
         console.print(table.rich_costs(result.rows))
+    if result.sweep:
+        console.print(sweep_report.rich_table(result.sweep))
     short = [row.name for row in result.rows if not row.met]
     if short:
         console.print(f"short of its target: {'; '.join(short)}", style="red")

@@ -13,7 +13,8 @@ from rich.console import Console
 from benchmarks import document, plots, table
 from benchmarks.result import Result
 from benchmarks.rounds import Timed
-from benchmarks.rows import Absent, Row, make_row
+from benchmarks.rows import Absent, Row, make_row, row_from_json, row_to_json
+from benchmarks.sweep import Found, Point
 
 
 def rows() -> list[Row]:
@@ -58,6 +59,7 @@ def result() -> Result:
         memory={"client": 1 << 20},
         profiles={"small reads": [" 50.0%      1.0  crc32c"]},
         rows=[*rows(), memory_row(20), row_without_a_peer()],
+        sweep=(Found(Point("size"), 2e9, 10, {50.0: 0.001, 99.0: 0.01, 99.9: 0.25}, 0.2, 1.5, 0.0),),
     )
 
 
@@ -97,6 +99,21 @@ def test_a_missing_peer_is_named_and_its_target_has_no_verdict() -> None:
     assert ">= 3 x, no verdict |" in table.markdown([row])
 
 
+def test_costs_have_targets_for_client_and_servers_together() -> None:
+    runs = {"fs3": [Timed(amount=2e9, seconds=1.0, client_cpu_s=0.4, servers_cpu_s=0.6)]}
+    for at_most, verdict in ((0.5, "met"), (0.49, "**short**")):
+        row = make_row("reads", "GB/s", runs, ours="fs3", cost_per=("GB", 1e9), cost_at_most=at_most)
+        assert row.met == (verdict == "met")
+        assert f"| 0.20 | 0.30 | <= {at_most} together, {verdict} |" in table.markdown_costs([row])
+        assert row_from_json(row_to_json(row)) == row
+
+
+def test_a_target_over_a_missing_peer_has_no_verdict() -> None:
+    runs = {"fs3": [Timed(amount=1, seconds=1.0)]}
+    row = make_row("r", "reads/s", runs, ours="fs3", at_least_times={"Peer": 9.0}, absent=[Absent("Peer", "why")])
+    assert row.absent == (Absent("Peer", "why", 9.0),) and not row.targets and row.met
+
+
 def test_the_terminal_shows_what_is_short() -> None:
     out = io.StringIO()
     Console(file=out, width=140).print(table.rich_table(rows(), "title"))
@@ -132,14 +149,22 @@ def test_another_file_is_refused(tmp_path: Path) -> None:
 
 def test_the_document_gets_the_figures_and_keeps_its_text(result: Result) -> None:
     text = f"before\n\n{document.BEGIN}\n\nold 42\n{document.END}\n\nafter\n"
-    new = document.replace_figures(text, document.figures(result))
+    new = document.replace_figures(text, document.figures(result, "benchmarks"))
     assert new.startswith("before\n") and new.endswith("\nafter\n")
     assert "old 42" not in new
     assert "| **small reads** | 100,000 reads/s | 100,000 - 100,000 |  |  | >= 150,000 reads/s, **short** |" in new
+    assert "](benchmarks/ratios.svg)" in new and "](benchmarks/sweep.svg)" in new and "250 ms" in new
     assert "0.25 cores busy" in new and "    " + result.profiles["small reads"][0] in new
-    assert document.replace_figures(new, document.figures(result)) == new
+    assert document.replace_figures(new, document.figures(result, "benchmarks")) == new
     changed = dataclasses.replace(result, rounds=5)
-    assert "5 interleaved rounds" in document.replace_figures(new, document.figures(changed))
+    assert "5 interleaved rounds" in document.replace_figures(new, document.figures(changed, "benchmarks"))
+
+
+def test_the_plots_of_a_document_are_those_that_it_shows(result: Result, tmp_path: Path) -> None:
+    document.draw(result, tmp_path / "figures")
+    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == ["ratios.svg", "sweep.svg"]
+    document.draw(dataclasses.replace(result, sweep=()), tmp_path / "rows")
+    assert [path.name for path in (tmp_path / "rows").iterdir()] == ["ratios.svg"]
 
 
 def test_a_document_without_markers_is_left_alone() -> None:
