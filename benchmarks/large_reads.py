@@ -15,18 +15,21 @@ from benchmarks.context import REQUEST_BYTES, Context, buffer
 from benchmarks.local_files import LocalFile
 from benchmarks.peers.grpc_aio import GrpcAio
 from benchmarks.peers.iperf3 import Iperf3
+from benchmarks.peers.mooncake_tcp import PACKAGE, Mooncake
 from benchmarks.peers.nginx import Nginx
 from benchmarks.peers.peer import Peers
 from benchmarks.rounds import Case, Step, Timed, threads_for_seconds
 from benchmarks.rows import Absent, Row, make_row
 from fs3.client.file import OpenFile
 
-BARE, LOCAL, IPERF3, NGINX, GRPC = "bare sendfile -> recv_into", "local preadv", "iperf3", "nginx", "grpc.aio"
+BARE, LOCAL, IPERF3 = "bare sendfile -> recv_into", "local preadv", "iperf3"
+NGINX, GRPC, MOONCAKE = "nginx", "grpc.aio", "Mooncake over TCP"
 REPLICAS = (1, 3)
 AT_LEAST_TIMES = {BARE: 0.6, GRPC: 6.0}
 UNCHECKED = {"bare pair": 0.85, "nginx": 0.9}
 NO_UNCHECKED = "the client has no way to leave checksums out"
 COST_AT_MOST = 0.45
+MOST_IN_FLIGHT = 4
 _TURNS = 4_096  # offsets made up beforehand, used in turn
 _IPERF3_BYTES_S = 2e9  # about how fast it is, to keep it to its time
 
@@ -78,6 +81,9 @@ class _Others:
         self.iperf3 = peers.start(IPERF3, lambda: Iperf3(folder / "iperf3"))
         self.nginx = peers.start(NGINX, lambda: Nginx(path, folder / "nginx"))
         self.grpc = peers.start(GRPC, lambda: GrpcAio(path, folder / "grpc"))
+        self.mooncake = peers.start(MOONCAKE, mooncake_of(context, MOST_IN_FLIGHT * REQUEST_BYTES))
+        if self.mooncake is not None:
+            check_same(context, self.mooncake.read_into, MOONCAKE)
         if self.nginx is not None:
             check_same(context, self.nginx.connect().read, NGINX)
         if self.grpc is not None:
@@ -132,7 +138,7 @@ class _Reads:
     def _add(self, found: _Others) -> None:
         """iperf3 is no other way to read, but a limit."""
         shape, seconds = self.shape, self.context.sizes.seconds
-        iperf3, nginx, grpc = found.iperf3, found.nginx, found.grpc
+        iperf3, nginx, grpc, mooncake = found.iperf3, found.nginx, found.grpc, found.mooncake
         self.absent = found.absent
         if iperf3 is not None:
             self.limits[IPERF3] = lambda: iperf3.run(shape.in_flight, int(seconds * _IPERF3_BYTES_S))
@@ -142,6 +148,10 @@ class _Reads:
         if grpc is not None:
             offsets = [offset for slot in self.offsets for offset in slot[: _TURNS // 8]]
             self.others[GRPC] = lambda: _in_bytes(grpc.read(offsets, shape.size, shape.in_flight, seconds), shape.size)
+
+        if mooncake is not None:
+            turns = [[offset] for slot in self.offsets for offset in slot[: _TURNS // 8]]
+            self.others[MOONCAKE] = lambda: mooncake.read(turns, shape.size, shape.in_flight, seconds)
 
     def _offsets(self) -> list[list[int]]:
         """For each slot those that it reads in turn: anywhere, or one after the other through its part of the file."""
@@ -163,6 +173,16 @@ class _Reads:
         slots = zip(self.offsets, self.outs, strict=True)
         steps = [step_of(slot, offsets, out) for slot, (offsets, out) in enumerate(slots)]
         return lambda: threads_for_seconds(steps, self.context.sizes.seconds)
+
+
+def mooncake_of(context: Context, room_bytes: int) -> Callable[[], Mooncake]:
+    """Both of its processes, to be started."""
+
+    def make() -> Mooncake:
+        python = context.python_with("mooncake", PACKAGE)
+        return Mooncake(python, context.local_path, context.folder / f"mooncake-{room_bytes >> 20}", room_bytes)
+
+    return make
 
 
 def reader(context: Context, file: OpenFile, size: int) -> Read:
@@ -187,14 +207,16 @@ def check_equal(context: Context, file: OpenFile, out: memoryview) -> None:
                 raise AssertionError(f"{file.path} differs from what was written, from byte {offset} on")
 
 
-def check_same(context: Context, read: Callable[[int, memoryview], object], name: str) -> None:
+def check_same(
+    context: Context, read: Callable[[int, memoryview], object], name: str, size: int = REQUEST_BYTES
+) -> None:
     """What a peer reads is the same."""
-    out = buffer(REQUEST_BYTES)
-    offset = context.sizes.file_bytes - REQUEST_BYTES
+    out = buffer(size)
+    offset = context.sizes.file_bytes - size
     read(offset, out)
     with context.local_path.open("rb") as local:
         local.seek(offset)
-        if local.read(REQUEST_BYTES) != out:
+        if local.read(size) != out:
             raise AssertionError(f"{name} read other bytes than are in the file")
 
 

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.context import REQUEST_BYTES, Context, buffer
-from benchmarks.large_reads import GRPC, NO_UNCHECKED, check_equal, check_same, count_of
+from benchmarks.large_reads import (
+    GRPC,
+    MOONCAKE,
+    NO_UNCHECKED,
+    check_equal,
+    check_same,
+    count_of,
+    mooncake_of,
+)
 from benchmarks.local_files import LocalFile
 from benchmarks.peers import redis_py
 from benchmarks.peers.driven import Driven
@@ -155,6 +163,10 @@ def _others(context: Context, peers: Peers) -> dict[str, Case]:
             out = memoryview(bytearray.fromhex(client.ask(do="load", wanted=keys, block_bytes=READ_BYTES)["hex"]))
             _check(context, offsets[0], out, name)
             cases[name] = _told(client, seconds)
+    mooncake = peers.start(MOONCAKE, mooncake_of(context, BATCH * READ_BYTES))
+    if mooncake is not None:
+        check_same(context, mooncake.read_into, MOONCAKE, BATCH * READ_BYTES)
+        cases[MOONCAKE] = lambda: _in_reads(mooncake.read(offsets.tolist(), READ_BYTES, 1, seconds))
     grpc = peers.start(GRPC_CALLS, lambda: GrpcAio(context.local_path, context.folder / "grpc-small"))
     if grpc is not None:
         check_same(context, grpc.read_into, GRPC)
@@ -169,6 +181,10 @@ def _redis_py(context: Context, redis: Redis, how: str, packages: list[str]) -> 
         return Driven([str(python), str(program), str(redis.port), how], context.folder / f"{program.stem}-{how}")
 
     return make
+
+
+def _in_reads(run: Timed) -> Timed:
+    return replace(run, amount=run.amount / READ_BYTES)
 
 
 def _told(client: Driven, seconds: float) -> Case:

@@ -2,12 +2,13 @@
 
     request:  u64 offset, u64 length        reply: the bytes, in one message
 
-Nothing is serialized, and no message is too large. The client copies what came into one buffer for each call in
-flight, as whoever reads into memory of their own has to. It is the version that fs3 itself uses for its control plane,
-so it needs no environment of its own; but neither end shares an interpreter with the benchmark.
+Nothing is serialized, and no message is too large. Each call in flight has a connection of its own, and a buffer into
+which the client copies what came, as whoever reads into memory of their own has to. It is the version that fs3 itself
+uses for its control plane, so it needs no environment of its own; but neither end shares an interpreter with the
+benchmark.
 
     grpc_aio.py serve FILE      then until standard input ends
-    grpc_aio.py read PORT       then as it is told (driven.py)
+    grpc_aio.py read PORT       then as it is told (obey.py)
 """
 
 from __future__ import annotations
@@ -113,12 +114,19 @@ async def _serve(path: str) -> None:
 def read(port: int) -> None:
     """Read until standard input ends."""
     loop = asyncio.new_event_loop()
-    client = loop.run_until_complete(_client(port))
+    clients: list[Any] = []
+
+    def clients_of(count: int) -> list[Any]:
+        while len(clients) < count:
+            clients.append(loop.run_until_complete(_client(port)))
+        return clients[:count]
 
     def run(offsets: list[int], size: int, in_flight: int, seconds: float) -> dict[str, Any]:
-        return loop.run_until_complete(_read(client, offsets, size, in_flight, seconds))
+        return loop.run_until_complete(_read(clients_of(in_flight), offsets, size, seconds))
 
     def check(offset: int, size: int) -> dict[str, Any]:
+        (client,) = clients_of(1)
+
         async def one() -> bytes:
             answer: bytes = await client(_RANGE.pack(offset, size))
             return answer
@@ -129,22 +137,24 @@ def read(port: int) -> None:
 
 
 async def _client(port: int) -> Any:
+    """On a connection of its own."""
     import grpc
 
-    return grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=_OPTIONS).unary_unary(_METHOD)
+    options = (*_OPTIONS, ("grpc.use_local_subchannel_pool", 1))
+    return grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options).unary_unary(_METHOD)
 
 
-async def _read(client: Any, offsets: list[int], size: int, in_flight: int, seconds: float) -> dict[str, Any]:
+async def _read(clients: list[Any], offsets: list[int], size: int, seconds: float) -> dict[str, Any]:
     begin_s, cpu_s = time.perf_counter(), time.process_time()
 
-    async def caller(slot: int) -> int:
+    async def caller(slot: int, client: Any) -> int:
         out, number = memoryview(bytearray(size)), 0
         while not number or time.perf_counter() - begin_s < seconds:
             out[:] = await client(_RANGE.pack(offsets[(slot * 1_009 + number) % len(offsets)], size))
             number += 1
         return number
 
-    done = await asyncio.gather(*(caller(slot) for slot in range(in_flight)))
+    done = await asyncio.gather(*(caller(slot, client) for slot, client in enumerate(clients)))
     elapsed_s = time.perf_counter() - begin_s
     return {"amount": sum(done), "seconds": elapsed_s, "client_cpu_s": time.process_time() - cpu_s}
 

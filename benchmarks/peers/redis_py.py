@@ -1,6 +1,6 @@
 """redis-py reading 256 values at a time, as a program in an environment of its own.
 
-    redis_py.py PORT HOW        HOW: "pipeline" of GETs, or one "mget"; then as it is told (driven.py)
+    redis_py.py PORT HOW        HOW: "pipeline" of GETs, or one "mget"; then as it is told (obey.py)
 
 The values are copied into one buffer, one after the other: whoever reads into memory of their own has to.
 """

@@ -20,6 +20,7 @@ from benchmarks.peers.driven import Driven
 from benchmarks.peers.environment import python_with
 from benchmarks.peers.grpc_aio import GrpcAio
 from benchmarks.peers.iperf3 import Iperf3
+from benchmarks.peers.mooncake_tcp import Mooncake
 from benchmarks.peers.nginx import Nginx
 from benchmarks.peers.peer import Missing, Peer, Peers
 from benchmarks.peers.redis_server import Redis
@@ -159,6 +160,12 @@ def test_an_environment_that_cannot_be_made_says_why(tmp_path: Path) -> None:
         python_with(tmp_path / "none", (str(tmp_path / "no-such-package"),), install=True)
     with pytest.raises(Missing, match="is not installed"):
         python_with(tmp_path / "none", (str(tmp_path / "no-such-package"),), install=False)
+
+
+def test_mooncake_outside_of_its_environment(noise: tuple[Path, bytes], tmp_path: Path) -> None:
+    mooncake = Mooncake(Path(sys.executable), noise[0], tmp_path / "mooncake", SIZE)
+    with pytest.raises(Missing, match="No module named 'mooncake'"), mooncake:
+        raise AssertionError("it is not installed here")
 
 
 def test_a_program_that_ends_says_why(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from benchmarks.rows import Row
 
 ROOT = Path(__file__).resolve().parents[2]
 PEERS = {"nginx": "nginx", "Redis, MGET by a raw RESP client": "redis-server", "iperf3": "iperf3"}
-FROM_PYPI = {"redis-py, pipeline of GETs", "redis-py with hiredis, MGET"}
+FROM_PYPI = {"redis-py, pipeline of GETs", "redis-py with hiredis, MGET", "Mooncake over TCP"}
 MOOSEFS = {"MooseFS", "MooseFS, changelog synced"}
 
 
