@@ -18,7 +18,7 @@ from fs3.user import User, process_user
 REFRESH_S = 1.0
 
 _lock = threading.Lock()
-_clients: dict[tuple[tuple[str, ...], str, User, bool], Client] = {}
+_clients: dict[tuple[tuple[str, ...], str, User, bool, bool], Client] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +50,14 @@ def connect(
     user: User | None = None,
     timeout_s: float = 5.0,
     same_host: bool = True,
+    verify: bool = True,
 ) -> Client:
     """The process's client of the cluster that a URL ("fs3://HOST:PORT/...") or mgmtd addresses name.
 
     The first call connects, later ones return the same client; forked children go on with it as clients of their own.
     It calls for `user`, or for whom the process is when `connect` is called: after `os.setuid` connect again. Without
     `same_host` it reads over the network also what daemons of this host and user could show it (docs/operations.md).
+    Without `verify` bytes that come over the network are not held against their sums: to measure what that costs.
 
     Raises:
         Invalid: the URL is not one.
@@ -64,20 +66,20 @@ def connect(
     """
     addresses = parse_url(cluster)[0] if isinstance(cluster, str) else tuple(cluster)
     user = user or process_user()
-    key = (addresses, secret, user, same_host)
+    key = (addresses, secret, user, same_host, verify)
     client = _clients.get(key)
     if client is not None:
         return client
     with _lock:
         client = _clients.get(key)
         if client is None:
-            client = _clients[key] = _open(addresses, secret, user, timeout_s, same_host)
+            client = _clients[key] = _open(addresses, secret, user, timeout_s, same_host=same_host, verify=verify)
         return client
 
 
-def _open(addresses: tuple[str, ...], secret: str, user: User, timeout_s: float, same_host: bool) -> Client:
+def _open(addresses: tuple[str, ...], secret: str, user: User, timeout_s: float, **reading: bool) -> Client:
     mgmtd = MgmtdClient.connect(addresses, secret, timeout_s)
-    storage = StorageClient(mgmtd, secret=secret, same_host=same_host)
+    storage = StorageClient(mgmtd, secret=secret, **reading)
     meta = MetaClient(
         lambda: mgmtd.routing,
         dataclasses.replace(mgmtd.credentials, user=user.text),

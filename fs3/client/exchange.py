@@ -210,7 +210,7 @@ class Exchange:
 
     def _send(self, lane: _Lane) -> None:
         batch, places = self._batch, lane.waiting[0]
-        flags = Flag.CHECKSUM if batch.kind == Kind.READ else Flag.NONE
+        flags = Flag.CHECKSUM if batch.kind == Kind.READ and self._peers.verify else Flag.NONE
         head = batch.ranges[places].tobytes()
         request = lane.connection.send(batch.kind, [head], count=len(places), flags=flags, deadline_s=batch.deadline_s)
         lane.sent[request] = lane.waiting.popleft()
@@ -235,7 +235,7 @@ class Exchange:
     def _foresee(self, places: I64) -> Foreseen | None:
         """What the reply will be like if nothing is amiss, worked out while the daemon works on it."""
         batch = self._batch
-        if batch.kind != Kind.READ:
+        if batch.kind != Kind.READ or not self._peers.verify:
             return None
         ranges = batch.ranges[places]
         return verify_core.foresee(
@@ -260,7 +260,7 @@ class Exchange:
         if trailer_status:
             status = np.zeros(count, dtype=np.uint16)
             status[min(record, count - 1)] = trailer_status
-            self._refused(connection, places, status)
+            self._refused(connection.endpoint, places, status)
         return True
 
     def _take_in(self, connection: Connection, header: Header, head: memoryview, places: I64) -> None:
@@ -281,7 +281,7 @@ class Exchange:
             if (lengths > batch.lengths[places]).any() or int(lengths.sum()) != header.body_bytes:
                 connection.close()
                 raise Corrupt(f"{connection.endpoint} sent other bytes than were asked for")
-            if header.body_bytes >= LARGE_BYTES:
+            if header.body_bytes >= LARGE_BYTES and self._peers.verify:
                 bad = self._receive_verified(connection, places, sums)
             else:
                 out = batch.out
@@ -292,15 +292,16 @@ class Exchange:
             status[record] = trailer_status
         if status.any():
             self._refused(connection.endpoint, places, status)
-            if batch.kind == Kind.READ and bad is None:
-                keep = np.repeat(status == 0, batch.results["n_sums"][places]) if len(sums) else slice(0)
-                places, sums = places[status == 0], sums[keep]
-        if batch.kind == Kind.QUERY or not len(places):
+        if batch.kind == Kind.QUERY:
             return
-        if bad is None:
-            self._unverified.append((places, sums))
-        else:
-            self._judge(places[status == 0], bad[~np.isin(bad, places[status != 0])])
+        arrived = status == 0
+        if not self._peers.verify:
+            batch.code[places[arrived]] = 0
+        elif bad is not None:
+            self._judge(places[arrived], bad[~np.isin(bad, places[~arrived])])
+        elif arrived.any():
+            summed = np.repeat(arrived, batch.results["n_sums"][places]) if len(sums) else slice(0)
+            self._unverified.append((places[arrived], sums[summed]))
 
     def _receive_verified(self, connection: Connection, places: I64, sums: Sums) -> I64:
         """Receive a large reply in steps and verify each at once; the places whose bytes fail their sums."""

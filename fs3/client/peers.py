@@ -47,6 +47,7 @@ class Peers:
         max_lanes: int | None,
         stall_s: float,
         same_host: bool = True,
+        verify: bool = True,
         open_connection: OpenConnection = Connection.open,
         runtime: Runtime = SYSTEM,
     ) -> None:
@@ -54,6 +55,7 @@ class Peers:
         self.runtime = runtime
         self._open_connection = open_connection
         self._same_host = same_host
+        self.verify = verify
         self.stall_s = stall_s
         self.write_stall_s = stall_s * WRITE_STALL
         cores = len(os.sched_getaffinity(0))

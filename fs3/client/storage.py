@@ -44,14 +44,15 @@ class StorageClient:
         max_connections: int = 16,
         max_lanes: int | None = None,
         same_host: bool = True,
+        verify: bool = True,
         open_connection: OpenConnection = Connection.open,
         runtime: Runtime = SYSTEM,
     ) -> None:
         """`timeout_s` bounds a call that names no deadline; a daemon silent for `stall_s` inside one is given up for
         another; `max_connections` is per endpoint, `max_lanes` how many of them a large read uses at once (None: half
         as many as there are cores, at most 4). Without `same_host` daemons of this host are asked like any others, and
-        not read from (same_host.py). `client_id` stands for a session with mgmtd, which is otherwise opened at the
-        first change."""
+        not read from (same_host.py); without `verify` they are asked for no sums. `client_id` stands for a session
+        with mgmtd, which is otherwise opened at the first change."""
         self._timeout_s = timeout_s
         self._runtime = runtime
         self._mgmtd = mgmtd
@@ -63,6 +64,7 @@ class StorageClient:
             max_lanes=max_lanes,
             stall_s=stall_s,
             same_host=same_host,
+            verify=verify,
             open_connection=open_connection,
             runtime=runtime,
         )

@@ -25,7 +25,7 @@ from fs3.errors import (
 )
 from fs3.ids import file_chunk
 from fs3.layout import Layout, stripe_chains
-from fs3.transport.frame_core import Kind
+from fs3.transport.frame_core import Flag, Kind
 from fs3.transport.messages import RANGE, Op
 
 HI, _ = file_chunk(7, 0)
@@ -188,12 +188,29 @@ def test_corruption_on_one_replica_is_read_from_another(cluster, client) -> None
         assert (chain, hi, lo) in cluster.shared.chunks
 
 
-def test_corruption_everywhere_names_the_chunk_and_the_targets(cluster, client) -> None:
-    fill(cluster, 2)
+@pytest.mark.parametrize("size", [4_096, 10_000, 3 << 20])  # foreseen, verified at the end, verified as it comes
+def test_corruption_everywhere_names_the_chunk_and_the_targets(cluster, client, size: int) -> None:
+    datas = fill(cluster, 2, size)
     for server in cluster.servers:
         server.corrupt = True
     with pytest.raises(Corrupt, match=r"file 7 chunk 1 .*\(201, 202, 203\)"):
-        read(client, (1, 0, 10_000))
+        read(client, (1, 0, size))
+    for server in cluster.servers[:2]:
+        server.corrupt = False
+    assert read(client, (1, 0, size))[1] == datas[1:]
+
+
+@pytest.mark.parametrize("size", [4_096, 10_000, 3 << 20])
+def test_without_verify_no_sums_are_asked_for(cluster, size: int) -> None:
+    datas = fill(cluster, 1, size)
+    for server in cluster.servers:
+        server.corrupt = True
+    client = StorageClient(cluster.mgmtd, timeout_s=20.0, client_id=77, verify=False)
+    _, (got,) = read(client, (0, 0, size))
+    client.close()
+    assert got != datas[0] and len(got) == size
+    asked = [header for server in cluster.servers for header in server.asked if header.kind == Kind.READ]
+    assert len(asked) == 1 and not asked[0].flags & Flag.CHECKSUM
 
 
 def test_a_pending_chunk_is_read_from_the_tail(cluster, client) -> None:
