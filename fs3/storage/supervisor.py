@@ -103,7 +103,10 @@ class _Supervisor:
         has_served, pause_s = False, _FIRST_PAUSE_S
         while not self._stop.is_set():
             begun_s = lease_now_s()
-            status, served, reason = await self._run_once(worker)
+            try:
+                status, served, reason = await self._run_once(worker)
+            except OSError as error:  # no process, or no descriptor, can be had now
+                status, served, reason = 1, False, f"cannot be started: {error.strerror}"
             has_served = has_served or served
             if self._stop.is_set():
                 return

@@ -70,6 +70,11 @@ def test_a_worker_that_never_served_and_says_why_ends_the_daemon(tmp_path: Path)
     assert (tmp_path / "1").read_text() == "x"
 
 
+def test_a_worker_that_cannot_be_run_at_all_ends_the_daemon(tmp_path: Path) -> None:
+    with pytest.raises(Unavailable, match=r"^storage 3: cannot be started: No such file or directory$"):
+        supervisor.run(config(1), lambda worker, report: [str(tmp_path / "no-such-program")])
+
+
 def test_one_that_crashes_before_it_served_is_tried_again(tmp_path: Path) -> None:
     assert supervisor.run(config(1), players(tmp_path, ("crash", "ready, stop, serve"))) == 0
     assert (tmp_path / "0").read_text() == "xx"
