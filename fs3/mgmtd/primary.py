@@ -396,7 +396,8 @@ class Primary:
 
     async def _make_plan(self) -> Plan | None:
         """The plan of the first chain tables, once enough storage nodes are complete; saved before it is acted on."""
-        nodes = complete_nodes(self.routing.nodes.values())
+        heard = [node for node in self.routing.nodes.values() if self._leases.was_heard(node.node_id)]
+        nodes = complete_nodes(heard)  # of the others' disks this mgmtd knows nothing yet
         if len(nodes) < self._config.bootstrap_nodes:
             return None
         slots = [

@@ -93,6 +93,23 @@ def test_the_first_chains_wait_for_every_worker_of_enough_nodes(cluster: Any) ->
     run(body)
 
 
+def test_a_mgmtd_that_has_just_taken_over_plans_with_whom_it_has_heard_itself(cluster: Any) -> None:
+    async def body() -> None:
+        kv, clock = MemoryKV(), cluster.clock()
+        primary = await cluster.make(kv, clock, nodes=3, replicas=2)
+        daemons = [cluster.daemon(node) for node in (1, 2, 3)]
+        for daemon in daemons[:2]:
+            await daemon.beat(primary)
+        primary = await cluster.make(kv, clock, nodes=3, replicas=2)
+        assert {node.node_id for node in primary.routing.nodes.values() if node.alive} >= {1, 2}
+        for daemon in daemons[1:]:
+            await daemon.beat(primary)  # nothing is known of the disks of the first
+        await cluster.boot(primary, daemons)
+        assert {target.node_id for target in primary.routing.targets.values()} == {1, 2, 3}
+
+    run(body)
+
+
 def test_too_few_disks_for_the_replicas_are_said_once(cluster: Any, caplog: pytest.LogCaptureFixture) -> None:
     async def body() -> None:
         primary = await cluster.make(MemoryKV(), cluster.clock(), nodes=2, replicas=2)
