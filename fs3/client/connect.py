@@ -77,9 +77,11 @@ def connect(
         return client
 
 
-def _open(addresses: tuple[str, ...], secret: str, user: User, timeout_s: float, **reading: bool) -> Client:
+def _open(
+    addresses: tuple[str, ...], secret: str, user: User, timeout_s: float, *, same_host: bool, verify: bool
+) -> Client:
     mgmtd = MgmtdClient.connect(addresses, secret, timeout_s)
-    storage = StorageClient(mgmtd, secret=secret, **reading)
+    storage = StorageClient(mgmtd, secret=secret, same_host=same_host, verify=verify)
     meta = MetaClient(
         lambda: mgmtd.routing,
         dataclasses.replace(mgmtd.credentials, user=user.text),
