@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from fs3.client import plan_core, verify_core
 from fs3.client.peers import Peers
 from fs3.client.plan_core import I64
+from fs3.client.race import Race
 from fs3.client.same_host import LOCAL_BYTES, LocalReads
 from fs3.client.select_core import ReplicaTable
 from fs3.client.verify_core import Foreseen, Pieces
@@ -52,12 +53,14 @@ class Batch:
     out_offsets: I64
     results: Records
     code: NDArray[np.uint16]
+    targets: I64  # asked last
+    patient: bool = False  # with a daemon that takes long to connect to: all have been tried
     why: dict[int, str] = field(default_factory=dict)  # error code -> the last message that came with it
     listed: Records = field(default_factory=lambda: np.zeros(0, dtype=LISTED))  # of a QUERY for a file's chunks
 
 
 @dataclass(slots=True)
-class _Lane:
+class Lane:
     """What one connection is asked in one round: `places` index the batch, in frames still to be sent."""
 
     endpoint: int
@@ -66,6 +69,8 @@ class _Lane:
     connection: Connection
     waiting: deque[I64] = field(default_factory=deque)
     sent: dict[int, I64] = field(default_factory=dict)
+    since_s: float = 0.0  # when the oldest of them was sent, or the reply before it had been taken in
+    hedged: bool = False
 
 
 class Exchange:
@@ -76,6 +81,7 @@ class Exchange:
         self._table = table
         self._batch = batch
         self._unverified: list[tuple[I64, Sums]] = []
+        self._race = Race(peers, table, batch, self._begin)
 
     def run(self, places: I64, endpoints: I64) -> None:
         """Ask `endpoints[i]` for range `places[i]`, for all i; `batch` then tells what became of each."""
@@ -126,7 +132,7 @@ class Exchange:
 
     def _ask(self, asked: list[_Asked], meanwhile: Callable[[], None] = lambda: None) -> None:
         """Have the daemons send; `meanwhile` runs once they all have been asked."""
-        lanes: list[_Lane] = []
+        lanes: list[Lane] = []
         try:
             for endpoint, mine, size in asked:
                 lanes += self._open(endpoint, mine, size)
@@ -139,10 +145,11 @@ class Exchange:
                 if lane.sent:
                     lane.connection.close()
                 self._peers.give_back(lane.connection)
+            self._race.ended()
         unverified, self._unverified = self._unverified, []
         self._verify(unverified)
 
-    def _open(self, endpoint: int, places: I64, size: int) -> list[_Lane]:
+    def _open(self, endpoint: int, places: I64, size: int) -> list[Lane]:
         """Connections to an endpoint, one unless there is much to receive, with the ranges shared out among them.
 
         Only the first is waited for: a call that held one connection and waited for another could wait for its like.
@@ -150,24 +157,25 @@ class Exchange:
         wanted = min(self._peers.max_lanes, len(places), size // LANE_BYTES)
         connections: list[Connection] = []
         try:
-            connections.append(self._peers.borrow(self._table, endpoint, deadline_s=self._batch.deadline_s))
+            deadline_s, patient = self._batch.deadline_s, self._batch.patient
+            connections.append(self._peers.borrow(self._table, endpoint, deadline_s=deadline_s, patient=patient))
             while len(connections) < wanted:
                 connections.append(
-                    self._peers.borrow(self._table, endpoint, deadline_s=self._batch.deadline_s, wait=False)
+                    self._peers.borrow(self._table, endpoint, deadline_s=deadline_s, patient=patient, wait=False)
                 )
         except Fs3Error as error:
             if not connections:
                 self._note(endpoint, places, error)
                 return []
         if len(connections) == 1:
-            return [_Lane(endpoint, places, size, connections[0])]
+            return [Lane(endpoint, places, size, connections[0])]
         parts = np.array_split(places, len(connections))
         return [
-            _Lane(endpoint, part, int(self._batch.lengths[part].sum()), one)
+            Lane(endpoint, part, int(self._batch.lengths[part].sum()), one)
             for part, one in zip(parts, connections, strict=True)
         ]
 
-    def _drain_all(self, lanes: list[_Lane], size: int) -> None:
+    def _drain_all(self, lanes: list[Lane], size: int) -> None:
         if self._peers.max_lanes < 2 or len(lanes) < 2 or size < LANE_BYTES:
             for lane in lanes:
                 self._guard(lane, self._drain)
@@ -181,7 +189,7 @@ class Exchange:
         for one in running:
             one.result()
 
-    def _guard(self, lane: _Lane, part: Callable[[_Lane], None]) -> None:
+    def _guard(self, lane: Lane, part: Callable[[Lane], None]) -> None:
         """Run a part of a lane; an error is noted for every range that it left unanswered."""
         try:
             part(lane)
@@ -199,7 +207,7 @@ class Exchange:
         if isinstance(error, Unavailable):
             self._peers.failed(self._table, endpoint)
 
-    def _begin(self, lane: _Lane) -> None:
+    def _begin(self, lane: Lane) -> None:
         hello = lane.connection.hello_reply
         cuts = plan_core.frames(
             self._batch.lengths[lane.places], lane.bytes, max_count=hello.max_ranges, max_bytes=hello.max_body_bytes
@@ -207,20 +215,24 @@ class Exchange:
         lane.waiting.extend(lane.places[begin:end] for begin, end in cuts)
         for _ in range(min(IN_FLIGHT, len(lane.waiting))):
             self._send(lane)
+        self._race.begun(lane)
 
-    def _send(self, lane: _Lane) -> None:
+    def _send(self, lane: Lane) -> None:
         batch, places = self._batch, lane.waiting[0]
         flags = Flag.CHECKSUM if batch.kind == Kind.READ and self._peers.verify else Flag.NONE
         head = batch.ranges[places].tobytes()
         request = lane.connection.send(batch.kind, [head], count=len(places), flags=flags, deadline_s=batch.deadline_s)
         lane.sent[request] = lane.waiting.popleft()
 
-    def _drain(self, lane: _Lane) -> None:
-        connection = lane.connection
+    def _drain(self, lane: Lane) -> None:
         while lane.sent:
             request, places = next(iter(lane.sent.items()))
             foreseen = self._foresee(places)
+            if self._race.wait(lane):
+                continue
+            connection = lane.connection
             header, head = connection.receive_head()
+            connection.stall_s = self._race.silence_s(lane)
             places = lane.sent[header.request_id]
             sums_bytes = len(head) - len(places) * RESULT.itemsize
             if header.count != len(places) or sums_bytes < 0 or sums_bytes % SUM.itemsize:
@@ -228,7 +240,9 @@ class Exchange:
                 raise Corrupt(f"{connection.endpoint} answered {header.count} of {len(places)} ranges")
             if header.request_id != request or not self._take_foreseen(connection, header, head, places, foreseen):
                 self._take_in(connection, header, head, places)
+            connection.stall_s = self._peers.stall_s
             del lane.sent[header.request_id]
+            self._race.taken_in(lane)
             if lane.waiting:
                 self._send(lane)
 

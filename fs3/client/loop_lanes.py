@@ -2,7 +2,8 @@
 
 A connection is borrowed from the client's pool by a thread, since that may have to connect; until it is there, and when
 it is lost, what would go over it is declined, and goes the blocking way. A daemon that is silent for the client's
-`stall_s` is given up here as there.
+`stall_s` is given up here as there, and one that is late is hedged: the frame is declined after all, and if its answer
+comes first it still counts.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from fs3.transport.messages import Records
 
 MAX_FRAME_BYTES = 16 << 20
 MOST_FRAMES = 16  # on one connection
-_TICK_S = 0.25
+_TICK_S = 0.01
 _CHECKSUM = int(Flag.CHECKSUM)
 
 
@@ -42,6 +43,7 @@ class Frame:
     tag: Any
     sent_s: float = 0.0
     expected: Expected | None = None
+    hedged: bool = False
 
 
 @dataclass(slots=True)
@@ -52,7 +54,8 @@ class _Lane:
 
 
 Answered = Callable[[Frame, Found | None], None]
-"""Told what became of each frame, once, unless the lanes are closed: None if nothing came of it."""
+"""Told what became of each frame, unless the lanes are closed: None if nothing came of it, or not in time; it may be
+told again then, if something comes all the same."""
 
 
 class LoopLanes:
@@ -63,6 +66,7 @@ class LoopLanes:
     ) -> None:
         """`threads` that may block open connections."""
         self._peers = peers
+        self._hedges = peers.hedges
         self._loop = loop
         self._threads = threads
         self._answered = answered
@@ -95,6 +99,8 @@ class LoopLanes:
         lane.frames[request_id] = frame
         frame.expected = reply_core.expect(frame.ranges)  # now, while the daemon works
         self._peers.add_load(name, frame.bytes)
+        if _can_hedge(frame):
+            self._hedges.asked()
         if not self._ticking:
             self._ticking = True
             self._loop.call_later(_TICK_S, self._tick)
@@ -156,7 +162,12 @@ class LoopLanes:
         found = None if header.status else reply_core.find(frame.expected, head, body)
         del frames[header.request_id]
         self._peers.add_load(name, -frame.bytes)
-        self._answered(frame, found)
+        if _can_hedge(frame):
+            self._hedges.replied(name, frame.bytes, self._peers.runtime.now_s() - frame.sent_s)
+        if frame.hedged:
+            self._hedges.owes(name, -1)
+        if found is not None or not frame.hedged:
+            self._answered(frame, found)
 
     def _lost(self, name: str, error: Fs3Error) -> None:
         lane = self._lanes.pop(name, None)
@@ -169,15 +180,19 @@ class LoopLanes:
             if isinstance(error, Unavailable):
                 self._peers.failed(frame.table, frame.endpoint)
         for frame in lane.frames.values():
-            self._answered(frame, None)
+            if not frame.hedged:
+                self._answered(frame, None)
 
     def _forget(self, lane: _Lane) -> None:
+        name = lane.borrowed.endpoint
         self._peers.give_back(lane.borrowed)
         for frame in lane.frames.values():
-            self._peers.add_load(lane.borrowed.endpoint, -frame.bytes)
+            self._peers.add_load(name, -frame.bytes)
+            if frame.hedged:
+                self._hedges.owes(name, -1)
 
     def _tick(self) -> None:
-        """Give up what is overdue."""
+        """Hedge what is late, and give up daemons that are silent."""
         self._ticking = False
         if self._closed:
             return
@@ -188,6 +203,20 @@ class LoopLanes:
             oldest = next(iter(lane.frames.values()))
             if now_s >= min(oldest.sent_s + self._peers.stall_s, oldest.deadline_s):
                 self._lost(name, Unavailable(f"{name} did not answer in time"))
+            else:
+                self._hedge(name, [frame for frame in lane.frames.values() if not frame.hedged], now_s)
         if any(lane is not None and lane.frames for lane in self._lanes.values()):
             self._ticking = True
             self._loop.call_later(_TICK_S, self._tick)
+
+    def _hedge(self, name: str, frames: list[Frame], now_s: float) -> None:
+        for frame in frames:
+            due_s = frame.sent_s + self._hedges.after_s(name, frame.bytes)
+            if now_s >= due_s and _can_hedge(frame) and self._hedges.spend():
+                frame.hedged = True
+                self._hedges.owes(name, 1)
+                self._answered(frame, None)
+
+
+def _can_hedge(frame: Frame) -> bool:
+    return int(frame.table.endpoint.shape[1]) > 1

@@ -43,6 +43,7 @@ class _Tag:
 
     asked: Sequence[Asked]
     targets: I64
+    under_way: bool = False
 
 
 Asked = tuple[OpenFile, int, int, "asyncio.Future[bytes]"]
@@ -156,6 +157,7 @@ class LoopReads:
     def _ask(self, frame: Frame) -> None:
         asked = frame.tag.asked
         if self._lanes.ask(frame):
+            frame.tag.under_way = True
             self._under_way += len(asked)
         else:
             self._blocking.extend(asked)
@@ -195,15 +197,17 @@ class LoopReads:
     def _answered(self, frame: Frame, found: Found | None) -> None:
         """See `LoopLanes`."""
         tag: _Tag = frame.tag
-        self._under_way -= len(tag.asked)
+        if tag.under_way:
+            tag.under_way = False
+            self._under_way -= len(tag.asked)
         if found is None:
             self._blocking.extend(tag.asked)
         else:
             for asked, data in zip(tag.asked, found.data, strict=True):
-                if data is None:
-                    self._blocking.append(asked)
-                elif not asked[3].done():
+                if data is not None and not asked[3].done():
                     asked[3].set_result(data)
+                elif data is None and not frame.hedged:
+                    self._blocking.append(asked)
             for place in found.corrupt:
                 hi, lo, chain = frame.ranges[["hi", "lo", "chain"]][place].tolist()
                 self._peers.report(int(tag.targets[place]), hi, lo, chain)

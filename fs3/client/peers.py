@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fs3.client.channels import Channels
+from fs3.client.hedge_core import HedgePolicy
+from fs3.client.hedges import Hedges
 from fs3.client.identity import Identity, identity_of
 from fs3.client.mgmtd import MgmtdClient
 from fs3.client.reports import Reports
@@ -30,6 +32,8 @@ LANE_THREADS = 16
 MOST_LANES = 4
 WRITE_STALL = 3  # a durable write down a chain may be silent so many times longer than a read
 AVOID_S = 1.0  # how long an endpoint that failed is asked only if nobody else can answer
+CONNECT_S = 0.25  # to connect, where another replica can be asked, unless it is known to take long
+MOST_KNOWN = 4_096  # endpoints, of daemons that may be long gone
 SUSPECT_EVERY_S = 1.0
 SLACK_BYTES = 8 << 20  # how far behind the least loaded replica another may be and still get its turn
 
@@ -48,6 +52,7 @@ class Peers:
         stall_s: float,
         same_host: bool = True,
         verify: bool = True,
+        hedging: HedgePolicy | None = None,
         open_connection: OpenConnection = Connection.open,
         runtime: Runtime = SYSTEM,
     ) -> None:
@@ -57,6 +62,7 @@ class Peers:
         self._same_host = same_host
         self.verify = verify
         self.stall_s = stall_s
+        self._hedging = hedging
         self.write_stall_s = stall_s * WRITE_STALL
         cores = len(os.sched_getaffinity(0))
         self.max_lanes = max_lanes if max_lanes is not None else min(MOST_LANES, cores // 2)
@@ -85,7 +91,7 @@ class Peers:
         self._pool = ConnectionPool(
             hello,
             max_per_endpoint=self._max_connections,
-            open_connection=self._open_connection,
+            open_connection=self._open,
             runtime=self.runtime,
         )
         self._random = random.Random(client_id if client_id is not None else self.runtime.random_bits(63))
@@ -94,7 +100,9 @@ class Peers:
         self._table: tuple[Routing, ReplicaTable] | None = None
         self._load: dict[str, int] = {}
         self._avoid_until_s: dict[str, float] = {}
+        self._connect_s: dict[str, float] = {}  # what it took the last time
         self._suspected_s: dict[tuple[int, int], float] = {}
+        self.hedges = Hedges(self._hedging, self.runtime, lambda connection: self._pool.give_back(connection))
         self._reports = Reports(self.endpoint_of, lambda: self._pool, runtime=self.runtime)
 
     def begin_again(self) -> None:
@@ -153,25 +161,50 @@ class Peers:
         return np.array([self._load.get(name, 0) for name in table.endpoints], dtype=np.int64)
 
     def avoided(self, table: ReplicaTable) -> NDArray[np.bool_] | None:
-        """Which endpoints of `table` have failed lately, None if none has: [endpoints]."""
-        if not self._avoid_until_s:
+        """Which endpoints of `table` have failed lately, or owe late answers, None if none does: [endpoints]."""
+        late = self.hedges.late
+        if not self._avoid_until_s and not late:
             return None
         now_s = self.runtime.now_s()
         with self._lock:
             for name in [name for name, until_s in self._avoid_until_s.items() if until_s <= now_s]:
                 del self._avoid_until_s[name]
-            return np.array([name in self._avoid_until_s for name in table.endpoints], dtype=np.bool_)
+            avoid = self._avoid_until_s
+            return np.array([name in avoid or name in late for name in table.endpoints], dtype=np.bool_)
 
     def add_load(self, endpoint: str, bytes_: int) -> None:
         """Count bytes asked of an endpoint, or, negative, received from it."""
         with self._lock:
             self._load[endpoint] = self._load.get(endpoint, 0) + bytes_
 
-    def borrow(self, table: ReplicaTable, endpoint: int, *, deadline_s: float, wait: bool = True) -> Connection:
-        """A connection to an endpoint of `table`. Raises: as `ConnectionPool.borrow`; Busy at once without `wait`."""
+    def borrow(
+        self,
+        table: ReplicaTable,
+        endpoint: int,
+        *,
+        deadline_s: float,
+        wait: bool = True,
+        patient: bool = True,
+    ) -> Connection:
+        """A connection to an endpoint of `table`; not `patient`: a new one must be there about as soon as the last was,
+        since others can be asked.
+
+        Raises: as `ConnectionPool.borrow`; Busy at once without `wait`.
+        """
         name = table.endpoints[endpoint]
-        connection = self._pool.borrow(name, deadline_s=deadline_s, connect_timeout_s=self.stall_s, wait=wait)
+        timeout_s, known_s = self.stall_s, self._connect_s.get(name)
+        if not patient and known_s is not None and table.endpoint.shape[1] > 1:
+            timeout_s = min(max(CONNECT_S, 4 * known_s), timeout_s)
+        connection = self._pool.borrow(name, deadline_s=deadline_s, connect_timeout_s=timeout_s, wait=wait)
         connection.stall_s = self.stall_s
+        return connection
+
+    def _open(self, endpoint: str, hello: storage_pb2.Hello, *, timeout_s: float) -> Connection:
+        begun_s = self.runtime.now_s()
+        connection = self._open_connection(endpoint, hello, timeout_s=timeout_s)
+        if len(self._connect_s) >= MOST_KNOWN:
+            self._connect_s.clear()
+        self._connect_s[endpoint] = self.runtime.now_s() - begun_s
         return connection
 
     def give_back(self, connection: Connection) -> None:

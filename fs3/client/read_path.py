@@ -60,9 +60,9 @@ class ReadCall:
             np.zeros(count, dtype=np.int64) if out_offsets is None else out_offsets,
             np.zeros(count, dtype=RESULT),
             np.zeros(count, dtype=np.uint16),
+            np.full(count, NONE, dtype=np.int64),
         )
         self._large = kind == Kind.READ and int(self.batch.lengths.sum()) >= LOCAL_BYTES * count
-        self._asked: I64 = np.full(count, NONE, dtype=np.int64)  # the target asked last
         self._tried: dict[int, set[int]] = {}  # range -> targets not to ask again for now
         self._corrupt: dict[int, set[int]] = {}
         self._tail: set[int] = set()
@@ -97,6 +97,7 @@ class ReadCall:
             elif step is Step.PAUSE:
                 self._peers.pause(attempt, self.batch.deadline_s)
             attempt += 1
+            self.batch.patient = attempt > 1
 
     def _report(self) -> None:
         """Tell the daemons which chunks came damaged, or were said to be; they look for themselves."""
@@ -124,7 +125,7 @@ class ReadCall:
         asked, rows, columns = todo[reachable], rows[reachable], columns[reachable]
         if len(asked):
             self.batch.ranges["chain_version"][asked] = table.chain_version[rows]
-            self._asked[asked] = table.target[rows, columns]
+            self.batch.targets[asked] = table.target[rows, columns]
             Exchange(self._peers, table, self.batch).run(asked, table.endpoint[rows, columns])
         step = Step.REFRESH if len(asked) < len(todo) else Step.OTHER
         for place in asked[self.batch.code[asked] != 0].tolist():
@@ -161,7 +162,7 @@ class ReadCall:
 
     def _judge(self, place: int, table: ReplicaTable, step: Step) -> Step:
         """Note what a failed range needs; the more patient of that and `step`. Raises: what cannot be retried."""
-        code, target = int(self.batch.code[place]), int(self._asked[place])
+        code, target = int(self.batch.code[place]), int(self.batch.targets[place])
         wanted = after_read(code)
         if wanted is Step.FAIL:
             raise from_code(code, f"{self._name(place)}: {self.batch.why.get(code, 'refused')}")

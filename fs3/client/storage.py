@@ -12,6 +12,7 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
+from fs3.client.hedge_core import HedgePolicy
 from fs3.client.mgmtd import MgmtdClient
 from fs3.client.peers import Peers
 from fs3.client.plan_core import I64, overlap
@@ -28,6 +29,7 @@ from fs3.transport.messages import LIST_CHUNKS, LIST_KIND, MAX_LISTED, RANGE, RE
 __all__ = ["RANGE", "ChunkUpdate", "Op", "StorageClient"]
 
 UPDATES_AT_ONCE = 1_024
+HEDGING = HedgePolicy()
 
 
 class StorageClient:
@@ -45,14 +47,16 @@ class StorageClient:
         max_lanes: int | None = None,
         same_host: bool = True,
         verify: bool = True,
+        hedging: HedgePolicy | None = HEDGING,
         open_connection: OpenConnection = Connection.open,
         runtime: Runtime = SYSTEM,
     ) -> None:
         """`timeout_s` bounds a call that names no deadline; a daemon silent for `stall_s` inside one is given up for
         another; `max_connections` is per endpoint, `max_lanes` how many of them a large read uses at once (None: half
         as many as there are cores, at most 4). Without `same_host` daemons of this host are asked like any others, and
-        not read from (same_host.py); without `verify` they are asked for no sums. `client_id` stands for a session
-        with mgmtd, which is otherwise opened at the first change."""
+        not read from (same_host.py); without `verify` they are asked for no sums. `hedging` says when a read that is
+        late is asked of a second replica; None: never. `client_id` stands for a session with mgmtd, which is otherwise
+        opened at the first change."""
         self._timeout_s = timeout_s
         self._runtime = runtime
         self._mgmtd = mgmtd
@@ -65,6 +69,7 @@ class StorageClient:
             stall_s=stall_s,
             same_host=same_host,
             verify=verify,
+            hedging=hedging,
             open_connection=open_connection,
             runtime=runtime,
         )

@@ -14,6 +14,7 @@ Format: proto/data_plane.md.
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 import struct
 from collections import deque
@@ -178,6 +179,34 @@ class Connection:
         if kind != Kind.ACK:
             self._awaited.append(self._request_id)
         return self._request_id
+
+    def wait(self, until_s: float, other: Connection | None = None) -> Connection | None:
+        """Which of this and `other` has a reply that has begun to arrive; None: neither had until then.
+
+        This one also if it is over, which `receive_head` then says; `other` is not waited for any longer if it is.
+        """
+        poll = select.poll()
+        if self._sock is None:
+            return self
+        poll.register(self._sock, select.POLLIN)
+        if other is not None and other._sock is not None:
+            poll.register(other._sock, select.POLLIN)
+        while True:
+            ready = poll.poll(max((until_s - lease_now_s()) * 1_000, 0.0))
+            if any(fd == self._sock.fileno() for fd, _ in ready):
+                return self
+            if not ready:
+                return None
+            assert other is not None and other._sock is not None
+            if other.has_reply():
+                return other
+            poll.unregister(other._sock)
+
+    def has_reply(self) -> bool:
+        """Whether a byte has arrived that was not taken in."""
+        with contextlib.suppress(OSError):
+            return self._sock is not None and bool(self._sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+        return False
 
     def receive_head(self) -> tuple[Header, memoryview]:
         """The header and head of the next reply; the head's memory is reused by the next call.

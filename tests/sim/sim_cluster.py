@@ -28,6 +28,7 @@ from sim_threads import SimRuntime, SimThread
 
 from fs3.client import mgmtd as mgmtd_module
 from fs3.client.control import ControlService
+from fs3.client.hedge_core import HedgePolicy
 from fs3.client.meta import MetaClient
 from fs3.client.mgmtd import MgmtdClient
 from fs3.client.storage import StorageClient
@@ -50,6 +51,7 @@ CLUSTER_ID = "5afe5afe5afe5afe"
 _RESTART_S = 1.0  # what a supervisor waits before it starts a daemon again that ended by itself
 _STILL_S = 0.5
 _GRACE_S = 0.3  # fs3/mgmtd/server.py: for calls that are being answered when a mgmtd stops
+_HEDGING = HedgePolicy(floor_s=0.001, unknown_s=0.003, share=0.5)  # far more often than in production
 _DRAIN_S = 2.0  # fs3/storage/server.py: for replies that wait to be sent when a storage daemon stops
 T = TypeVar("T")
 
@@ -575,6 +577,7 @@ def connect(machine: SimMachine) -> tuple[MgmtdClient, StorageClient]:
         mgmtd,
         stall_s=machine.cluster.shape.stall_s,
         max_lanes=1,
+        hedging=_HEDGING,
         open_connection=SimConnector(network, runtime, machine.name),  # type: ignore[arg-type]
         runtime=runtime,
     )

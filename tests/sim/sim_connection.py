@@ -140,6 +140,26 @@ class SimConnection:
         self._wire.send(0, Frame(header, head, memoryview(body)))
         return self._request_id
 
+    def wait(self, until_s: float, other: SimConnection | None = None) -> SimConnection | None:
+        both = [self] if other is None else [self, other]
+        while True:
+            if not self._process.alive:
+                raise ProcessEnded
+            if self._inbox or self._why or self._closed:
+                return self
+            if other is not None and other._inbox:
+                return other
+            left_s = until_s - self._runtime.now_s()
+            if left_s <= 0:
+                return None
+            waiter = self._process.sim.current
+            assert waiter is not None
+            for one in both:
+                one._waiter = waiter
+            waiter.park(left_s)
+            for one in both:
+                one._waiter = None
+
     def receive_head(self) -> tuple[Header, memoryview]:
         self._wait()
         answer = self._inbox.popleft()
@@ -245,7 +265,7 @@ class SimConnection:
 
     def _wake(self) -> None:
         waiter, self._waiter = self._waiter, None
-        if waiter is not None:
+        if waiter is not None and not waiter.woken:
             waiter.wake()
 
     def _tell(self, header: Header, head: memoryview) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 from sim_kernel import Event
 
 from fs3 import errors
-from fs3.client import read_path, retry_core, write_path
+from fs3.client import race, read_path, retry_core, write_path
 from fs3.mgmtd import chain_core, routing_core
 from fs3.routing import LocalState, TargetState
 from fs3.storage import channel_core, craq_core, resync, resync_core, target_core
@@ -156,6 +156,10 @@ class Coverage:
     def after_write(self, step: Any, code: int, *_: Any, **__: Any) -> None:
         self.note(CLIENT, f"write: {_code_name(code)} -> {step.name}")
 
+    def raced(self, first: Any, lane: Any, *_: Any, **__: Any) -> None:
+        which = "neither" if first is None else "first" if first is lane else "second"
+        self.note(CLIENT, f"hedge: {which} came")
+
 
 def pair(one: str, other: str) -> str:
     """The name of a pair, whichever came first."""
@@ -212,6 +216,7 @@ class Spies:
             (craq_core, "after_forward", coverage.forwarded),
             (retry_core, "after_read", coverage.after_read),
             (retry_core, "after_write", coverage.after_write),
+            (race, "first_of", coverage.raced),
         ]
         self._replaced: list[tuple[ModuleType, str, Any]] = []
 
@@ -315,6 +320,9 @@ _CLIENT = (
     "read: Unavailable -> OTHER",
     "read: StaleRouting -> REFRESH",
     "read: Committing -> TAIL",
+    "hedge: first came",
+    "hedge: second came",
+    "hedge: neither came",
     "write: Unavailable -> REFRESH",
     "write: StaleRouting -> REFRESH",
     "write: Busy -> PAUSE",

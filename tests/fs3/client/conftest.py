@@ -64,7 +64,7 @@ class Shared:
 class ChunkServer:
     """One storage node. Faults: `read_status[chain]`, `frame_status`, `corrupt` (a bit flipped in every body),
     `die_in_reply` (closes inside the next bodies), `lose_ack` (applies writes and closes without an answer); as long as
-    `goes_on` is not set it is as after a SIGSTOP."""
+    `goes_on` is not set it is as after a SIGSTOP; each answer takes it `slow_s`."""
 
     def __init__(self, shared: Shared, chain_versions: dict[int, int]) -> None:
         self.shared = shared
@@ -74,6 +74,7 @@ class ChunkServer:
         self.corrupt = False
         self.die_in_reply = 0
         self.lose_ack = 0
+        self.slow_s = 0.0
         self.goes_on = threading.Event()
         self.goes_on.set()
         self.asked: list[Header] = []
@@ -108,6 +109,8 @@ class ChunkServer:
                 while True:
                     header = unpack_header(_exactly(sock, HEADER_BYTES))
                     self.goes_on.wait()
+                    if self.slow_s:
+                        threading.Event().wait(self.slow_s)
                     head, body = _exactly(sock, header.head_bytes), _exactly(sock, header.body_bytes)
                     if not self._answer(sock, header, head, body):
                         return

@@ -15,6 +15,7 @@ import pytest
 
 from fs3.client.coalesce import AsyncReader
 from fs3.client.file import FileClient
+from fs3.client.hedge_core import HedgePolicy
 from fs3.client.storage import StorageClient
 from fs3.errors import Busy, Committing, Fs3Error, Invalid, Unavailable
 from fs3.transport.frame_core import Kind
@@ -100,9 +101,11 @@ def ranges_read(cluster) -> int:
 
 
 async def read_all(reader, handle, count: int = 60) -> None:
-    wanted = [(at * 5_003 % (len(DATA) - 900), 1 + at * 13) for at in range(count)]
-    got = await asyncio.gather(*(reader.read(handle, *one) for one in wanted))
-    assert got == [DATA[offset : offset + length] for offset, length in wanted]
+    of_any_size = [(at * 5_003 % (len(DATA) - 900), 1 + at * 13) for at in range(count)]
+    blocks = [(at * 4_096, 4_096) for at in range(count)]
+    for wanted in (of_any_size, blocks):
+        got = await asyncio.gather(*(reader.read(handle, *one) for one in wanted))
+        assert got == [DATA[offset : offset + length] for offset, length in wanted]
 
 
 def test_small_reads_need_no_thread_and_no_second_request(reader, cluster) -> None:
@@ -176,6 +179,36 @@ def test_one_daemon_that_fails_costs_no_read_its_bytes(reader, cluster, fault) -
             await read_all(reader, a)
 
     asyncio.run(go())
+
+
+def test_a_daemon_that_is_late_is_hedged_and_its_late_answers_harm_nothing(cluster, meta) -> None:
+    # It may be silent for longer than a read may take.
+    policy = HedgePolicy(floor_s=0.005, unknown_s=0.02, share=0.1)
+    storage = StorageClient(cluster.mgmtd, timeout_s=20.0, stall_s=60.0, hedging=policy)
+    files = FileClient(storage, meta, cluster.mgmtd)
+    files.create_batch(["/a"], [DATA])
+    (a,) = files.open_many(["/a"])
+    reader = AsyncReader(files)
+    hedges, late = storage.peers.hedges, cluster.servers[1]
+
+    async def go() -> None:
+        await warm(reader, a)
+        late.goes_on.clear()
+        for _ in range(40):
+            await read_all(reader, a)
+        assert hedges.late[late.endpoint] and 1 <= hedges.sent <= 16 + 0.1 * hedges.requests
+        late.goes_on.set()
+        before = len(late.asked)
+        for _ in range(2_000):
+            await read_all(reader, a)
+            if len(late.asked) > before + 40:
+                break
+        assert not hedges.late and len(late.asked) > before + 40
+
+    asyncio.run(go())
+    reader.close()
+    files.close()
+    storage.close()
 
 
 def test_damage_is_reported_to_the_daemon_that_sent_it(reader, cluster) -> None:

@@ -321,6 +321,42 @@ def test_a_forked_child_opens_its_own_connections() -> None:
         pool.close()
 
 
+def test_of_two_connections_the_one_whose_reply_begins_is_told() -> None:
+    answer = {name: threading.Event() for name in ("first", "second")}
+
+    def script(sock: socket.socket) -> None:
+        asked, head, _ = read_frame(sock)
+        answer[head.decode()].wait(20.0)
+        sock.sendall(reply(asked, head))
+        read_frame(sock)
+
+    def ask_both(endpoint: str) -> list[Connection]:
+        both = [Connection.open(endpoint, HELLO, timeout_s=5.0) for _ in answer]
+        for connection, name in zip(both, answer, strict=True):
+            connection.send(Kind.READ, [name.encode()], count=1, deadline_s=deadline_after(20.0))
+        return both
+
+    with peer(script) as endpoint:
+        first, second = ask_both(endpoint)
+        assert first.wait(deadline_after(0.0), second) is None
+        answer["second"].set()
+        assert first.wait(deadline_after(20.0), second) is second
+        assert bytes(second.receive_head()[1]) == b"second"
+        answer["first"].set()
+        assert first.wait(deadline_after(20.0), second) is first
+        first.close()
+        assert first.wait(deadline_after(20.0)) is first  # whose end `receive_head` tells
+        for event in answer.values():
+            event.clear()
+        first, second = ask_both(endpoint)
+        second.interrupt()
+        assert first.wait(deadline_after(0.05), second) is None  # a second one that is over is not waited for
+        answer["first"].set()
+        assert first.wait(deadline_after(20.0), second) is first
+        first.close()
+        second.close()
+
+
 class Driven:
     """A LoopConnection in the running loop, and what it was told; `frame` waits for the next reply."""
 
