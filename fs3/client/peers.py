@@ -33,6 +33,7 @@ MOST_LANES = 4
 WRITE_STALL = 3  # a durable write down a chain may be silent so many times longer than a read
 AVOID_S = 1.0  # how long an endpoint that failed is asked only if nobody else can answer
 CONNECT_S = 0.25  # to connect, where another replica can be asked, unless it is known to take long
+LOCATE_S = 1.0  # for a daemon to say where its bytes lie; others can be asked, or itself to send them
 MOST_KNOWN = 4_096  # endpoints, of daemons that may be long gone
 SUSPECT_EVERY_S = 1.0
 SLACK_BYTES = 8 << 20  # how far behind the least loaded replica another may be and still get its turn
@@ -84,7 +85,7 @@ class Peers:
         self.same_host = SameHost(
             hello,
             max_connections=self._max_connections,
-            stall_s=self.stall_s,
+            stall_s=min(self.stall_s, LOCATE_S) if self._hedging is not None else self.stall_s,
             enabled=self._same_host,
             runtime=self.runtime,
         )

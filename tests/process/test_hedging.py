@@ -37,10 +37,10 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
         connect(made.url).close()
 
 
-@pytest.fixture
-def files(cluster: LocalCluster) -> Iterator[FileClient]:
+@pytest.fixture(params=[False, True], ids=["over the network", "from block files"])
+def files(cluster: LocalCluster, request: pytest.FixtureRequest) -> Iterator[FileClient]:
     client = connect(cluster.url)
-    storage = StorageClient(client.mgmtd, timeout_s=30.0, stall_s=100.0, same_host=False)
+    storage = StorageClient(client.mgmtd, timeout_s=30.0, stall_s=100.0, same_host=request.param)
     made = FileClient(storage, client.meta, client.mgmtd)
     yield made
     made.close()
