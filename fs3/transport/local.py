@@ -10,6 +10,7 @@ import contextlib
 import os
 import select
 import socket
+import weakref
 
 from fs3.clock import lease_now_s
 from fs3.errors import Unavailable
@@ -20,7 +21,7 @@ from fs3.transport.descriptors import close_all, receive_with_descriptors
 class LocalConnection(Connection):
     """As `Connection`, of a Unix socket."""
 
-    __slots__ = ("_fresh", "_poll", "files")
+    __slots__ = ("__weakref__", "_fresh", "_poll", "files")
 
     def __init__(self, sock: socket.socket, endpoint: str) -> None:
         super().__init__(sock, endpoint)
@@ -28,9 +29,9 @@ class LocalConnection(Connection):
         self._fresh: list[int] = []
         self._poll = select.poll()
         self._poll.register(sock, select.POLLRDHUP)
+        _living.add(self)
 
     def __del__(self) -> None:
-        # Also in a forked child, which forgets its parent's connections: an inherited descriptor would keep their pins.
         with contextlib.suppress(AttributeError, OSError):
             self._forget_files()
 
@@ -71,3 +72,15 @@ class LocalConnection(Connection):
     def _forget_files(self) -> None:
         files, self.files = self.files, {}
         close_all([*files.values(), *self.fresh()])
+
+
+_living: weakref.WeakSet[LocalConnection] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    """Close the child's copies of its parent's connections: they would keep the parent's pins after its end."""
+    for connection in list(_living):
+        connection.close()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
