@@ -149,7 +149,15 @@ class Context:
 
     @cached_property
     def client(self) -> Client:
-        """This process's client of the cluster."""
+        """This process's client of the cluster, over TCP."""
+        cluster = self.cluster
+        client = connect(cluster.url, same_host=False)
+        self._stack.callback(client.close)
+        return client
+
+    @cached_property
+    def client_here(self) -> Client:
+        """Another, which reads from the block files of the daemons by itself."""
         cluster = self.cluster
         client = connect(cluster.url)
         self._stack.callback(client.close)

@@ -246,7 +246,7 @@ def _profiles(spy: PySpy, scratch: Path, out: Path, seconds: float) -> Iterator[
 
 def _written(url: str) -> str:
     path, piece = "/profiled", np.random.default_rng(1).bytes(REQUEST_BYTES)
-    client = connect(url)
+    client = connect(url, same_host=False)
     with client.files.create_writer(path, layout_choice=LayoutChoice(chunk_bytes=REQUEST_BYTES)) as writer:
         for _ in range(FILE_BYTES // REQUEST_BYTES):
             writer.write(piece)
@@ -259,7 +259,7 @@ def _written(url: str) -> str:
 @click.argument("path")
 def load(url: str, path: str) -> None:
     """Be the client."""
-    files = connect(url).files
+    files = connect(url, same_host=False).files
     file = files.open_read(path)
 
     def run(size: int, batch: int, seconds: float) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from benchmarks import (
     names,
     plots,
     profiling,
+    same_host,
     single_reads,
     small_reads,
     sweep,
@@ -65,6 +66,7 @@ BENCHMARKS: dict[str, Callable[[Context], list[Row]]] = {
     "clients": clients.measure,
     "write": durable_writes.measure,
     "index": chunk_index.measure,
+    "same-host": same_host.measure,
     "loader": _loading,
     "checkpoint": _checkpoints,
     "names": names.measure,  # after all that uses the same cluster: it leaves many files to be collected

@@ -118,17 +118,20 @@ class Exchange:
         ) as reads:
             for endpoint, places, _ in near:
                 reads.begin(endpoint, places)
-            self._ask(far, meanwhile=reads.finish)
+            if far:
+                self._ask(far, meanwhile=reads.finish)
+            else:
+                reads.finish()
         for taken in reads.taken:
             batch.results[taken.places] = taken.results
             batch.code[taken.places] = 0
-            self._refused(taken.endpoint, taken.places, taken.results["status"])
+            if taken.results["status"].any():
+                self._refused(taken.endpoint, taken.places, taken.results["status"])
         for endpoint, places in reads.silent:
             self._note(endpoint, places, Unavailable(f"{self._table.endpoints[endpoint]} did not answer in time"))
         left = [(endpoint, places, int(batch.lengths[places].sum())) for endpoint, places in reads.left]
-        for _, places, _ in left:
-            batch.code[places] = Unavailable.code
-        self._ask(left)
+        if left:
+            self._ask(left)
 
     def _ask(self, asked: list[_Asked], meanwhile: Callable[[], None] = lambda: None) -> None:
         """Have the daemons send; `meanwhile` runs once they all have been asked."""

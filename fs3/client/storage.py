@@ -17,6 +17,7 @@ from fs3.client.mgmtd import MgmtdClient
 from fs3.client.peers import Peers
 from fs3.client.plan_core import I64, overlap
 from fs3.client.read_path import ReadCall
+from fs3.client.same_host import SameHost
 from fs3.client.write_path import ChunkUpdate, WriteCall
 from fs3.errors import Invalid, NotFound
 from fs3.ids import file_chunk
@@ -87,6 +88,11 @@ class StorageClient:
     def deadline_s(self) -> float:
         """When a call that begins now and names no deadline must have ended."""
         return self._times(None)[1]
+
+    @property
+    def same_host(self) -> SameHost:
+        """What is read from block files of this host, and what is known of them."""
+        return self._peers.same_host
 
     def close(self) -> None:
         """Close every connection; later calls raise Unavailable."""

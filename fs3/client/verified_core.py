@@ -35,6 +35,10 @@ class Verified:
     def __len__(self) -> int:
         return len(self._known)
 
+    def clear(self) -> None:
+        """Forget everything."""
+        self._known.clear()
+
     def of(self, place: Place, identity: Identity, now_s: float) -> int:
         """The blocks of the chunk's version at `place` that have matched, as bits."""
         known = self._known.get(place)

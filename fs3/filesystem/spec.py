@@ -44,7 +44,8 @@ class Fs3FileSystem(TreeFace, TrashFace, PosixFace, AsyncFace):
     `mgmtd` is "host:port" or several, separated by commas; `secret` the cluster's, if it has one; `user` whom to call
     for, "UID:GID,GID,...", or else whoever the process is at each call; `layout` what new files get instead of what
     their directory says; with `auto_mkdir` a file that is written gets the directories above it, as object stores do,
-    and as fsspec's local files with the same option.
+    and as fsspec's local files with the same option. Without `same_host` everything is read over the network, also what
+    daemons of this host and user could show (docs/operations.md).
 
     `use_listings_cache`: directories that were listed are kept, those used last, up to `max_entries` entries of up to
     `max_paths` directories in all. It is asked at each use whether they are still right, so nothing has to expire, and
@@ -65,6 +66,7 @@ class Fs3FileSystem(TreeFace, TrashFace, PosixFace, AsyncFace):
         user: str = "",
         layout: LayoutChoice | None = None,
         auto_mkdir: bool = False,
+        same_host: bool = True,
         use_listings_cache: bool = True,
         max_paths: int | None = None,
         max_entries: int = MAX_ENTRIES,
@@ -84,6 +86,7 @@ class Fs3FileSystem(TreeFace, TrashFace, PosixFace, AsyncFace):
         self.layout = layout
         self.auto_mkdir = auto_mkdir
         self._secret = secret
+        self._same_host = same_host
         self._listings = Listings(max_entries=max_entries if use_listings_cache else 0, max_paths=max_paths)
 
     # -- where we are
@@ -92,7 +95,7 @@ class Fs3FileSystem(TreeFace, TrashFace, PosixFace, AsyncFace):
     def client(self) -> Client:
         """The process's client of this cluster; made again after a fork."""
         with os_errors():
-            return connect(self.mgmtd.split(","), secret=self._secret, user=self.user)
+            return connect(self.mgmtd.split(","), secret=self._secret, user=self.user, same_host=self._same_host)
 
     @property
     def file_client(self) -> FileClient:

@@ -21,7 +21,6 @@ import pytest
 
 from fs3.client.connect import Client, connect
 from fs3.client.file import OpenFile
-from fs3.client.same_host import SameHost
 from fs3.client.storage import RANGE, ChunkUpdate, Op
 from fs3.client.verified_core import Verified
 from fs3.clock import lease_now_s
@@ -52,10 +51,6 @@ def client(cluster: LocalCluster) -> Iterator[Client]:
     made = connect(cluster.url)
     yield made
     made.close()
-
-
-def same_host(client: Client) -> SameHost:
-    return client.storage._peers.same_host
 
 
 def written(client: Client, path: str, size: int, *, replicas: int = 2) -> tuple[OpenFile, bytes]:
@@ -93,18 +88,18 @@ def test_random_ranges_are_read_from_the_block_files(client: Client) -> None:
     file, data = written(client, "/random", 5 << 20)
     for seed in range(6):
         check(client, file, data, seed, (1 << 10, 2 << 20))
-    assert same_host(client).read_bytes > 40 << 20
-    assert len(same_host(client).verified)
+    assert client.storage.same_host.read_bytes > 40 << 20
+    assert len(client.storage.same_host.verified)
 
 
 def test_small_ranges_and_who_does_not_want_it_are_read_over_the_network(cluster: LocalCluster, client: Client) -> None:
     file, data = written(client, "/network", 3 << 20)
     check(client, file, data, 1, (1, 4 << 10))
-    assert not same_host(client).read_bytes
+    assert not client.storage.same_host.read_bytes
     other = connect(cluster.url, same_host=False)
     try:
         check(other, file, data, 2, (1 << 10, 1 << 20))
-        assert not same_host(other).read_bytes
+        assert not other.storage.same_host.read_bytes
     finally:
         other.close()
 
@@ -125,10 +120,10 @@ def test_in_a_forked_child_and_in_its_parent(client: Client) -> None:
     if not child:
         status = 1
         try:
-            before = same_host(client).read_bytes
+            before = client.storage.same_host.read_bytes
             check(client, file, data, 2, (64 << 10, 1 << 20))
             blocks = _open_block_files()
-            status = 0 if same_host(client).read_bytes > before and len(blocks) == len(set(blocks)) else 2
+            status = 0 if client.storage.same_host.read_bytes > before and len(blocks) == len(set(blocks)) else 2
         finally:
             os._exit(status)
     check(client, file, data, 3, (64 << 10, 1 << 20))
@@ -174,7 +169,7 @@ def test_what_comes_from_the_disk_again_is_verified_again(cluster: LocalCluster,
     file, data = written(client, "/lone", 1 << 20, replicas=1)
     for _ in range(2):
         assert client.files.read(file) == data
-    assert same_host(client).read_bytes == 2 * len(data)
+    assert client.storage.same_host.read_bytes == 2 * len(data)
     node = next(node for node in (1, 2) if _find(cluster, node, data))
     _flip_on_disk(cluster, node, data)
     with pytest.raises(Corrupt, match="failed its checksum on every serving target"):
@@ -199,7 +194,7 @@ def test_without_its_socket_a_daemon_is_read_over_the_network(cluster: LocalClus
         path.rename(path.with_suffix(".away"))
     try:
         check(client, file, data, 1, (100 << 10, 1 << 20))
-        assert not same_host(client).read_bytes
+        assert not client.storage.same_host.read_bytes
     finally:
         for path in paths:
             path.with_suffix(".away").rename(path)
@@ -240,7 +235,7 @@ def test_nothing_is_taken_unverified_from_a_daemon_that_has_gone(cluster: LocalC
     file, data = written(client, "/gone", 1 << 20)
     for _ in range(8):
         assert client.files.read(file) == data  # by both daemons, and known to match
-    here = same_host(client)
+    here = client.storage.same_host
     assert len(here.verified) == 2
     victim = {}
 
@@ -356,7 +351,7 @@ def test_every_read_is_of_one_version_while_all_is_overwritten(overwritten: Over
     with overwritten.readers(3) as failures:
         while overwritten.turn < 120 and not failures:
             overwritten.write()
-    here = same_host(overwritten.client)
+    here = overwritten.client.storage.same_host
     assert here.read_bytes > overwritten.reads * CHUNK_BYTES, "most of it was read from the block files"
 
 

@@ -74,7 +74,7 @@ class Soak:
         self._heal()
         self._end_load()
         _say("checking")
-        client = connect(self.cluster.mgmtds, secret=SECRET)
+        client = connect(self.cluster.mgmtds, secret=SECRET, same_host=False)
         try:
             files = [Path(f"{path}.files") for path in self._histories()]
             return check_all(self.lines(), client, self.replicas, files, time.monotonic_ns())

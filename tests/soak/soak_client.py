@@ -52,7 +52,7 @@ class Load:
         self._numbers = said["number"] << 26
         self._stop = threading.Event()
         self.broken = False  # a thread has ended by a mistake of this script
-        self.client: Client = connect(tuple(said["addresses"]), secret=said["secret"])
+        self.client: Client = connect(tuple(said["addresses"]), secret=said["secret"], same_host=False)
         routing = self.client.mgmtd.routing
         self._chains = [int(chain) for chain in routing.table_for_replicas(said["replicas"]).chains]
         options = {"mgmtd": ",".join(said["addresses"]), "secret": said["secret"], "skip_instance_cache": True}
