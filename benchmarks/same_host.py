@@ -11,14 +11,15 @@ from collections.abc import Callable
 import numpy as np
 
 from benchmarks.context import REQUEST_BYTES, Context, buffer
+from benchmarks.large_reads import check_equal
 from benchmarks.local_files import LocalFile
 from benchmarks.rounds import Case, for_seconds
 from benchmarks.rows import Row, make_row
-from benchmarks.large_reads import check_equal
+from fs3.checksum import crc
 from fs3.client.file import FileClient, OpenFile
 from fs3.client.storage import StorageClient
 
-LOCAL, TCP = "local preadv", "fs3 over TCP"
+LOCAL, SUMMED, TCP = "local preadv", "local preadv and sum", "fs3 over TCP"
 BATCH = 8
 _SEED = 7
 
@@ -63,6 +64,8 @@ def measure(context: Context) -> list[Row]:
                         TCP: _case(context, offsets, size, read_far),
                     },
                 )
+                if count == BATCH:
+                    rows.append(_mapped(context, file, local, offsets, size, out))
                 for kind, wanted in (("once verified", 0.8), ("verifying", 0.5)):
                     rows.append(
                         make_row(
@@ -81,6 +84,30 @@ def measure(context: Context) -> list[Row]:
     forgetful.close()
     storage.close()
     return rows
+
+
+def _mapped(
+    context: Context, file: OpenFile, local: LocalFile, offsets: list[np.ndarray], size: int, out: memoryview
+) -> Row:
+    """Ranges that are mapped, and summed by whoever gets them."""
+    files = context.client_here.files
+
+    def sum_local(places: np.ndarray) -> None:
+        for place in places.tolist():
+            local.read(place, out[:size])
+            crc(out[:size])
+
+    def sum_mapped(places: np.ndarray) -> None:
+        count = len(places)
+        one = (np.zeros(count, dtype=np.int64), places, np.full(count, size, dtype=np.int64))
+        for view in files.map_batch([file], *one):
+            crc(view)
+
+    what = f"same host, {size >> 20} MiB random, {BATCH} a call, mapped and summed"
+    runs = context.measure(
+        what, {SUMMED: _case(context, offsets, size, sum_local), "fs3": _case(context, offsets, size, sum_mapped)}
+    )
+    return make_row(what, "GB/s", runs, ours="fs3", limits=[SUMMED], at_least_times={SUMMED: 1.0}, cost_per=("GB", 1e9))
 
 
 def _offsets(context: Context, size: int, count: int) -> list[np.ndarray]:

@@ -131,6 +131,22 @@ class FileClient:
         target = _target(out)
         if not count:
             return
+        table = self._table(handles, index, offsets, lengths)
+        starts = plan_core.packed_offsets(lengths)
+        if out_offsets is not None:
+            starts = plan_core.column(out_offsets, count, "places in the buffer")
+        plan = plan_core.plan_file_ranges(table, index, offsets, lengths, starts)
+        try:
+            results = self.storage.read(plan.ranges, target, plan.out_offsets, deadline_s=deadline_s)
+        except RangeCorrupt as error:
+            raise Corrupt(f"{handles[int(index[plan.source[error.place]])].path}: {error}") from None
+        if not (results["length"] == plan.ranges["length"]).all():
+            self._explain_missing(handles, index, plan, results)
+
+    def _table(self, handles: Sequence[OpenFile], index: I64, offsets: I64, lengths: I64) -> FileTable:
+        """The layouts of the files of a batch. Raises: Invalid: a range [n] is of no file, or not within its own."""
+        if not len(index):
+            return plan_core.file_table([], [], [], [])
         if int(index.min()) < 0 or int(index.max()) >= len(handles):
             raise Invalid(
                 f"file numbers from {index.min()} to {index.max()}: there are {len(handles)} files, from 0 on"
@@ -143,16 +159,44 @@ class FileClient:
                 f"{handle.path}: bytes {begin} to {begin + int(lengths[outside])} are not within the file, which has"
                 f" {handle.length}"
             )
+        return table
+
+    def map_batch(
+        self,
+        handles: Sequence[OpenFile],
+        file_index: NDArray[np.integer],
+        offsets: NDArray[np.int64],
+        lengths: NDArray[np.int64],
+        *,
+        deadline_s: float | None = None,
+    ) -> list[memoryview]:
+        """`lengths[i]` bytes at `offsets[i]` of `handles[file_index[i]]`, for all i, verified, as read-only memory.
+
+        A range within one chunk that a daemon of this host and user has is that daemon's page cache, without a copy; it
+        keeps its place on the disk, and a descriptor of this process, until the last view of it is gone. Any other
+        range is read into memory of its own.
+
+        Raises: as `read_batch`.
+        """
+        count = len(lengths)
+        index = plan_core.column(file_index, count, "file numbers")
+        offsets, lengths = plan_core.column(offsets, count, "offsets"), plan_core.column(lengths, count, "lengths")
+        table = self._table(handles, index, offsets, lengths)
         starts = plan_core.packed_offsets(lengths)
-        if out_offsets is not None:
-            starts = plan_core.column(out_offsets, count, "places in the buffer")
         plan = plan_core.plan_file_ranges(table, index, offsets, lengths, starts)
-        try:
-            results = self.storage.read(plan.ranges, target, plan.out_offsets, deadline_s=deadline_s)
-        except RangeCorrupt as error:
-            raise Corrupt(f"{handles[int(index[plan.source[error.place]])].path}: {error}") from None
-        if not (results["length"] == plan.ranges["length"]).all():
-            self._explain_missing(handles, index, plan, results)
+        whole = np.flatnonzero(np.bincount(plan.source, minlength=count)[plan.source] == 1)
+        found = self.storage.map(plan.ranges[whole], deadline_s=deadline_s)
+        sources = plan.source[whole].tolist()
+        views = {source: view for source, view in zip(sources, found, strict=True) if view is not None}
+        rest = np.array([place for place in range(count) if place not in views], dtype=np.int64)
+        if len(rest):
+            copy = bytearray(int(lengths[rest].sum()))
+            self.read_batch(handles, index[rest], offsets[rest], lengths[rest], copy, deadline_s=deadline_s)
+            memory = memoryview(copy).toreadonly()
+            ends = np.cumsum(lengths[rest]).tolist()
+            for place, end in zip(rest.tolist(), ends, strict=True):
+                views[place] = memory[end - int(lengths[place]) : end]
+        return [views[place] for place in range(count)]
 
     def read(self, handle: OpenFile, offset: int = 0, length: int | None = None) -> bytes:
         """Bytes of one file, to its end without `length`. Raises: as `read_batch`."""

@@ -250,7 +250,7 @@ class LocalReads:
 
     def _take(self, lane: _Lane, head: memoryview, places: I64) -> None:
         connection = lane.connection
-        results, sums, where, keys = _parsed(head, len(places), connection.endpoint)
+        results, sums, where, keys = parsed(head, len(places), connection.endpoint)
         fresh = connection.fresh()
         if len(fresh) != len(keys):
             close_all(fresh)  # this process may have no more open: the others do not go to waste
@@ -380,7 +380,7 @@ class _Read:
         return value
 
 
-def _parsed(
+def parsed(
     head: memoryview, count: int, endpoint: str
 ) -> tuple[Records, NDArray[np.uint32], Records, NDArray[np.uint32]]:
     """RESULT records, their sums, PLACE records, and the keys of the descriptors that come. Raises: Corrupt."""

@@ -13,13 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fs3.client.hedge_core import HedgePolicy
+from fs3.client.mapping import Mapper
 from fs3.client.mgmtd import MgmtdClient
-from fs3.client.peers import Peers
-from fs3.client.plan_core import I64, overlap
+from fs3.client.peers import SLACK_BYTES, Peers
+from fs3.client.plan_core import I64, group_by, overlap
 from fs3.client.read_path import ReadCall
 from fs3.client.same_host import SameHost
+from fs3.client.select_core import NONE, choose
 from fs3.client.write_path import ChunkUpdate, WriteCall
-from fs3.errors import Invalid, NotFound
+from fs3.errors import Invalid, NotFound, StaleRouting
 from fs3.ids import file_chunk
 from fs3.layout import Layout, stripe_chains
 from fs3.runtime import SYSTEM, Runtime
@@ -129,6 +131,40 @@ class StorageClient:
                 f"{len(ranges)} ranges overlap in the buffer where they should go; give each a place of its own"
             )
         return ReadCall(self._peers, Kind.READ, ranges, deadline_s, begun_s, out=out, out_offsets=out_offsets).run()
+
+    def map(self, ranges: Records, *, deadline_s: float | None = None) -> list[memoryview | None]:
+        """RANGE records [n], each wholly within its chunk, as read-only memory of this host's daemons (mapping.py).
+
+        None where a range cannot be mapped, for whatever reason: read it. Each view takes a descriptor of the process.
+        """
+        _, deadline_s = self._times(deadline_s)
+        table = self._peers.table()
+        near = self._peers.same_host.near(table)
+        if near is None or not len(ranges):
+            return [None] * len(ranges)
+        try:
+            rows = table.rows(ranges["chain"])
+        except StaleRouting:
+            return [None] * len(ranges)
+        ranges["chain_version"] = table.chain_version[rows]
+        candidates = table.endpoint[rows]
+        columns = choose(
+            candidates,
+            (candidates != NONE) & near[candidates],
+            ranges["length"].astype(np.int64),
+            self._peers.loads(table),
+            slack=SLACK_BYTES,
+            rotation=self._peers.rotation(),
+            groups=rows,
+        )
+        reachable = np.flatnonzero(columns != NONE)
+        mapper = Mapper(self._peers.same_host, table, ranges, deadline_s)
+        for endpoint, mine in group_by(candidates[reachable, columns[reachable]]):
+            mapper.map(endpoint, reachable[mine])
+        for place in mapper.damaged:
+            target = int(table.target[rows[place], columns[place]])
+            self._peers.report(target, *ranges[["hi", "lo", "chain"]][place].tolist())
+        return [mapper.views.get(place) for place in range(len(ranges))]
 
     def write(self, updates: Sequence[ChunkUpdate], *, deadline_s: float | None = None) -> Records:
         """Apply updates of distinct chunks, in any order; RESULT records [n], with each chunk's version and length.

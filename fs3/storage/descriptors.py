@@ -98,6 +98,11 @@ class Descriptors:
                 del self._locked[block]
                 file_locks.unlock(self._fds[block[0]], block[1], block[2])
 
+    def let_go(self) -> None:
+        """Close this side's descriptors; what is locked stays locked for as long as a client has one of them."""
+        self._locked.clear()
+        self.close()
+
     def close(self) -> None:
         """End every lock and close this side's descriptors; any number of times. After the socket: `Peer.close`."""
         self._unlock([block for block, count in self._locked.items() for _ in range(count)])

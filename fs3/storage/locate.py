@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import resource
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,7 @@ from fs3.transport.messages import FILE_KEY, NO_FILE, PLACE, Records
 
 _SHARE_OF_DESCRIPTORS = 4  # a quarter of what the process may have open is for clients
 _ENGINE_SHIFT = 16
-_NEED_ACK, _CHECKSUM = int(Flag.NEED_ACK), int(Flag.CHECKSUM)
+_NEED_ACK, _CHECKSUM, _TO_KEEP = int(Flag.NEED_ACK), int(Flag.CHECKSUM), int(Flag.TO_KEEP)
 
 
 class LocatePath:
@@ -41,12 +42,16 @@ class LocatePath:
         return Descriptors(self._budget) if peer_user == os.geteuid() else None
 
     def locate(self, header: Header, ranges: Records, descriptors: Descriptors) -> Reply:
-        """The reply to a LOCATE of `ranges`; its blocks are kept until `reply.release()`.
+        """The reply to a LOCATE of `ranges`; its blocks are kept until `reply.release()`, and, with TO_KEEP, as long as
+        the client has one of the reply's own descriptors, or a mapping by it.
 
         Raises:
             Unavailable: this daemon's lease has run out, or blocks cannot be locked here.
         """
-        reads, kept = self._reads, Kept()
+        reads, kept, to_keep = self._reads, Kept(), bool(header.flags & _TO_KEEP)
+        if to_keep:
+            descriptors = Descriptors(self._budget)
+            kept.also(descriptors.let_go)
         try:
             results, file, position = reads.find(header, ranges, kept)
             reads.refuse_damaged(ranges, results)
@@ -60,17 +65,19 @@ class LocatePath:
             places = np.zeros(len(ranges), dtype=PLACE)
             places["file"] = NO_FILE
             places["position"] = np.maximum(position, 0)
-            self._place(np.flatnonzero(length > 0), file, position, places, descriptors, kept)
+            unlock = self._place(np.flatnonzero(length > 0), file, position, places, descriptors)
+            if not to_keep:
+                kept.also(unlock)
             reads.check_lease()
         except BaseException:
             kept.release()
             raise
         keys, fds = descriptors.unsent()
         head = b"".join([results.tobytes(), sums.tobytes(), places.tobytes(), np.array(keys, FILE_KEY).tobytes()])
-        reply = plain_reply(header, head, count=len(results), flags=_NEED_ACK | _CHECKSUM)
+        reply = plain_reply(header, head, count=len(results), flags=_CHECKSUM if to_keep else _CHECKSUM | _NEED_ACK)
         reply.failed = failed_of(results)
         reply.located_bytes = int(length.sum())
-        reply.need_ack, reply.kept, reply.descriptors = True, kept, fds
+        reply.need_ack, reply.kept, reply.descriptors = not to_keep, kept, fds
         return reply
 
     def _place(
@@ -80,9 +87,8 @@ class LocatePath:
         position: NDArray[np.int64],
         places: Records,
         descriptors: Descriptors,
-        kept: Kept,
-    ) -> None:
-        """Fill in the files of `rows`, and lock their blocks."""
+    ) -> Callable[[], None]:
+        """Fill in the files of `rows`, and lock their blocks until the function that this returns is called."""
         blocks: list[Block] = []
         numbers = file[rows]
         for number in np.unique(numbers).tolist():
@@ -95,6 +101,6 @@ class LocatePath:
             size = engine.file(file_no).block_bytes
             blocks += [(key, at, size) for at in np.unique(position[mine]).tolist()]
         try:
-            kept.also(descriptors.lock(blocks))
+            return descriptors.lock(blocks)
         except OSError as error:
             raise Unavailable(f"blocks cannot be locked: {error.strerror}; read them from this daemon") from None

@@ -53,6 +53,7 @@ class Flag(IntFlag):
     TRAILER = 2
     RELAXED = 4
     NEED_ACK = 8
+    TO_KEEP = 16
 
 
 class Feature(IntFlag):

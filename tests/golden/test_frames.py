@@ -161,7 +161,8 @@ def test_numbers_of_kinds_flags_and_operations() -> None:
     kinds |= {"REPORT": 9, "SCRUB": 10, "INSPECT": 11, "CALL": 12, "LOCATE": 13}
     assert {kind.name: kind.value for kind in Kind} == kinds
     assert (int(Feature.SAME_HOST), NO_FILE, FILE_KEY.str) == (1, 0xFFFFFFFF, "<u4")
-    assert [int(flag) for flag in (Flag.CHECKSUM, Flag.TRAILER, Flag.RELAXED, Flag.NEED_ACK)] == [1, 2, 4, 8]
+    assert [int(flag) for flag in Flag] == [1, 2, 4, 8, 16]
+    assert [flag.name for flag in Flag] == ["CHECKSUM", "TRAILER", "RELAXED", "NEED_ACK", "TO_KEEP"]
     assert [op.value for op in (Op.WRITE, Op.REPLACE, Op.REMOVE, Op.PUT_IF_ABSENT, Op.TRUNCATE)] == [1, 2, 3, 4, 5]
     assert [int(UpdateFlag[name]) for name in ("OS_DURABILITY", "SYNC_REPLACE", "SYNC_REMOVE")] == [1, 2, 4]
     assert (int(UpdateFlag.SYNC_RESULT), int(UpdateFlag.DAMAGED), META_DAMAGED) == (8, 32, 1)

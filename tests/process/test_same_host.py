@@ -396,20 +396,108 @@ def test_a_block_that_was_shown_outlives_the_daemon_that_showed_it(
     for _ in range(30):
         overwritten.write()
     assert os.pread(fd, CHUNK_BYTES, at) == shown
-    assert _locked_blocks(cluster) == 1
+    assert _locked_blocks(cluster, 1) == 1
     os.close(fd)
     deadline_s = lease_now_s() + 30
-    while _locked_blocks(cluster):
+    while _locked_blocks(cluster, 1):
         assert lease_now_s() < deadline_s, "the block is not free once nobody may read it"
 
 
-def _locked_blocks(cluster: LocalCluster) -> int:
-    """How many freed blocks node 1 keeps for clients."""
+def _locked_blocks(cluster: LocalCluster, node: int) -> int:
+    """How many freed blocks a node keeps for clients."""
     client = connect(cluster.url)
     routing = client.mgmtd.routing
     hello = storage_pb2.Hello(protocol=1, cluster_id=routing.cluster_id, role="client")
-    asking = Connection.open(routing.nodes[NodeId(1)].endpoints[0], hello, timeout_s=10)
+    asking = Connection.open(routing.nodes[NodeId(node)].endpoints[0], hello, timeout_s=10)
     asking.send(Kind.STATS, [b""], count=0, deadline_s=lease_now_s() + 10)
     said = storage_pb2.StatsReply.FromString(bytes(asking.receive_head()[1]))
     asking.close()
     return sum(int(disk["locked"]) for disk in json.loads(said.json)["disks"])
+
+
+# -- mapped
+
+
+def mapped(client: Client, file: OpenFile, ranges: list[tuple[int, int]]) -> list[memoryview]:
+    offsets, lengths = np.array(ranges, dtype=np.int64).reshape(-1, 2).T
+    return client.files.map_batch([file], np.zeros(len(ranges), dtype=np.int64), offsets, lengths)
+
+
+@pytest.mark.parametrize("here", [True, False])
+def test_mapped_ranges_are_the_files_bytes_and_cannot_be_written(cluster: LocalCluster, here: bool) -> None:
+    client = connect(cluster.url, same_host=here)
+    try:
+        file, data = written(client, f"/mapped-{here}", 3 << 20)
+        rng = np.random.default_rng(1)
+        ranges = [(0, 1 << 20), (1 << 20, 4096), (5, 0), (0, 3 << 20), (3_000_000, len(data) - 3_000_000)]
+        for _ in range(40):
+            offset = int(rng.integers(0, len(data)))
+            ranges.append((offset, int(rng.integers(0, len(data) - offset))))
+        for _ in range(2):
+            for view, (offset, length) in zip(mapped(client, file, ranges), ranges, strict=True):
+                assert view == data[offset : offset + length], (offset, length)
+                assert view.readonly
+        assert mapped(client, file, []) == []
+        assert bool(client.storage.same_host.read_bytes) is here
+    finally:
+        client.close()
+
+
+def test_what_is_mapped_stays_as_it_is_whatever_becomes_of_the_chunk_and_the_daemons(
+    cluster: LocalCluster, overwritten: Overwritten
+) -> None:
+    """Also after SIGKILL, and in a forked child alone; and once nothing is mapped nothing is kept."""
+    ranges = np.zeros(CHUNKS, dtype=RANGE)
+    for chunk in range(CHUNKS):
+        ranges["hi"][chunk], ranges["lo"][chunk] = file_chunk(INODE, chunk)
+        ranges["chain"][chunk] = overwritten.chain(chunk)
+    ranges["length"] = CHUNK_BYTES
+    views = [view for view in overwritten.client.storage.map(ranges) if view is not None]
+    assert len(views) == CHUNKS
+    copies = [bytes(view) for view in views]
+    for _ in range(20):
+        overwritten.write()
+    assert [bytes(view) for view in views] == copies
+    for node in (1, 2):
+        cluster.kill_node(node)
+        come_back(cluster, overwritten.client, node)
+    for _ in range(20):
+        overwritten.write()
+    assert [bytes(view) for view in views] == copies
+    assert _locked_blocks(cluster, 1) + _locked_blocks(cluster, 2) == CHUNKS
+
+    ready, tell = os.pipe()
+    look, done = os.pipe()
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            os.write(tell, b"x")
+            os.read(look, 1)
+            status = 0 if [bytes(view) for view in views] == copies else 2
+        finally:
+            os._exit(status)
+    assert os.read(ready, 1) == b"x"
+    views.clear()
+    for _ in range(20):
+        overwritten.write()
+    assert _locked_blocks(cluster, 1) + _locked_blocks(cluster, 2) == CHUNKS
+    os.write(done, b"x")
+    assert os.waitpid(child, 0)[1] == 0
+    deadline_s = lease_now_s() + 30
+    while _locked_blocks(cluster, 1) + _locked_blocks(cluster, 2):
+        assert lease_now_s() < deadline_s, "blocks are kept that nobody has mapped"
+    for fd in (ready, tell, look, done):
+        os.close(fd)
+
+
+def test_a_damaged_block_is_not_mapped(cluster: LocalCluster, client: Client) -> None:
+    file, data = written(client, "/damaged-map", 1 << 20)
+    for node in (1, 2):
+        _flip_on_disk(cluster, node, data)
+        deadline_s = lease_now_s() + 30
+        while not _find(cluster, node, data):  # until it was repaired
+            client.storage.same_host.verified.clear()
+            (view,) = mapped(client, file, [(0, 1 << 20)])
+            assert view == data
+            assert lease_now_s() < deadline_s, "a block that did not match was never read from the daemon"
