@@ -13,6 +13,7 @@ import errno
 import mmap
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fs3.checksum import FINE_BYTES, crc, pieces
 from fs3.client.plan_core import I64
@@ -37,29 +38,52 @@ class Mapper:
         self._table = table
         self._ranges = ranges
         self._deadline_s = deadline_s
+        self._sent: list[tuple[LocalConnection, dict[int, I64]]] = []
         self.views: dict[int, memoryview] = {}
         self.damaged: list[int] = []  # places whose bytes do not match, or cannot be read
 
-    def map(self, endpoint: int, places: I64) -> None:
-        """Ranges number `places` [m] of `ranges`, from an endpoint of the table that is on this host."""
+    def __enter__(self) -> Mapper:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for connection, _ in self._sent:
+            if connection.outstanding:
+                connection.close()
+            self._here.give_back(connection)
+
+    def begin(self, endpoint: int, places: I64) -> None:
+        """Ask an endpoint of the table that is on this host for ranges number `places` [m]."""
         try:
             connection = self._here.borrow(
                 self._here.socket(endpoint), int(self._table.nodes[endpoint].node_id), deadline_s=self._deadline_s
             )
         except Fs3Error:
             return
+        sent: dict[int, I64] = {}
+        self._sent.append((connection, sent))
+        most = connection.hello_reply.max_ranges
         try:
-            for at in range(0, len(places), connection.hello_reply.max_ranges):
-                self._map(connection, places[at : at + connection.hello_reply.max_ranges])
+            for at in range(0, len(places), most):
+                frame = places[at : at + most]
+                head = self._ranges[frame].tobytes()
+                request = connection.send(
+                    Kind.LOCATE, [head], count=len(frame), flags=_FLAGS, deadline_s=self._deadline_s
+                )
+                sent[request] = frame
         except Fs3Error:
             connection.close()
-        finally:
-            self._here.give_back(connection)
 
-    def _map(self, connection: LocalConnection, places: I64) -> None:
-        asked = self._ranges[places].tobytes()
-        connection.send(Kind.LOCATE, [asked], count=len(places), flags=_FLAGS, deadline_s=self._deadline_s)
-        _, head = connection.receive_head()
+    def finish(self) -> None:
+        """Map what was asked for; `views` and `damaged` then tell what became of it."""
+        for connection, sent in self._sent:
+            try:
+                while sent:
+                    header, head = connection.receive_head()
+                    self._map(connection, sent.pop(header.request_id), head)
+            except Fs3Error:
+                connection.close()
+
+    def _map(self, connection: LocalConnection, places: I64, head: memoryview) -> None:
         results, sums, where, keys = parsed(head, len(places), connection.endpoint)
         fresh = connection.fresh()
         try:
@@ -67,18 +91,17 @@ class Mapper:
                 raise Corrupt(f"{connection.endpoint} sent {len(fresh)} of {len(keys)} descriptors")
             files = dict(zip(keys.tolist(), fresh, strict=True))
             ends = np.cumsum(results["n_sums"].astype(np.int64)).tolist()
-            for row, place in enumerate(places.tolist()):
-                fd = files.get(int(where["file"][row]))
-                wanted, result = self._ranges[place], results[row]
-                if fd is None or result["status"] or result["length"] != wanted["length"]:
+            wanted = self._ranges[["hi", "lo", "offset", "length"]][places].tolist()
+            found = results[["status", "n_sums", "length", "chunk_length", "version"]].tolist()
+            rows = zip(places.tolist(), wanted, found, where.tolist(), ends, strict=True)
+            for place, (hi, lo, offset, length), (status, count, got, size, version), (file, _, at), end in rows:
+                fd = files.get(file)
+                if fd is None or status or got != length:
                     continue
-                identity = (int(wanted["hi"]), int(wanted["lo"]), int(result["version"]))
-                at = int(where["position"][row])
-                known = (connection.endpoint, connection.hello_reply.generation, int(where["file"][row]), at)
-                range_ = (int(wanted["offset"]), int(wanted["length"]), int(result["chunk_length"]))
-                mine = sums[ends[row] - int(result["n_sums"]) : ends[row]].tolist()
+                known = (connection.endpoint, connection.hello_reply.generation, file, at)
+                range_ = (offset, length, size)
                 try:
-                    self.views[place] = self._view(fd, at, range_, mine, known, identity)
+                    self.views[place] = self._view(fd, at, range_, sums[end - count : end], known, (hi, lo, version))
                 except Corrupt:
                     self.damaged.append(place)
                 except OSError:
@@ -91,7 +114,7 @@ class Mapper:
         fd: int,
         position: int,
         range_: tuple[int, int, int],
-        sums: list[int],
+        sums: NDArray[np.uint32],
         known: tuple[str, int, int, int],
         identity: tuple[int, int, int],
     ) -> memoryview:
@@ -113,7 +136,7 @@ class Mapper:
                 raise Corrupt("the disk cannot read it") from None
             cuts = pieces(begin, end - begin, chunk_length)
             if len(cuts) != len(sums) or any(
-                crc(view[a - begin : b - begin]) != wanted for (a, b), wanted in zip(cuts, sums, strict=True)
+                crc(view[a - begin : b - begin]) != wanted for (a, b), wanted in zip(cuts, sums.tolist(), strict=True)
             ):
                 raise Corrupt("the bytes do not match their sums")
             self._here.matched(known, identity, blocks)

@@ -158,9 +158,10 @@ class StorageClient:
             groups=rows,
         )
         reachable = np.flatnonzero(columns != NONE)
-        mapper = Mapper(self._peers.same_host, table, ranges, deadline_s)
-        for endpoint, mine in group_by(candidates[reachable, columns[reachable]]):
-            mapper.map(endpoint, reachable[mine])
+        with Mapper(self._peers.same_host, table, ranges, deadline_s) as mapper:
+            for endpoint, mine in group_by(candidates[reachable, columns[reachable]]):
+                mapper.begin(endpoint, reachable[mine])
+            mapper.finish()
         for place in mapper.damaged:
             target = int(table.target[rows[place], columns[place]])
             self._peers.report(target, *ranges[["hi", "lo", "chain"]][place].tolist())
