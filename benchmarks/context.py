@@ -58,7 +58,9 @@ class Sizes:
     sweep_bytes: int
     """the most that is read or written at once there, and a quarter of its data"""
     sweep_points: int
-    """about how many of the warm points are measured; 0: all"""
+    """about how many of its points are measured, besides cold reads and their repetition; 0: all"""
+    cold_calls: int
+    """at most, of one pass of cold reads"""
 
 
 FULL = Sizes(
@@ -76,6 +78,7 @@ FULL = Sizes(
     sweep_s=1.0,
     sweep_bytes=64 << 20,
     sweep_points=0,
+    cold_calls=2_000,
 )
 QUICK = Sizes(
     rounds=2,
@@ -92,6 +95,7 @@ QUICK = Sizes(
     sweep_s=0.3,
     sweep_bytes=4 << 20,
     sweep_points=6,
+    cold_calls=200,
 )
 
 

@@ -32,7 +32,6 @@ BATCHED, BATCH = (512, 4 * KIB, 16 * KIB, 64 * KIB), 256
 CLIENTS = (1, 2, 4, 8, 16, 64)
 REPLICAS = (1, 2, 3)
 COLD_SIZES = (4 * KIB, MIB)
-COLD_CALLS = 2_000  # at most, of one pass
 PROCESSES = 4
 KINDS = {Op.READ: "sequential read", Op.RANDREAD: "random read", Op.WRITE: "write", Op.RANDRW: "70% read, 30% write"}
 PERCENTILES = (50.0, 99.0, 99.9)
@@ -211,7 +210,7 @@ def _cold(context: Context) -> list[Found]:
     for number, (cold, warm) in enumerate(zip(todo[::2], todo[1::2], strict=True)):
         path = f"/sweep-cold-{number}"
         file = context.copy(path, 1)
-        offsets = _once_through(cold, file.length)
+        offsets = _once_through(cold, file.length, context.sizes.cold_calls)
         forget(context.cluster.folder.path)
         for point in (cold, warm):
             context.say(f"sweep: {label(point)}")
@@ -219,12 +218,12 @@ def _cold(context: Context) -> list[Found]:
     return found
 
 
-def _once_through(point: Point, length: int) -> list[int]:
-    """Where to read, nothing twice."""
+def _once_through(point: Point, length: int, calls: int) -> list[int]:
+    """Where to read, nothing twice, at most so many times."""
     places = np.arange(length // point.size)
     if point.op is Op.RANDREAD:
         np.random.default_rng(11).shuffle(places)
-    offsets: list[int] = (places[:COLD_CALLS] * point.size).tolist()
+    offsets: list[int] = (places[:calls] * point.size).tolist()
     return offsets
 
 
