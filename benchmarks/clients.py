@@ -1,6 +1,6 @@
 """64 callers, 16 in each of four processes, beside 1, 2, 4 and 8: what they get together, and what the slowest gets.
 
-Each reads random ranges of 1 MiB one after the other, and its call in flight has a connection of its own. The
+Each reads random ranges of 1 MiB one after the other, over TCP, and its call in flight has a connection of its own. The
 processes are this file run as a program (obey.py); they stay for all rounds.
 
     clients.py URL PATH FILE_BYTES NUMBER

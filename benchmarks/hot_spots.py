@@ -3,9 +3,9 @@
     benchmarks/hot_spots.py [--seconds N] [--out DIR]
 
 A cluster of one node, and a client in a process of its own (this file with "load"), which reads batches of 256 x 4 KiB,
-and then single ranges of 4 MiB. Meanwhile py-spy looks at both processes from outside, a hundred times a second: at
-the Python stacks of all threads that run, in the interpreter or in the kernel. Line by line that is what they spend
-their CPU time on; how much of it the kernel took, and in which threads, is the kernel's own count.
+and then single ranges of 4 MiB, over TCP. Meanwhile py-spy looks at both processes from outside, a hundred times a
+second: at the Python stacks of all threads that run, in the interpreter or in the kernel. Line by line that is what
+they spend their CPU time on; how much of it the kernel took, and in which threads, is the kernel's own count.
 
 Writes DIR/profile.txt, and a flame graph of each process under each load, DIR/profile-LOAD-PROCESS.svg.
 """

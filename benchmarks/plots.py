@@ -8,6 +8,7 @@ from pathlib import Path
 from benchmarks.rows import Beside, Row, Target
 
 _COLOURS = {None: "#4c78a8", True: "#54a24b", False: "#e45756"}
+_LOW, _HIGH = 0.01, 100.0  # of the axis; bars go on beyond, and their figure stands beside them
 _LEGEND = {None: "no target", True: "its target is met", False: "short of its target"}
 
 
@@ -28,9 +29,14 @@ def plot(rows: Sequence[Row], folder: Path) -> list[Path]:
         axes.plot(one.ratio.values, [place] * len(one.ratio.values), "o", color="#222222", markersize=2.5)
         if target is not None:
             axes.plot(target.wanted, place, "|", color="#222222", markersize=12, markeredgewidth=1.8)
+        axes.text(
+            1.01, place, f"{one.ratio.median:.3g} x", transform=axes.get_yaxis_transform(), fontsize=7.5, va="center"
+        )
         names.append(f"{row.name}  /  {one.name}")
     axes.axvline(1.0, color="#888888", linewidth=0.8)
     axes.set_xscale("log")
+    shown = [min(max(value, _LOW), _HIGH) for _, one, _ in entries for value in (one.ratio.median, 1.0)]
+    axes.set_xlim(min(shown, default=1) / 2, max(shown, default=1) * 2)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.grid(axis="x", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)

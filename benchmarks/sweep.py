@@ -1,9 +1,9 @@
 """fs3 alone, over many ways to use it: a star of points around one, and what each gives in rate, latency and CPU.
 
-The point in the middle: random reads of 1 MiB, 1 client, 1 replica, from the page cache. Along each ray one thing
-changes: the size, for all kinds of access; the number of clients; the replicas; and whether the daemons' disk or the
-page cache has the bytes. The load is that of `fs3 bench` (fs3/bench): n clients are up to four processes, with as many
-threads as it takes. Only cold reads are made here, since they must not read anything twice.
+The point in the middle: random reads of 1 MiB over TCP, 1 client, 1 replica, from the page cache. Along each ray one
+thing changes: the size, for all kinds of access; the number of clients; the replicas; and whether the daemons' disk or
+the page cache has the bytes. The load is that of `fs3 bench` (fs3/bench): n clients are up to four processes, with as
+many threads as it takes. Only cold reads are made here, since they must not read anything twice.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ PERCENTILES = (50.0, 99.0, 99.9)
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One way to use it. `ray`: what is changed there; `cold`: nothing of what is read lies in the page cache."""
+    """One way to use it. `ray`: what is changed there; `cold`: nothing of what is read lies in the page cache.
+    `same_host`: clients read the daemons' block files themselves, instead of over TCP."""
 
     ray: str
     op: Op = Op.RANDREAD
@@ -48,6 +49,7 @@ class Point:
     clients: int = 1
     replicas: int = 1
     cold: bool = False
+    same_host: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,7 @@ def points() -> Iterator[Point]:
     """All but the cold ones, ray by ray."""
     for op in (Op.RANDREAD, Op.READ, Op.WRITE):
         yield from (Point("size", op=op, size=size) for size in SIZES)
+    yield from (Point("size", size=size, same_host=True) for size in SIZES)
     yield from (Point("size", size=size, batch=BATCH) for size in BATCHED)
     for size in (4 * KIB, MIB):
         yield from (Point("clients", size=size, clients=clients) for clients in CLIENTS)
@@ -118,6 +121,8 @@ def label(point: Point) -> str:
     parts = [f"{KINDS[point.op]}, {size_of(point.size)}{f' x {point.batch}' if point.batch > 1 else ''}"]
     parts.append(f"{point.clients} client{'s' if point.clients > 1 else ''}")
     parts.append(f"{point.replicas} replica{'s' if point.replicas > 1 else ''}")
+    if point.same_host:
+        parts.append("same host")
     if point.ray == "cache":
         parts.append("cold" if point.cold else "warm")
     return ", ".join(parts)
@@ -152,7 +157,7 @@ class _Data:
         job = replace(
             self._job, op=point.op, size=point.size, batch=point.batch, clients=processes, seconds=context.sizes.sweep_s
         )
-        job = replace(job, threads=point.clients // processes)
+        job = replace(job, threads=point.clients // processes, same_host=point.same_host)
         job.check()
         meter = _Meter(context)
         outcome = run(context.client.addresses, "", job, data.paths if job.reads else [], data.path, lambda _: None)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 HEADS = ("", "rate", "p50", "p99", "p99.9", "client CPU s/GB", "servers", "from disk")
 NAMES = ("sweep.png", "sweep.svg")
 _BLUE, _GREEN, _ORANGE, _RED = "#4c78a8", "#54a24b", "#f58518", "#e45756"
+_PURPLE = "#9467bd"
 _DASHES = {50.0: "-", 99.0: "--", 99.9: ":"}
 _FLOOR = 1e-6  # of rates in GB/s, for logarithms
 
@@ -72,7 +73,7 @@ def plot(found: Sequence[Found], folder: Path) -> list[Path]:
         one.spines[["top", "right"]].set_visible(False)
         one.grid(axis="y", color="#dddddd", linewidth=0.6)
         one.set_axisbelow(True)
-    figure.suptitle("Otherwise: random reads of 1 MiB, 1 client, 1 replica, warm", fontsize=10)
+    figure.suptitle("Otherwise: random reads of 1 MiB over TCP, 1 client, 1 replica, warm", fontsize=10)
     paths = [folder / name for name in NAMES]
     for path in paths:
         figure.savefig(path, dpi=110, metadata={"Date": None} if path.suffix == ".svg" else None)
@@ -82,8 +83,9 @@ def plot(found: Sequence[Found], folder: Path) -> list[Path]:
 
 def _over_size(rates: Axes, times: Axes, found: Sequence[Found]) -> None:
     kinds: dict[str, tuple[str, Callable[[Found], bool]]] = {
-        "random read": (_BLUE, lambda one: one.point.op is Op.RANDREAD and one.point.batch == 1),
-        f"random read, {BATCH} a call": (_GREEN, lambda one: one.point.op is Op.RANDREAD and one.point.batch > 1),
+        "random read": (_BLUE, lambda one: _random(one) and one.point.batch == 1),
+        "random read, same host": (_PURPLE, lambda one: one.point.same_host),
+        f"random read, {BATCH} a call": (_GREEN, lambda one: _random(one) and one.point.batch > 1),
         "sequential read": (_ORANGE, lambda one: one.point.op is Op.READ),
         "write": (_RED, lambda one: one.point.op is Op.WRITE),
     }
@@ -101,6 +103,10 @@ def _over_size(rates: Axes, times: Axes, found: Sequence[Found]) -> None:
     rates.set_ylabel("GB/s")
     times.set_title("Latency of a call over size", fontsize=10)
     times.set_ylabel("ms")
+
+
+def _random(one: Found) -> bool:
+    return one.point.op is Op.RANDREAD and not one.point.same_host
 
 
 def _over_clients(rates: Axes, times: Axes, found: Sequence[Found]) -> None:

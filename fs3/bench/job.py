@@ -26,7 +26,8 @@ class Job:
     """`clients` processes of `threads` threads, each of which makes one call after the other for `seconds`.
 
     A call reads `batch` ranges of `size` bytes, or writes `batch` files of `size` bytes. What is read is `data_bytes`
-    in files of `file_bytes`. `read_share`: of the calls of RANDRW.
+    in files of `file_bytes`. `read_share`: of the calls of RANDRW. Without `same_host` all goes over the network, also
+    what daemons of a client's own host could show it.
     """
 
     op: Op
@@ -38,6 +39,7 @@ class Job:
     data_bytes: int = 1 << 30
     file_bytes: int = 64 << 20
     read_share: float = 0.7
+    same_host: bool = True
 
     @property
     def reads(self) -> bool:

@@ -51,7 +51,7 @@ class Report:
 def work(pipe: Connection, addresses: tuple[str, ...], secret: str, job: Job, paths: list[str], number: int) -> None:
     """The process's main function: says that it is ready, waits for a word, works, and reports."""
     try:
-        client = connect(addresses, secret=secret)
+        client = connect(addresses, secret=secret, same_host=job.same_host)
         client.mgmtd.wait_ready(10.0)
         handles = client.files.open_many(paths) if paths else []
         directory = paths[0].rpartition("/")[0] if paths else ""

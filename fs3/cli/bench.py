@@ -40,6 +40,7 @@ _PERCENTS = (50, 90, 99, 99.9)
 @click.option("--data", default="1GiB", show_default=True, help="What is read from, all files together.")
 @click.option("--file-size", default="64MiB", show_default=True, help="Of each of these files.")
 @click.option("--reads", type=float, default=0.7, show_default=True, help="The share of calls that read, of randrw.")
+@click.option("--network", is_flag=True, help="Read over the network also from daemons of this host.")
 @click.option("--replicas", type=click.IntRange(1), help="Of the files. [default: as the directory has it]")
 @json_option
 @secret_option
@@ -54,6 +55,7 @@ def bench(
     data: str,
     file_size: str,
     reads: float,
+    network: bool,
     replicas: int | None,
     as_json: bool,
     secret: str,
@@ -74,6 +76,7 @@ def bench(
         _bytes("--data", data),
         _bytes("--file-size", file_size),
         reads,
+        not network,
     )
     job.check()
     addresses, path = parse_url(url)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import urllib.request
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from fs3.bench.job import Job, Op
 from fs3.bench.run import Outcome, run
+from fs3.cluster.local import LocalCluster
 from fs3.errors import Unavailable
 
 Run = Callable[..., tuple[int, str, str]]
@@ -45,6 +47,29 @@ def test_what_is_shown(call: Run, cluster_url: str, home: str, fs: Any) -> None:
     assert header.split()[:2] == ["bytes/s", "of"] and row.startswith("written, durable")
     assert "1 process x 1 thread" in out and "CPU s a GB" in out
     assert fs.ls(home, detail=False) == []
+
+
+@pytest.mark.parametrize("options", [(), ("--network",)])
+def test_what_this_host_serves_is_read_over_the_network_if_asked_for(
+    call: Run, cluster: LocalCluster, home: str, options: tuple[str, ...]
+) -> None:
+    before = located_bytes(cluster)
+    load = ("--op", "randread", "--size", "256KiB", *SMALL, *options)
+    code, out, _ = call(f"{cluster.url.rstrip('/')}{home}", *load, "--json")
+    assert code == 0 and json.loads(out)["job"]["same_host"] == (not options)
+    assert (located_bytes(cluster) > before) == (not options)
+
+
+def located_bytes(cluster: LocalCluster) -> float:
+    """How much the daemons have shown to clients that read by themselves."""
+    total = 0.0
+    shape = cluster.folder.remembered()
+    for name, ports in shape.ports.items():
+        if name.startswith("storage"):
+            with urllib.request.urlopen(f"http://127.0.0.1:{ports[1]}/metrics") as answer:
+                lines = answer.read().decode().splitlines()
+            total += sum(float(line.split()[1]) for line in lines if line.startswith("fs3_storage_located_bytes_total"))
+    return total
 
 
 def test_mistakes(call: Run, cluster_url: str, home: str, fs: Any) -> None:
