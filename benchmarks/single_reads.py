@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -23,8 +24,6 @@ REPLICAS = 1
 TASKS, THREADS = "asyncio tasks", "threads, a blocking call each"
 AT_LEAST, P99_AT_MOST_MS = 60_000.0, 1.0
 _TURNS = 16_384
-
-Read = Callable[[int], None]
 
 
 def measure(context: Context) -> list[Row]:
@@ -115,10 +114,6 @@ def _threads(context: Context, file: OpenFile, offsets: np.ndarray) -> Case:
     def run() -> Timed:
         took_ns: list[list[int]] = [[] for _ in range(IN_FLIGHT)]
         timed = threads_for_seconds([step_of(slot, mine) for slot, mine in enumerate(took_ns)], context.sizes.seconds)
-        return Timed(
-            amount=timed.amount,
-            seconds=timed.seconds,
-            percentiles_s=percentiles_s([ns for one in took_ns for ns in one]),
-        )
+        return replace(timed, percentiles_s=percentiles_s([ns for one in took_ns for ns in one]))
 
     return run
