@@ -153,17 +153,21 @@ class Context:
 
     @cached_property
     def client(self) -> Client:
-        """This process's client of the cluster, over TCP."""
-        cluster = self.cluster
-        client = connect(cluster.url, same_host=False)
-        self._stack.callback(client.close)
-        return client
+        """This process's client of the cluster, which reads over the network although all daemons run on this host."""
+        return self._connected(same_host=False)
+
+    @cached_property
+    def unchecked(self) -> Client:
+        """Another, which asks for no checksums and looks at none."""
+        return self._connected(same_host=False, verify=False)
 
     @cached_property
     def client_here(self) -> Client:
         """Another, which reads from the block files of the daemons by itself."""
-        cluster = self.cluster
-        client = connect(cluster.url)
+        return self._connected()
+
+    def _connected(self, **reading: bool) -> Client:
+        client = connect(self.cluster.url, **reading)
         self._stack.callback(client.close)
         return client
 

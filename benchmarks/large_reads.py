@@ -20,14 +20,14 @@ from benchmarks.peers.nginx import Nginx
 from benchmarks.peers.peer import Peers
 from benchmarks.rounds import Case, Step, Timed, threads_for_seconds
 from benchmarks.rows import Absent, Row, make_row
+from fs3.client.connect import Client
 from fs3.client.file import OpenFile
 
 BARE, LOCAL, IPERF3 = "bare sendfile -> recv_into", "local preadv", "iperf3"
 NGINX, GRPC, MOONCAKE = "nginx", "grpc.aio", "Mooncake over TCP"
 REPLICAS = (1, 3)
 AT_LEAST_TIMES = {BARE: 0.6, GRPC: 6.0}
-UNCHECKED = {"bare pair": 0.85, "nginx": 0.9}
-NO_UNCHECKED = "the client has no way to leave checksums out"
+UNCHECKED, UNCHECKED_AT_LEAST_TIMES = "checksums off", {BARE: 0.85, NGINX: 0.9}
 COST_AT_MOST = 0.45
 MOST_IN_FLIGHT = 4
 _TURNS = 4_096  # offsets made up beforehand, used in turn
@@ -113,26 +113,29 @@ class _Reads:
     def rows(self, files: Mapping[int, OpenFile]) -> list[Row]:
         """Measured together."""
         ours: dict[str, Case] = {
-            f"fs3 {replicas}": self._case(reader(self.context, file, self.shape.size))
+            count_of(replicas): self._case(reader(self.context.client, file, self.shape.size))
             for replicas, file in files.items()
         }
+        if self.shape.peers:
+            without = reader(self.context.unchecked, files[1], self.shape.size)
+            ours[f"{count_of(1)}, {UNCHECKED}"] = self._case(without)
         runs = self.context.measure(self.shape.name, {**self.limits, **self.others, **ours})
-        return [self._row(runs, replicas) for replicas in files]
+        return [self._row(runs, case) for case in ours]
 
-    def _row(self, runs: dict[str, list[Timed]], replicas: int) -> Row:
-        aimed = self.shape.peers and replicas == 1
-        unchecked = [Absent(f"checksums off, over {name}", NO_UNCHECKED, times) for name, times in UNCHECKED.items()]
+    def _row(self, runs: dict[str, list[Timed]], ours: str) -> Row:
+        aimed = self.shape.peers and ours == count_of(1)
+        times = AT_LEAST_TIMES if aimed else UNCHECKED_AT_LEAST_TIMES if ours.endswith(UNCHECKED) else None
         return make_row(
-            f"{self.shape.name}, {count_of(replicas)}",
+            f"{self.shape.name}, {ours}",
             "GB/s",
             runs,
-            ours=f"fs3 {replicas}",
+            ours=ours,
             limits=list(self.limits),
             others=list(self.others),
-            at_least_times=AT_LEAST_TIMES if aimed else None,
+            at_least_times=times,
             cost_per=("GB", 1e9),
             cost_at_most=COST_AT_MOST if aimed else None,
-            absent=[*self.absent, *(unchecked if aimed else [])],
+            absent=self.absent,
         )
 
     def _add(self, found: _Others) -> None:
@@ -185,9 +188,9 @@ def mooncake_of(context: Context, room_bytes: int) -> Callable[[], Mooncake]:
     return make
 
 
-def reader(context: Context, file: OpenFile, size: int) -> Read:
+def reader(client: Client, file: OpenFile, size: int) -> Read:
     """Reads of fs3, one range a call."""
-    files = context.client.files
+    files = client.files
     first, length = np.zeros(1, dtype=np.int64), np.array([size], dtype=np.int64)
 
     def read(slot: int, offset: int, out: memoryview) -> int:
@@ -199,7 +202,7 @@ def reader(context: Context, file: OpenFile, size: int) -> Read:
 
 def check_equal(context: Context, file: OpenFile, out: memoryview) -> None:
     """Read the whole file once and compare it with the local one: figures of wrong bytes are worth nothing."""
-    read = reader(context, file, REQUEST_BYTES)
+    read = reader(context.client, file, REQUEST_BYTES)
     with context.local_path.open("rb") as local:
         for offset in range(0, file.length, REQUEST_BYTES):
             read(0, offset, out)

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def profile_client(context: Context) -> list[str]:
     """Where the calling thread spends the time of a batch of 4 KiB reads on 3 replicas."""
-    return profile(batched(context, context.remote(3), READ_BYTES), 200)
+    return profile(batched(context, context.client, context.remote(3), READ_BYTES), 200)
 
 
 def profile(step: Callable[[int], float], times: int, *, top: int = 14) -> list[str]:

@@ -13,7 +13,7 @@ from benchmarks.context import REQUEST_BYTES, Context, buffer
 from benchmarks.large_reads import (
     GRPC,
     MOONCAKE,
-    NO_UNCHECKED,
+    UNCHECKED,
     check_equal,
     check_same,
     count_of,
@@ -28,6 +28,7 @@ from benchmarks.peers.redis_server import Redis
 from benchmarks.rounds import Case, Step, Timed, for_seconds
 from benchmarks.rows import Absent, Row, make_row
 from benchmarks.single_reads import IN_FLIGHT, READ_BYTES
+from fs3.client.connect import Client
 from fs3.client.file import OpenFile
 
 BATCH = 256
@@ -50,7 +51,7 @@ class Shape:
     size: int
     at_least: float | None
     at_least_times: Mapping[str, float]
-    unchecked: float | None
+    unchecked_at_least: float | None
     cost: float | None
 
 
@@ -71,10 +72,15 @@ def measure(context: Context) -> list[Row]:
         with LocalFile(context.local_path) as local, context.peers() as peers:
             others = _others(context, peers) if shape.size == READ_BYTES else {}
             absent = [Absent(name, why) for name, why in peers.absent.items()]
-            ours = {f"fs3 {replicas}": batched(context, file, shape.size) for replicas, file in files.items()}
+            ours = {
+                count_of(replicas): batched(context, context.client, file, shape.size)
+                for replicas, file in files.items()
+            }
+            if shape.unchecked_at_least is not None:
+                ours[f"{count_of(1)}, {UNCHECKED}"] = batched(context, context.unchecked, files[1], shape.size)
             cases = {**_limits(context, local, shape.size), **others, **_timed(ours, context)}
             runs = context.measure(f"{shape.size >> 10} KiB x {BATCH} batched reads", cases)
-        rows += [_row(shape, runs, list(others), absent, replicas) for replicas in REPLICAS]
+        rows += [_row(shape, runs, list(others), absent, case) for case in ours]
     return rows
 
 
@@ -83,9 +89,9 @@ def offsets_of(context: Context, size: int) -> NDArray[np.int64]:
     return np.random.default_rng(7).integers(0, context.sizes.file_bytes // size, (TURNS, BATCH)) * size
 
 
-def batched(context: Context, file: OpenFile, size: int) -> Step:
+def batched(context: Context, client: Client, file: OpenFile, size: int) -> Step:
     """Batches of fs3, the first of them compared with the local file."""
-    files, offsets, out = context.client.files, offsets_of(context, size), buffer(BATCH * size)
+    files, offsets, out = client.files, offsets_of(context, size), buffer(BATCH * size)
     first, lengths = np.zeros(BATCH, dtype=np.int64), np.full(BATCH, size, dtype=np.int64)
 
     def read(number: int) -> float:
@@ -97,21 +103,23 @@ def batched(context: Context, file: OpenFile, size: int) -> Step:
     return read
 
 
-def _row(shape: Shape, runs: dict[str, list[Timed]], others: list[str], absent: list[Absent], replicas: int) -> Row:
-    aimed = replicas == 1
-    unchecked = [Absent(f"checksums off, over {BARE}", NO_UNCHECKED, shape.unchecked)] if shape.unchecked else []
+def _row(shape: Shape, runs: dict[str, list[Timed]], others: list[str], absent: list[Absent], ours: str) -> Row:
+    aimed = ours == count_of(1)
+    times = shape.at_least_times if aimed else None
+    if ours.endswith(UNCHECKED) and shape.unchecked_at_least is not None:
+        times = {BARE: shape.unchecked_at_least}
     return make_row(
-        f"{shape.size >> 10} KiB x {BATCH} batched reads, {count_of(replicas)}",
+        f"{shape.size >> 10} KiB x {BATCH} batched reads, {ours}",
         "reads/s",
         runs,
-        ours=f"fs3 {replicas}",
+        ours=ours,
         limits=[BARE, LOCAL],
         others=others,
         at_least=shape.at_least if aimed else None,
-        at_least_times=shape.at_least_times if aimed else None,
+        at_least_times=times,
         cost_per=("GB", 1e9 / shape.size),
         cost_at_most=shape.cost if aimed else None,
-        absent=[*absent, *(unchecked if aimed else [])],
+        absent=absent,
     )
 
 
