@@ -11,6 +11,7 @@ import fcntl
 import itertools
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import psutil
 import pytest
 
 from fs3.cluster.etcd import LocalEtcd
@@ -80,6 +82,30 @@ def home(fs: Any) -> str:
     path = f"/test-{os.getpid()}-{next(_number)}"
     fs.mkdir(path)
     return path
+
+
+@pytest.fixture
+def runtime_directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The runtime directory of the user, empty; every I/O process that was started in it is gone afterwards."""
+    made = Path(tempfile.mkdtemp(prefix="fs3-run-"))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(made))
+    yield made
+    for pid in io_processes(made):
+        os.kill(pid, signal.SIGKILL)
+    shutil.rmtree(made, ignore_errors=True)
+
+
+def io_processes(runtime_directory: Path) -> list[int]:
+    """The I/O processes (fs3.usrbio) in a runtime directory: those that have their lock in it open."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            held = [os.readlink(entry) for entry in Path(f"/proc/{process.pid}/fd").iterdir()]
+        except OSError:
+            continue
+        if any(name.startswith(str(runtime_directory)) and name.endswith(".lock") for name in held):
+            found.append(process.pid)
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -47,11 +47,24 @@ MAY_IMPORT = {
     "meta": {"base", "kv", "transport", "client"},
     "storage": {"base", "transport", "client"},
     "filesystem": {"base", "client"},
-    "kvcache": {"base", "client"},
+    "usrbio": {"base", "client"},
+    "kvcache": {"base", "client", "usrbio"},
     "bench": {"base", "client"},
     "cluster": {"base", "client", "transport", "mgmtd", "meta", "storage"},
-    "cli": {"base", "client", "transport", "mgmtd", "meta", "storage", "filesystem", "kvcache", "bench", "cluster"},
-    "fs3_loader": {"base", "client", "filesystem"},
+    "cli": {
+        "base",
+        "client",
+        "transport",
+        "mgmtd",
+        "meta",
+        "storage",
+        "filesystem",
+        "usrbio",
+        "kvcache",
+        "bench",
+        "cluster",
+    },
+    "fs3_loader": {"base", "client", "filesystem", "usrbio"},
     "fs3_trainer": {"base", "client", "filesystem", "kvcache", "fs3_loader"},
 }
 DEMO_MAY_IMPORT = MAY_IMPORT["fs3_trainer"] | {"cluster", "cli"}
@@ -169,6 +182,7 @@ STORAGE_MODULES = [
     "fs3.storage.server",
     "fs3.meta.server",
     "fs3.mgmtd.server",
+    "fs3.usrbio",
     "fs3.kvcache",
 ]
 
@@ -193,7 +207,7 @@ def test_storage_layer_needs_no_torch(module: str) -> None:
     refusing(module, "torch", "pyarrow", "tokenizers", "pandas", "fs3_loader")
 
 
-@pytest.mark.parametrize("module", ["fs3.cli.main", "fs3.filesystem.spec", "fs3.kvcache", "fs3_loader"])
+@pytest.mark.parametrize("module", ["fs3.cli.main", "fs3.filesystem.spec", "fs3.usrbio", "fs3.kvcache", "fs3_loader"])
 def test_clients_need_no_grpc(module: str) -> None:
     """Its threads do not live through a fork, and loading it takes longer than many a command."""
     refusing(module, "grpc")

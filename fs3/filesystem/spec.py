@@ -98,6 +98,11 @@ class Fs3FileSystem(TreeFace, TrashFace, PosixFace, AsyncFace):
             return connect(self.mgmtd.split(","), secret=self._secret, user=self.user, same_host=self._same_host)
 
     @property
+    def secret(self) -> str:
+        """That it shows to the cluster."""
+        return self._secret
+
+    @property
     def file_client(self) -> FileClient:
         """Batched reads and writes of files, below fsspec."""
         return self.client.files

@@ -6,23 +6,31 @@ by itself, and a chain with a damaged page page by page, all before the same dea
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fs3.client.connect import Client
 from fs3.clock import lease_now_s
 from fs3.errors import Corrupt, Fs3Error
 
 Places = NDArray[np.int64]
 
 
+class ChunkReader(Protocol):
+    """`StorageClient`, or the like of it through USRBIO."""
+
+    def read(
+        self, ranges: NDArray[Any], out: memoryview, out_offsets: NDArray[np.int64], *, deadline_s: float | None = None
+    ) -> NDArray[Any]:
+        """See `StorageClient.read`."""
+
+
 class PageRead:
     """RANGE records [n] to be read into `out` at `offsets` [n]; `run` fills in what came of each."""
 
-    def __init__(self, client: Client, ranges: NDArray[Any], out: memoryview, offsets: NDArray[np.int64]) -> None:
-        self._client = client
+    def __init__(self, reader: ChunkReader, ranges: NDArray[Any], out: memoryview, offsets: NDArray[np.int64]) -> None:
+        self._reader = reader
         self._ranges = ranges
         self._out = out
         self._offsets = offsets
@@ -59,7 +67,7 @@ class PageRead:
         ranges = self._ranges[asked]
         until_s = now_s + (deadline_s - now_s) / 2 if leave_time else deadline_s
         try:
-            results = self._client.storage.read(ranges, self._out, self._offsets[asked], deadline_s=until_s)
+            results = self._reader.read(ranges, self._out, self._offsets[asked], deadline_s=until_s)
         except Fs3Error as error:
             return error
         self.whole[asked] = (results["status"] == 0) & (results["length"] == ranges["length"])

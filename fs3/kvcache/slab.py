@@ -16,9 +16,11 @@ from fs3.kvcache.page_core import FOOTER_BYTES
 class PageSlab:
     """`count` rows of `page_bytes` and a footer's room each, in `memory` if it is given (writable, large enough)."""
 
-    def __init__(self, count: int, page_bytes: int, memory: Bytes | None = None) -> None:
+    def __init__(self, count: int, page_bytes: int, memory: Bytes | None = None, *, owner: object = None) -> None:
+        """`owner` lives as long as the slab: whose the memory is."""
         self.count = count
         self.page_bytes = page_bytes
+        self._owner = owner
         self.row_bytes = self.row_size(page_bytes)
         self.memory = memoryview(bytearray(count * self.row_bytes) if memory is None else memory).cast("B")
         if self.memory.readonly or len(self.memory) < count * self.row_bytes:

@@ -13,8 +13,9 @@ again changes nothing. Nothing here raises for what the cluster does: a cache th
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -29,9 +30,11 @@ from fs3.inode import Inode
 from fs3.kvcache.directory import open_directory
 from fs3.kvcache.keys_core import KEY_BYTES, Namespace, page_chunk
 from fs3.kvcache.page_core import FOOTER_BYTES, Footer, pack_footer, unpack_footer
-from fs3.kvcache.page_read import PageRead
+from fs3.kvcache.page_read import ChunkReader, PageRead
 from fs3.kvcache.slab import PageSlab
 from fs3.layout import MAX_CHUNK_BYTES, Durability, page_chain
+from fs3.usrbio import open as open_usrbio
+from fs3.usrbio.reads import RingReads
 
 DEFAULT_TIMEOUT_S = 5.0
 MAX_REMEMBERED_BAD = 4_096
@@ -52,7 +55,15 @@ class KVStats:
 class KVStore:
     """Pages of one namespace in one directory; thread-safe."""
 
-    def __init__(self, client: Client, directory: Inode, namespace: Namespace, page_bytes: int) -> None:
+    def __init__(
+        self,
+        client: Client,
+        directory: Inode,
+        namespace: Namespace,
+        page_bytes: int,
+        ring_reads: Callable[[], RingReads] | None = None,
+    ) -> None:
+        """See `open`; `ring_reads` makes what reads through USRBIO, in each process that uses the store."""
         if not 0 < page_bytes <= MAX_CHUNK_BYTES - FOOTER_BYTES:
             raise Invalid(
                 f"KV pages of {page_bytes} bytes: a page and its footer must fit one chunk of {MAX_CHUNK_BYTES} bytes; "
@@ -63,6 +74,10 @@ class KVStore:
         self.namespace = namespace
         self._digest = namespace.digest()
         self._client = client
+        self._ring_reads = ring_reads
+        self._rings: tuple[int, RingReads] | None = None  # and of which process
+        self._opening = threading.Lock()
+        self._spare: PageSlab | None = None
         self._directory = directory.inode_id
         self._durable = directory.layout.durability == Durability.SYNC
         self._table = (directory.layout.chain_table, directory.layout.chain_table_version)
@@ -71,13 +86,53 @@ class KVStore:
         self._lock = threading.Lock()
 
     @classmethod
-    def open(cls, url: str, namespace: Namespace, *, page_bytes: int, secret: str = "") -> KVStore:
+    def open(
+        cls, url: str, namespace: Namespace, *, page_bytes: int, secret: str = "", usrbio: bool = False
+    ) -> KVStore:
         """The store in directory `url`, which is made if it is missing (one copy, page cache).
+
+        With `usrbio` pages are read by the host's I/O process (`fs3.usrbio`), however busy this one's interpreter is;
+        slabs that `slab` makes then lie in memory that both share.
 
         Raises: Unavailable, Invalid (not an fs3:// URL), NotADirectory.
         """
         client, directory = open_directory(url, secret=secret, create=True)
-        return cls(client, directory, namespace, page_bytes)
+        rings = (lambda: RingReads(open_usrbio(url, secret=secret))) if usrbio else None
+        store = cls(client, directory, namespace, page_bytes, rings)
+        if usrbio:
+            store._reader()  # what stands in the way is told here
+        return store
+
+    def slab(self, count: int) -> PageSlab:
+        """Room for `count` pages, into which they are read without a copy. Raises: NoSpace."""
+        if self._ring_reads is None:
+            return PageSlab(count, self.page_bytes)
+        iov = self._own_rings().iov(max(count * PageSlab.row_size(self.page_bytes), 1))
+        return PageSlab(count, self.page_bytes, iov.view, owner=iov)
+
+    def close(self) -> None:
+        """Let go of the I/O process, if there is one. The cluster's client is the process's."""
+        rings, self._rings = self._rings, None
+        if rings is not None and rings[0] == os.getpid():
+            rings[1].close()
+
+    def _reader(self) -> ChunkReader:
+        """Raises: Fs3Error: the I/O process cannot be had."""
+        return self._client.storage if self._ring_reads is None else self._own_rings()
+
+    def _spare_slab(self, count: int) -> PageSlab:
+        """One for a call of `get_into`; shared memory is used again, as it takes long to make."""
+        spare, self._spare = self._spare, None
+        if self._ring_reads is None or spare is None or spare.count < count:
+            return self.slab(count)
+        return spare
+
+    def _own_rings(self) -> RingReads:
+        assert self._ring_reads is not None
+        with self._opening:
+            if self._rings is None or self._rings[0] != os.getpid():
+                self._rings = (os.getpid(), self._ring_reads())
+            return self._rings[1]
 
     def stats(self) -> KVStats:
         """Counters so far."""
@@ -119,11 +174,17 @@ class KVStore:
         ranges["hi"], ranges["lo"], ranges["chain"] = ids[:, 0], ids[:, 1], chains
         ranges["length"] = slab.row_bytes
         offsets = np.array([slab.offset(row) for row in rows], dtype=np.int64)
-        call = PageRead(self._client, ranges, slab.memory, offsets)
-        (asked,) = np.nonzero(served)
-        call.run(asked, deadline_after(timeout_s))
-        for error in call.errors:
+        deadline_s = deadline_after(timeout_s)
+        try:
+            call = PageRead(self._reader(), ranges, slab.memory, offsets)
+        except Fs3Error as error:
             self._failed(error)
+            self._count(misses=len(keys))
+            return [False] * len(keys)
+        (asked,) = np.nonzero(served)
+        call.run(asked, deadline_s)
+        for failure in call.errors:
+            self._failed(failure)
         hits = []
         for i, (key, row) in enumerate(zip(keys, rows, strict=True)):
             hit = bool(call.whole[i]) and self._is_page(slab.footer(row), key)
@@ -190,11 +251,12 @@ class KVStore:
     ) -> list[bool]:
         """As `get_rows`, into `buffers[i]` (`page_bytes` each, writable); a missed page's buffer is left as it was."""
         views = self._views(keys, buffers)
-        slab = PageSlab(len(keys), self.page_bytes)
+        slab = self._spare_slab(len(keys))
         hits = self.get_rows(keys, slab, range(len(keys)), timeout_s=timeout_s)
         for row, view in enumerate(views):
             if hits[row]:
                 view[:] = slab.page(row)
+        self._spare = slab if self._ring_reads is not None else None
         return hits
 
     def put_from(

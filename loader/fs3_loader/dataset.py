@@ -20,7 +20,7 @@ from fs3.errors import Corrupt, Invalid, IsADirectory, NotADirectory, NotFound
 from fs3_loader.formats.manifest import MANIFEST_NAME, Manifest
 from fs3_loader.formats.shard import CRC_BYTES, FOOTER_BYTES, decode_end, sample_crcs, token_dtype
 from fs3_loader.location import Location
-from fs3_loader.reader import RangeReader, open_reader
+from fs3_loader.reader import RangeReader, check_usrbio, open_reader
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +36,11 @@ class Dataset:
     """
 
     def __init__(
-        self, location: Location, manifest: Manifest, checksum_cache_bytes: int = CHECKSUM_CACHE_BYTES
+        self,
+        location: Location,
+        manifest: Manifest,
+        checksum_cache_bytes: int = CHECKSUM_CACHE_BYTES,
+        usrbio: bool = False,
     ) -> None:
         self._location = location
         self._manifest = manifest
@@ -47,26 +51,31 @@ class Dataset:
         self._reader_pid = 0
         self._tables: dict[int, NDArray[np.uint32]] = {}
         self._checksum_cache_bytes = checksum_cache_bytes
+        self._usrbio = usrbio
         self._keep_tables = manifest.num_samples * CRC_BYTES <= checksum_cache_bytes
 
     @classmethod
-    def open(cls, url: str, *, checksum_cache_bytes: int = CHECKSUM_CACHE_BYTES) -> Dataset:
+    def open(cls, url: str, *, checksum_cache_bytes: int = CHECKSUM_CACHE_BYTES, usrbio: bool = False) -> Dataset:
         """The dataset in the folder `url`: a local path, fs3://HOST:PORT/path, or any fsspec URL.
 
         `checksum_cache_bytes`: memory for checksums, 4 bytes a sample; a dataset with more has them read as they come.
+        `usrbio`: have samples read by the host's I/O process, which a busy interpreter here does not slow down; from
+        fs3 only.
 
-        Raises: NotFound or NotADirectory if there is none; Corrupt if its manifest is damaged; Unavailable.
+        Raises: NotFound or NotADirectory if there is none; Corrupt if its manifest is damaged; Unavailable; Invalid.
         """
         location = Location.parse(url)
+        if usrbio:
+            check_usrbio(location)
         try:
             data = location.read(MANIFEST_NAME)
         except (NotFound, NotADirectory, IsADirectory):
             raise _no_dataset(location) from None
-        return cls(location, Manifest.decode(data, location.show(MANIFEST_NAME)), checksum_cache_bytes)
+        return cls(location, Manifest.decode(data, location.show(MANIFEST_NAME)), checksum_cache_bytes, usrbio)
 
     def twin(self) -> Dataset:
         """The same dataset with open files of its own, for another thread."""
-        return Dataset(self._location, self._manifest, self._checksum_cache_bytes)
+        return Dataset(self._location, self._manifest, self._checksum_cache_bytes, self._usrbio)
 
     @property
     def url(self) -> str:
@@ -120,6 +129,7 @@ class Dataset:
             "location": self._location,
             "manifest": self._manifest,
             "checksum_cache_bytes": self._checksum_cache_bytes,
+            "usrbio": self._usrbio,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -191,7 +201,8 @@ class Dataset:
             shards = self._manifest.shards
             if self._reader is not None and not self._location.is_local:
                 self._location = Location.parse(self._location.url)
-            self._reader = open_reader(self._location, [s.file for s in shards], [s.bytes for s in shards])
+            files, sizes = [s.file for s in shards], [s.bytes for s in shards]
+            self._reader = open_reader(self._location, files, sizes, usrbio=self._usrbio)
             self._reader_pid = os.getpid()
         return self._reader
 

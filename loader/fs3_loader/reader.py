@@ -1,20 +1,25 @@
-"""Reading many ranges of many files in one call: the port `RangeReader` and its three implementations.
+"""Reading many ranges of many files in one call: the port `RangeReader` and its implementations.
 
 A batch goes down whole (DESIGN.md, D2): on fs3 it becomes one request per storage node, locally one `preadv` per run
-of adjacent bytes, in file order, and on any other filesystem one `cat_ranges`.
+of adjacent bytes, in file order, and on any other filesystem one `cat_ranges`. Of fs3 it can be had through the host's
+I/O process (`fs3.usrbio`), which a training loop that keeps this process's interpreter busy does not slow down.
 """
 
 from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fs3.errors import Corrupt, NotFound
+from fs3 import usrbio
+from fs3.client.file import OpenFile
+from fs3.errors import Corrupt, Invalid, NotFound
+from fs3.user import process_user
+from fs3.usrbio.reads import RingReads
 from fs3_loader.location import Location, as_fs3_error
 
 MAX_OPEN_FILES = 256
@@ -40,8 +45,13 @@ class RangeReader(Protocol):
         """Give back open files; the reader is not used afterwards."""
 
 
-def open_reader(location: Location, files: Sequence[str], sizes: Sequence[int]) -> RangeReader:
-    """The reader that suits where `location` is, over its `files`, which must have `sizes` bytes."""
+def open_reader(location: Location, files: Sequence[str], sizes: Sequence[int], *, usrbio: bool = False) -> RangeReader:
+    """The reader that suits where `location` is, over its `files`, which must have `sizes` bytes.
+
+    Raises: Invalid: through USRBIO only fs3 can be read; Unavailable: the I/O process cannot be started.
+    """
+    if usrbio:
+        return UsrbioReader(location, files, sizes)
     if location.is_local:
         return LocalReader(location, files, sizes)
     if location.is_fs3:
@@ -134,19 +144,56 @@ class Fs3Reader:
         """The handles of the files `indexes`; those not open yet are opened in one request."""
         missing = [index for index in indexes if index not in self._handles]
         if missing:
-            paths = [self._location.path(self._files[index]) for index in missing]
-            try:
-                opened = self._client.open_many(paths)
-            except NotFound as error:
-                raise NotFound(f"{error}; {self._location.url} lacks a shard: import the dataset again") from None
-            for index, handle in zip(missing, opened, strict=True):
-                _check_size(self._location.show(self._files[index]), int(handle.length), self._sizes[index])
-                self._handles[index] = handle
+            opened = _open_shards(self._client.open_many, self._location, self._files, self._sizes, missing)
+            self._handles.update(zip(missing, opened, strict=True))
         return [self._handles[index] for index in indexes]
 
     def close(self) -> None:
         """See `RangeReader.close`. The client belongs to the filesystem object, which fsspec shares and keeps."""
         self._handles.clear()
+
+
+class UsrbioReader:
+    """fs3's batched reads, by the I/O process of this host; one ring in use at a time."""
+
+    def __init__(self, location: Location, files: Sequence[str], sizes: Sequence[int]) -> None:
+        """Raises: Invalid, Unavailable."""
+        check_usrbio(location)
+        self._location = location
+        self._files = files
+        self._sizes = sizes
+        io = usrbio.open(location.fs.unstrip_protocol("/"), secret=location.fs.secret)
+        self._reads = RingReads(io)
+        self._set = usrbio.Files()
+        self._places = np.full(len(files), -1, dtype=np.int64)  # in the set
+
+    def read_into(
+        self,
+        file_index: NDArray[np.int32],
+        offsets: NDArray[np.int64],
+        lengths: NDArray[np.int64],
+        out: memoryview,
+        out_offsets: NDArray[np.int64],
+    ) -> None:
+        """See `RangeReader.read_into`."""
+        missing = np.unique(file_index[self._places[file_index] < 0])
+        if len(missing):
+            opened = _open_shards(self._reads.open_many, self._location, self._files, self._sizes, missing.tolist())
+            first = self._set.add(opened)
+            self._places[missing] = np.arange(first, len(self._set))
+        self._reads.read_batch(self._set, self._places[file_index], offsets, lengths, out, out_offsets)
+
+    def close(self) -> None:
+        """See `RangeReader.close`. The I/O process stays for others, and for a while."""
+        self._reads.close()
+
+
+def check_usrbio(location: Location) -> None:
+    """Raises: Invalid: USRBIO cannot read from there."""
+    if not location.is_fs3:
+        raise Invalid(f"{location.url}: USRBIO reads from fs3:// URLs only; leave it off for others")
+    if location.fs.user not in (None, process_user()):
+        raise Invalid(f"{location.url}: USRBIO reads as the user of this process only; leave `user` away")
 
 
 class FsspecReader:
@@ -209,6 +256,23 @@ def merge_runs(
             strict=True,
         )
     )
+
+
+def _open_shards(
+    open_many: Callable[[Sequence[str]], list[OpenFile]],
+    location: Location,
+    files: Sequence[str],
+    sizes: Sequence[int],
+    indexes: Sequence[int],
+) -> list[OpenFile]:
+    """The handles of `files[indexes]`, in one request. Raises: NotFound, Corrupt: it is not the dataset it was."""
+    try:
+        opened = open_many([location.path(files[index]) for index in indexes])
+    except NotFound as error:
+        raise NotFound(f"{error}; {location.url} lacks a shard: import the dataset again") from None
+    for index, handle in zip(indexes, opened, strict=True):
+        _check_size(location.show(files[index]), int(handle.length), sizes[index])
+    return opened
 
 
 def _check_size(name: str, found: int, expected: int) -> None:

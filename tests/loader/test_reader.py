@@ -24,18 +24,21 @@ FILES = {"a": bytes(range(256)) * 4, "b": bytes(reversed(range(256))) * 3, "c": 
 Open = Callable[[dict[str, bytes], dict[str, int]], RangeReader]
 
 
-@pytest.fixture(params=["local", "memory", "fs3"])
+@pytest.fixture(params=["local", "memory", "fs3", "usrbio"])
 def open_files(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Open]:
     """`open_files(files, sizes)`: a reader over `files`, which are there with their contents."""
     opened: list[RangeReader] = []
     folder = {"local": str(tmp_path), "memory": "memory://fs3-reader-tests"}.get(request.param)
+    usrbio = request.param == "usrbio"
+    if usrbio:
+        request.getfixturevalue("runtime_directory")
     folder = folder or request.getfixturevalue("cluster_url") + request.getfixturevalue("home")
 
     def make(files: dict[str, bytes], sizes: dict[str, int]) -> RangeReader:
         location = Location.parse(folder)
         for name, data in files.items():
             location.fs.pipe_file(location.path(name), data)
-        opened.append(open_reader(location, list(sizes), list(sizes.values())))
+        opened.append(open_reader(location, list(sizes), list(sizes.values()), usrbio=usrbio))
         return opened[-1]
 
     yield make

@@ -35,16 +35,23 @@ def url(cluster: LocalCluster, client: Client) -> str:
     return f"{cluster.url}/caches/{next(_names)}"
 
 
-@pytest.fixture
-def open_store(url: str) -> Callable[..., KVStore]:
+@pytest.fixture(params=["client", "usrbio"])
+def open_store(request: pytest.FixtureRequest, url: str) -> Iterator[Callable[..., KVStore]]:
     """A store in `url`, of a namespace that no other test has; `weights` tells namespaces of one test apart."""
+    usrbio = request.param == "usrbio"
+    if usrbio:
+        request.getfixturevalue("runtime_directory")
+    opened = []
 
     def make(weights: str = "w", where: str = url) -> KVStore:
         name = f"{weights} for {url}"
         space = Namespace(weights=name, dtype="u8", layout="noise", page_tokens=4, layers=1, shape=(PAGE_BYTES,))
-        return KVStore.open(where, space, page_bytes=PAGE_BYTES)
+        opened.append(KVStore.open(where, space, page_bytes=PAGE_BYTES, usrbio=usrbio))
+        return opened[-1]
 
-    return make
+    yield make
+    for store in opened:
+        store.close()
 
 
 @pytest.fixture

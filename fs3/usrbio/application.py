@@ -1,0 +1,131 @@
+"""USRBIO as an application sees it: where memory, rings and open files come from."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Sequence
+
+from fs3.client.file import OpenFile
+from fs3.errors import Invalid
+from fs3.url import parse_url
+from fs3.usrbio import control
+from fs3.usrbio.ior import Ior
+from fs3.usrbio.iov import Files, Iov
+from fs3.usrbio.link import Opener
+from fs3.usrbio.schedule_core import Priority
+from fs3.usrbio.start import Wanted
+
+DEFAULT_WORKERS = 4
+IDLE_S = 60.0
+_PATHS_AT_ONCE = 4_096
+
+
+class UsrBio:
+    """The I/O process of one cluster, as this process uses it. Thread-safe; each ring is for one thread at a time.
+
+    As a context manager it closes at the end of the block, with every ring that it has made.
+    """
+
+    def __init__(self, wanted: Wanted) -> None:
+        """See `open`."""
+        self._wanted = wanted
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._rings: list[Ior] = []
+        self._closed = False
+        self._opener = Opener(wanted)
+
+    def iov(self, nbytes: int) -> Iov:
+        """Shared memory to read into. Raises: NoSpace: the machine has not so much to spare; Invalid."""
+        self._check()
+        return Iov(nbytes)
+
+    def ior(
+        self,
+        *,
+        depth: int = 64,
+        ranges: int = 1_024,
+        priority: int = Priority.NORMAL,
+        timeout_s: float = 30.0,
+    ) -> Ior:
+        """A ring of up to `depth` batches under way, of up to `ranges` ranges each.
+
+        Its batches are worked on before those of rings of a lower `priority` (0 high, 1 normal, 2 low), of whatever
+        application, and have `timeout_s` to end unless they say otherwise.
+
+        Raises: Invalid: a number is out of bounds; Busy: too many rings are in use on this host; Unavailable.
+        """
+        self._check()
+        ring = Ior(self._wanted, depth=depth, ranges=ranges, priority=priority, timeout_s=timeout_s)
+        with self._lock:
+            self._rings = [one for one in self._rings if not one.closed]
+            self._rings.append(ring)
+        return ring
+
+    def open_files(self, paths: Sequence[str]) -> Files:
+        """The files at `paths`, absolute within the cluster, all or none; for any ring.
+
+        Raises: NotFound, IsADirectory, NotADirectory, PermissionDenied, for the first that cannot be opened;
+            Unavailable.
+        """
+        return Files(self.open_many(paths))
+
+    def open_many(self, paths: Sequence[str]) -> list[OpenFile]:
+        """As `FileClient.open_many`, by the I/O process."""
+        self._check()
+        found: list[OpenFile] = []
+        for at in range(0, len(paths), _PATHS_AT_ONCE):
+            with self._lock:
+                answer = self._opener.call({"kind": "open", "paths": list(paths[at : at + _PATHS_AT_ONCE])})
+            found += map(control.file_from_json, answer["files"])
+        return found
+
+    def stats(self) -> dict[str, int]:
+        """What the I/O process holds for all applications: `connections`, `rings`, `iovs`; and its own `pid`."""
+        self._check()
+        with self._lock:
+            return {name: int(value) for name, value in self._opener.call({"kind": "stats"}).items()}
+
+    def close(self) -> None:
+        """Close every ring made here, and let go of the I/O process. Memory stays until it is closed."""
+        if self._closed or self._pid != os.getpid():
+            return
+        self._closed = True
+        for ring in self._rings:
+            ring.close()
+        self._opener.close()
+
+    def __enter__(self) -> UsrBio:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _check(self) -> None:
+        if self._pid != os.getpid():
+            raise Invalid(f"USRBIO was opened in process {self._pid}, of which this one is a child: open it again here")
+        if self._closed:
+            raise Invalid("this USRBIO is closed; open it again")
+
+
+def open(
+    url: str,
+    *,
+    secret: str = "",
+    workers: int = DEFAULT_WORKERS,
+    idle_s: float = IDLE_S,
+    start: bool = True,
+) -> UsrBio:
+    """The I/O process for the cluster that `url` ("fs3://HOST:PORT/...") names, started if there is none yet.
+
+    There is one for each user, cluster and host. Where it is started here it reads with up to `workers` threads, and
+    ends when nobody has been connected for `idle_s`; `start=False` uses only one that runs already (`fs3 usrbio URL`).
+
+    Raises:
+        Invalid: not an fs3:// URL.
+        Unavailable: the cluster does not answer, or the I/O process cannot be started.
+        PermissionDenied: the secret is wrong; or its directory belongs to somebody else.
+    """
+    addresses, _ = parse_url(url)
+    return UsrBio(Wanted(addresses=addresses, secret=secret, workers=workers, idle_s=idle_s, start=start))

@@ -1,0 +1,245 @@
+"""One application as its I/O process knows it: a connection, one ring at most, and the memory and files it named.
+
+A thread answers the connection's messages. When the connection ends, for whatever reason, the ring is taken from the
+workers, what is being read is waited for, and everything is unmapped and closed; the socket last, as the application's
+sign that nobody writes into its memory any more. An application that was killed leaves nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+import socket
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from fs3.client.connect import Client
+from fs3.client.file import OpenFile
+from fs3.errors import Busy, Fs3Error, Invalid, Unavailable
+from fs3.usrbio import control
+from fs3.usrbio.memory import SharedMemory, fence, ring_bell
+from fs3.usrbio.reading import Outcome, Reading
+from fs3.usrbio.ring_core import IoRing, Request
+from fs3.usrbio.ring_format import RANGE_RESULT, read_header
+from fs3.usrbio.schedule_core import Priority
+from fs3.usrbio.workers import Workers
+
+_log = logging.getLogger(__name__)
+MAX_IOVS = 256
+MAX_SETS = 1_024
+MAX_FILES = 1 << 20  # in all sets together
+
+
+class RingSource:
+    """A ring at the workers."""
+
+    def __init__(
+        self,
+        owner: Attached,
+        memory: SharedMemory,
+        bells: tuple[int, int],
+        priority: Priority,
+    ) -> None:
+        self.doorbell, self._completion_bell = bells
+        self.priority = priority
+        self._owner = owner
+        self._memory = memory
+        self._ring = IoRing(read_header(memory.view), memory.view, fence)
+        self._posting = threading.Lock()
+        self._under_way = 0
+        self._quiet = threading.Condition()
+
+    def waiting(self) -> bool:
+        """See `Source`."""
+        return self._ring.waiting()
+
+    def take(self) -> Callable[[], None] | None:
+        """See `Source`."""
+        with self._posting:
+            request = self._ring.take()
+        if request is None:
+            return None
+        with self._quiet:
+            self._under_way += 1
+        return functools.partial(self._work, request)
+
+    def broken(self, error: Fs3Error) -> None:
+        """See `Source`: the application is told by the end of its connection."""
+        _log.warning("an application's ring was given up: %s", error)
+        self._owner.hang_up()
+
+    def close(self) -> None:
+        """Once the workers have let go of it: wait for what is being read, and give everything back."""
+        with self._quiet:
+            self._quiet.wait_for(lambda: not self._under_way)
+        del self._ring  # and with it the last views of the memory
+        self._memory.close()
+        control.close_all((self.doorbell, self._completion_bell))
+
+    def _work(self, request: Request) -> None:
+        try:
+            outcome = self._owner.read(request)
+            error = outcome.error
+            with self._posting:
+                self._ring.complete(
+                    request, 0 if error is None else error.code, "" if error is None else str(error), outcome.results
+                )
+            ring_bell(self._completion_bell)
+        finally:
+            with self._quiet:
+                self._under_way -= 1
+                self._quiet.notify_all()
+
+
+class Attached:
+    """One connection. `run` serves it to its end."""
+
+    def __init__(self, sock: socket.socket, client: Client, workers: Workers, stats: Callable[[], dict[str, int]]):
+        self._sock = sock
+        self._client = client
+        self._workers = workers
+        self._stats = stats
+        self._ring: RingSource | None = None
+        self._iovs: dict[int, SharedMemory] = {}
+        self._sets: dict[int, list[OpenFile]] = {}
+        self._kinds: dict[str, Callable[[dict[str, Any], list[int]], dict[str, Any]]] = {
+            "hello": self._hello,
+            "open": self._open,
+            "ring": self._add_ring,
+            "iov": self._add_iov,
+            "forget iov": self._forget_iov,
+            "files": self._add_files,
+            "forget files": self._forget_files,
+            "stats": lambda message, descriptors: {**self._stats(), "pid": os.getpid()},
+        }
+
+    @property
+    def iovs(self) -> int:
+        """How many it has."""
+        return len(self._iovs)
+
+    @property
+    def has_ring(self) -> bool:
+        return self._ring is not None
+
+    def run(self) -> None:
+        """Answer until the connection ends, then give everything back."""
+        try:
+            while True:
+                message, descriptors = control.receive(self._sock)
+                control.send(self._sock, self._answer(message, descriptors))
+        except Fs3Error as error:
+            _log.debug("a connection ended: %s", error)
+        finally:
+            self._let_go()
+
+    def hang_up(self) -> None:
+        """Have `run` end, from another thread."""
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RD)
+
+    def read(self, request: Request) -> Outcome:
+        """Do what a batch asks for; what goes wrong is in the outcome."""
+        iov, files = self._iovs.get(request.iov), self._sets.get(request.files, [])
+        why: Fs3Error = Invalid(f"no memory {request.iov} was registered with this ring")
+        try:
+            if iov is not None:
+                return Reading(self._client, request, files, iov.view).run()
+        except Exception:  # noqa: BLE001  # whatever it is, the application is told, and the log
+            _log.exception("batch %d failed", request.seq)
+            why = Unavailable(f"the I/O process failed to read; the log of process {os.getpid()} says why")
+        outcome = Outcome(np.zeros(request.count, dtype=RANGE_RESULT))
+        outcome.failed(np.arange(request.count), why)
+        return outcome
+
+    def _let_go(self) -> None:
+        if self._ring is not None:
+            self._workers.remove(self._ring)
+            self._ring.close()
+            self._ring = None
+        for iov in self._iovs.values():
+            iov.close()
+        self._iovs.clear()
+        self._sets.clear()
+        self._sock.close()
+
+    def _answer(self, message: dict[str, Any], descriptors: list[int]) -> dict[str, Any]:
+        """The answer to one message; descriptors that were not taken over are closed."""
+        try:
+            answer = self._kinds.get(str(message.get("kind")))
+            if answer is None:
+                raise Invalid(f"no such message: {str(message.get('kind'))[:60]!r}; upgrade the older side")
+            return answer(message, descriptors)
+        except Fs3Error as error:
+            return control.refusal(error)
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            return control.refusal(Invalid(f"a message that cannot be understood: {type(error).__name__}: {error}"))
+        finally:
+            control.close_all(descriptors)
+
+    def _hello(self, message: dict[str, Any], descriptors: list[int]) -> dict[str, Any]:
+        if message["protocol"] != control.PROTOCOL:
+            raise Invalid(
+                f"USRBIO protocol {message['protocol']}; the I/O process speaks {control.PROTOCOL}: end it, to have"
+                " one of the application's version"
+            )
+        return {"protocol": control.PROTOCOL}
+
+    def _open(self, message: dict[str, Any], descriptors: list[int]) -> dict[str, Any]:
+        opened = self._client.files.open_many([str(path) for path in message["paths"]])
+        return {"files": [control.file_to_json(file) for file in opened]}
+
+    def _add_ring(self, message: dict[str, Any], descriptors: list[int]) -> dict[str, Any]:
+        if self._ring is not None:
+            raise Invalid("this connection has a ring already")
+        if len(descriptors) != control.MAX_DESCRIPTORS:
+            raise Invalid(f"a ring comes with {control.MAX_DESCRIPTORS} descriptors, not {len(descriptors)}")
+        priority = Priority(int(message["priority"]))
+        size = int(message["bytes"])
+        memory = SharedMemory.given(descriptors.pop(0), size)
+        try:
+            source = RingSource(self, memory, (descriptors[0], descriptors[1]), priority)
+            self._workers.add(source)
+        except BaseException:
+            memory.close()
+            raise
+        descriptors.clear()
+        self._ring = source
+        return {}
+
+    def _add_iov(self, message: dict[str, Any], descriptors: list[int]) -> dict[str, Any]:
+        number = int(message["number"])
+        if len(descriptors) != 1 or number in self._iovs:
+            raise Invalid(f"memory {number}: one descriptor under a number of its own is expected")
+        if len(self._iovs) >= MAX_IOVS:
+            raise Busy(f"{MAX_IOVS} pieces of memory are registered with this ring; close some, or make fewer, larger")
+        self._iovs[number] = SharedMemory.given(descriptors.pop(), int(message["bytes"]))
+        return {}
+
+    def _forget_iov(self, message: dict[str, Any], descriptors: list[int]) -> dict[str, Any]:
+        found = self._iovs.pop(int(message["number"]), None)
+        if found is not None:
+            found.close()
+        return {}
+
+    def _add_files(self, message: dict[str, Any], descriptors: list[int]) -> dict[str, Any]:
+        files = [control.file_from_json(one) for one in message["files"]]
+        number, first = int(message["number"]), int(message["first"])
+        known = self._sets.get(number, [])
+        if first != len(known):
+            raise Invalid(f"set {number} has {len(known)} files, not {first}")
+        if number not in self._sets and len(self._sets) >= MAX_SETS:
+            raise Busy(f"{MAX_SETS} sets of files are known to this ring; close some, or open files together")
+        if sum(map(len, self._sets.values())) + len(files) > MAX_FILES:
+            raise Busy(f"at most {MAX_FILES} files can be open with one ring; close some")
+        self._sets[number] = known + files
+        return {}
+
+    def _forget_files(self, message: dict[str, Any], descriptors: list[int]) -> dict[str, Any]:
+        self._sets.pop(int(message["number"]), None)
+        return {}

@@ -1,0 +1,173 @@
+"""An application's connection to its I/O process: what the process was told over it, and whether it still lives."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import weakref
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+from fs3.clock import deadline_after, lease_now_s
+from fs3.usrbio import control
+from fs3.usrbio.iov import Files, Iov
+from fs3.usrbio.place import peer_of
+from fs3.usrbio.start import Wanted, connect
+
+_FILES_AT_ONCE = 4_096
+_KNOWN_SETS = 512
+
+
+class Link:
+    """For one thread at a time."""
+
+    def __init__(self, wanted: Wanted) -> None:
+        """Connect, to a process that is started for it if there is none. Raises: as `start.connect`."""
+        self._sock = connect(wanted)
+        self._iovs: dict[int, weakref.ref[Iov]] = {}  # which the process has mapped
+        self._files: OrderedDict[int, int] = OrderedDict()  # how many of each set the process knows
+        self._process = self._watched()
+        _living.add(self)
+
+    @property
+    def descriptor(self) -> int:
+        """The socket, which hangs up when nobody writes into the application's memory any more."""
+        return self._sock.fileno()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the other side still holds the connection."""
+        gone = select.poll()
+        gone.register(self._sock, select.POLLRDHUP)
+        return not gone.poll(0)
+
+    def call(self, message: dict[str, Any], descriptors: Sequence[int] = ()) -> dict[str, Any]:
+        """See `control.call`. A process that does not answer is ended. Raises: Closed; and what it answers with."""
+        try:
+            return control.call(self._sock, message, descriptors)
+        except control.Silent as error:
+            self.kill()
+            raise control.Closed(str(error)) from None
+
+    def add_ring(self, memory: int, size: int, bells: tuple[int, int], priority: int) -> None:
+        """Have the ring in the file `memory` worked on. Raises: Fs3Error."""
+        self.call({"kind": "ring", "bytes": size, "priority": priority}, (memory, *bells))
+
+    def know(self, iov: Iov, files: Files) -> None:
+        """Tell of what a batch names and the process does not know yet. Raises: Fs3Error."""
+        if iov.number not in self._iovs:
+            self._forget_closed()
+            self.call({"kind": "iov", "number": iov.number, "bytes": iov.nbytes}, (iov.descriptor,))
+            self._iovs[iov.number] = weakref.ref(iov)
+        known = self._files.get(files.number, 0)
+        if known < len(files):
+            self._tell_files(files, known)
+
+    def kill(self) -> None:
+        """End a process that does not do its work. It holds nothing that is not somewhere else."""
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._process, signal.SIGKILL)
+
+    def close(self, timeout_s: float = 0.0) -> bool:
+        """End the connection. With `timeout_s` wait for what the process still reads; whether it has said so."""
+        ended = True
+        if timeout_s > 0:
+            with contextlib.suppress(OSError):
+                self._sock.shutdown(socket.SHUT_WR)
+            ended = self._ended(deadline_after(timeout_s))
+            if not ended:
+                self.kill()
+                ended = self._ended(deadline_after(timeout_s))
+        self._sock.close()
+        if self._process is not None:
+            os.close(self._process)
+            self._process = None
+        return ended
+
+    def _ended(self, deadline_s: float) -> bool:
+        while (left_s := deadline_s - lease_now_s()) > 0:
+            self._sock.settimeout(left_s)
+            try:
+                if not self._sock.recv(4_096):
+                    return True
+            except TimeoutError:
+                return False
+            except OSError:
+                return True
+        return False
+
+    def _forget_closed(self) -> None:
+        """Have memory unmapped that the application no longer has."""
+        for number, reference in list(self._iovs.items()):
+            iov = reference()
+            if iov is None or iov.closed:
+                del self._iovs[number]
+                self.call({"kind": "forget iov", "number": number})
+
+    def _tell_files(self, files: Files, known: int) -> None:
+        while len(self._files) >= _KNOWN_SETS and files.number not in self._files:
+            oldest, _ = self._files.popitem(last=False)
+            self.call({"kind": "forget files", "number": oldest})
+        for first in range(known, len(files), _FILES_AT_ONCE):
+            some = [control.file_to_json(file) for file in files[first : first + _FILES_AT_ONCE]]
+            self.call({"kind": "files", "number": files.number, "first": first, "files": some})
+            self._files[files.number] = first + len(some)
+
+    def _watched(self) -> int | None:
+        """A descriptor of the process, which names it even if its number is given to another."""
+        pid, _ = peer_of(self._sock)
+        try:
+            process = os.pidfd_open(pid)
+        except OSError:
+            return None  # in a container of its own, or gone
+        if self.alive:
+            return process
+        os.close(process)
+        return None
+
+
+_living: weakref.WeakSet[Link] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    """A parent's connection must end with the parent alone."""
+    for link in list(_living):
+        link.close()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+class Opener:
+    """A link on which files are opened, by any thread, one at a time; made again when its process has died."""
+
+    def __init__(self, wanted: Wanted) -> None:
+        """Raises: as `Link`."""
+        self._wanted = wanted
+        self._link: Link | None = Link(wanted)
+
+    def call(self, message: dict[str, Any]) -> dict[str, Any]:
+        """See `control.call`; what is asked changes nothing, and is asked again if the process dies of it or before.
+
+        Raises: Fs3Error.
+        """
+        for last in (False, True):
+            link = self._link = self._link or Link(self._wanted)
+            try:
+                return link.call(message)
+            except control.Closed:
+                self.close()
+                if last:
+                    raise
+        raise AssertionError
+
+    def close(self) -> None:
+        """Let go of the process."""
+        link, self._link = self._link, None
+        if link is not None:
+            link.close()
