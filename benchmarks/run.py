@@ -40,6 +40,7 @@ from benchmarks import (
     sweep,
     sweep_report,
     table,
+    usrbio,
 )
 from benchmarks.context import FULL, QUICK, Context, Sizes
 from benchmarks.result import Result
@@ -67,6 +68,7 @@ BENCHMARKS: dict[str, Callable[[Context], list[Row]]] = {
     "write": durable_writes.measure,
     "index": chunk_index.measure,
     "same-host": same_host.measure,
+    "usrbio": usrbio.measure,
     "loader": _loading,
     "checkpoint": _checkpoints,
     "names": names.measure,  # after all that uses the same cluster: it leaves many files to be collected

@@ -15,16 +15,23 @@ from fs3.url import parse_url
 
 @click.command()
 @url_argument
-@click.option("--workers", type=click.IntRange(1, 64), default=4, show_default=True, help="Batches read at once.")
+@click.option("--workers", type=click.IntRange(1, 64), help="Batches read at once. [default: 2 to 4, by the cores]")
 @click.option("--idle", type=float, metavar="SECONDS", help="End when nobody has used it for so long. [default: never]")
 @secret_option
-def usrbio(url: str, workers: int, idle: float | None, secret: str) -> None:
+def usrbio(url: str, workers: int | None, idle: float | None, secret: str) -> None:
     """Read for the applications of this user on this host, into their memory (`fs3.usrbio`), until it is stopped.
 
     There is one for each user and cluster. It logs to standard error.
     """
     from fs3.usrbio.process import serve
+    from fs3.usrbio.start import default_workers
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     addresses, _ = parse_url(url)
-    serve(addresses, secret=secret, workers=workers, idle_s=idle, ready=lambda: click.echo(f"reading for {url}"))
+    serve(
+        addresses,
+        secret=secret,
+        workers=workers or default_workers(),
+        idle_s=idle,
+        ready=lambda: click.echo(f"reading for {url}"),
+    )

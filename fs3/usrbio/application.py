@@ -14,9 +14,8 @@ from fs3.usrbio.ior import Ior
 from fs3.usrbio.iov import Files, Iov
 from fs3.usrbio.link import Opener
 from fs3.usrbio.schedule_core import Priority
-from fs3.usrbio.start import Wanted
+from fs3.usrbio.start import Wanted, default_workers
 
-DEFAULT_WORKERS = 4
 IDLE_S = 60.0
 _PATHS_AT_ONCE = 4_096
 
@@ -113,14 +112,15 @@ def open(
     url: str,
     *,
     secret: str = "",
-    workers: int = DEFAULT_WORKERS,
+    workers: int | None = None,
     idle_s: float = IDLE_S,
     start: bool = True,
 ) -> UsrBio:
     """The I/O process for the cluster that `url` ("fs3://HOST:PORT/...") names, started if there is none yet.
 
-    There is one for each user, cluster and host. Where it is started here it reads with up to `workers` threads, and
-    ends when nobody has been connected for `idle_s`; `start=False` uses only one that runs already (`fs3 usrbio URL`).
+    There is one for each user, cluster and host. Where it is started here it reads with up to `workers` threads (2 to 4
+    by the number of cores), and ends when nobody has been connected for `idle_s`; `start=False` uses only one that runs
+    already (`fs3 usrbio URL`).
 
     Raises:
         Invalid: not an fs3:// URL.
@@ -128,4 +128,6 @@ def open(
         PermissionDenied: the secret is wrong; or its directory belongs to somebody else.
     """
     addresses, _ = parse_url(url)
-    return UsrBio(Wanted(addresses=addresses, secret=secret, workers=workers, idle_s=idle_s, start=start))
+    return UsrBio(
+        Wanted(addresses=addresses, secret=secret, workers=workers or default_workers(), idle_s=idle_s, start=start)
+    )

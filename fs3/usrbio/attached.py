@@ -86,10 +86,11 @@ class RingSource:
             outcome = self._owner.read(request)
             error = outcome.error
             with self._posting:
-                self._ring.complete(
+                awaited = self._ring.complete(
                     request, 0 if error is None else error.code, "" if error is None else str(error), outcome.results
                 )
-            ring_bell(self._completion_bell)
+            if awaited:
+                ring_bell(self._completion_bell)
         finally:
             with self._quiet:
                 self._under_way -= 1

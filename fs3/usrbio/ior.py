@@ -194,6 +194,8 @@ class Ior:
             if looked and until_s is not None and until_s <= overdue_s and left_s <= 0:
                 break
             looked = True
+            if not self._ring.want(min(at_least - len(self._done), len(self._flights))):
+                continue
             events = self._events.poll(max(left_s, 0.0), 2)
             if self._link is None or any(descriptor != self._bells[1] for descriptor, _ in events):
                 self._revive()

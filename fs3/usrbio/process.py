@@ -27,7 +27,6 @@ from fs3.usrbio.place import Place, peer_of, place_of
 from fs3.usrbio.workers import Workers
 
 _log = logging.getLogger(__name__)
-DEFAULT_WORKERS = 4
 MAX_CONNECTIONS = 256
 CONNECT_S = 10.0
 _LOOK_S = 1.0

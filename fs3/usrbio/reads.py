@@ -26,7 +26,8 @@ from fs3.usrbio.iov import Files, Iov
 from fs3.usrbio.ring_format import RANGE_RESULT
 
 BESIDE_BYTES = 32 << 20  # read beside, and copied, at once
-PARTS = 4  # batches that one call is cut into, to be read by several workers
+PART_BYTES = 2 << 20  # a call for more is cut into several batches, to be read by several workers
+MOST_PARTS = 4
 MOST_KEPT = 8  # rings without a call
 _TIMEOUT_S = 30.0
 
@@ -112,12 +113,12 @@ class RingReads:
             found = self._place(out)
             if found is not None:
                 iov, at = found
-                self._run(kept.ring, submit, iov, slice(0, len(sizes)), places + at, until_s, results)
+                self._run(kept.ring, submit, iov, slice(0, len(sizes)), sizes, places + at, until_s, results)
                 return results
             for part in _cuts(sizes):
                 beside = self._beside(kept, int(sizes[part].sum()))
                 starts = packed_offsets(sizes[part])
-                self._run(kept.ring, submit, beside, part, starts, until_s, results)
+                self._run(kept.ring, submit, beside, part, sizes, starts, until_s, results)
                 _copy(beside.view, out, places[part], sizes[part])
         finally:
             self._give_back(kept)
@@ -129,13 +130,15 @@ class RingReads:
         submit: Submit,
         iov: Iov,
         part: slice,
+        sizes: I64,
         places: I64,
         until_s: float,
         results: NDArray[Any],
     ) -> None:
         """Read ranges `part`, in several batches so that workers share them. Raises: Fs3Error, when all have ended."""
         count = part.stop - part.start
-        step = min(max(-(-count // PARTS), min(count, 64)), ring.ranges)
+        parts = min(max(int(sizes[part].sum()) // PART_BYTES, 1), MOST_PARTS)
+        step = min(-(-count // parts), ring.ranges)
         begun: dict[int, slice] = {}
         ended: list[Done] = []
         for first in range(0, count, step):

@@ -39,6 +39,7 @@ from fs3.usrbio.ring_format import (
     SUBMISSION,
     SUBMITTED,
     TAKEN,
+    WANTED,
     Op,
     RingLayout,
     write_header,
@@ -175,6 +176,13 @@ class ApplicationRing:
         memory.counters[REAPED] = completed
         return ended
 
+    def want(self, count: int) -> bool:
+        """Be woken when so many more batches have ended than were reaped; False: they have, and nobody will wake."""
+        counters, wanted = self._memory.counters, self._reaped + count
+        counters[WANTED] = wanted
+        self._fence()  # either this sees what has ended, or the other side what is wanted
+        return bool(counters[COMPLETED] < wanted)
+
     def begin_again(self) -> list[Ticket]:
         """Start over with another I/O process, once the one before is no more; what was under way, oldest first.
 
@@ -182,7 +190,7 @@ class ApplicationRing:
         """
         self._prepared.clear()
         self._submitted = self._reaped = 0
-        for counter in (SUBMITTED, TAKEN, COMPLETED, REAPED):
+        for counter in (SUBMITTED, TAKEN, COMPLETED, REAPED, WANTED):
             self._memory.counters[counter] = 0
         return sorted(self._held.values(), key=lambda ticket: ticket.seq)
 
@@ -276,8 +284,8 @@ class IoRing:
         self._under_way[slot] = seq
         return Request(seq, slot, Op(op), count, files, iov, deadline_ns, columns, ranges, places)
 
-    def complete(self, request: Request, status: int, message: str, results: NDArray[Any]) -> None:
-        """Tell the application how a batch ended; `results` are RANGE_RESULT records [n]."""
+    def complete(self, request: Request, status: int, message: str, results: NDArray[Any]) -> bool:
+        """Tell the application how a batch ended, `results` are RANGE_RESULT records [n]; whether it is to be woken."""
         memory, slot = self._memory, request.slot
         seq = self._under_way.pop(slot)
         assert seq == request.seq, (seq, request.seq)
@@ -291,3 +299,5 @@ class IoRing:
         self._fence()
         self._completed += 1
         memory.counters[COMPLETED] = self._completed
+        self._fence()  # see `want`
+        return bool(self._completed == memory.counters[WANTED])

@@ -1,6 +1,6 @@
 """The bytes of a ring, which an application and the I/O process share: version 1, frozen (docs/formats.md).
 
-    header        4 KiB; four counters that only rise, each in a cache line of its own and written by one side alone
+    header        4 KiB; counters, each in a cache line of its own and written by one side alone
     submissions   [depth]   which slots hold new batches, in order       the application writes
     completions   [depth]   which batches have ended, and how            the I/O process writes
     slots         [depth]   what a batch is                              the application writes
@@ -34,9 +34,9 @@ MAX_RING_BYTES = 1 << 30
 
 HEADER = np.dtype(
     {
-        "names": ["magic", "version", "depth", "ranges", "submitted", "taken", "completed", "reaped"],
-        "formats": ["S8", "<u4", "<u4", "<u4", "<u8", "<u8", "<u8", "<u8"],
-        "offsets": [0, 8, 12, 16, 64, 128, 192, 256],
+        "names": ["magic", "version", "depth", "ranges", "submitted", "taken", "completed", "reaped", "wanted"],
+        "formats": ["S8", "<u4", "<u4", "<u4", "<u8", "<u8", "<u8", "<u8", "<u8"],
+        "offsets": [0, 8, 12, 16, 64, 128, 192, 256, 320],
         "itemsize": HEADER_BYTES,
     }
 )
@@ -59,7 +59,7 @@ SLOT = np.dtype(
 RANGE_RESULT = np.dtype([("status", "<u2"), ("reserved", "<u2"), ("chunk_length", "<u4"), ("length", "<u8")])
 
 # Where in the header the counters are, in units of 8 bytes.
-SUBMITTED, TAKEN, COMPLETED, REAPED = (int(HEADER.fields[name][1]) // 8 for name in HEADER.names[4:])  # type: ignore[index]
+SUBMITTED, TAKEN, COMPLETED, REAPED, WANTED = (int(HEADER.fields[name][1]) // 8 for name in HEADER.names[4:])  # type: ignore[index]
 
 assert (SUBMISSION.itemsize, COMPLETION.itemsize, SLOT.itemsize, RANGE_RESULT.itemsize) == (16, 32, 64, 16)
 assert RANGE.itemsize == 8 * (COLUMNS - 1)

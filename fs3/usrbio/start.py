@@ -32,6 +32,11 @@ main()"""
 _pause = threading.Event()
 
 
+def default_workers() -> int:
+    """Of an I/O process: more of them read large ranges faster, and small ones slower, as they wait for each other."""
+    return min(max(len(os.sched_getaffinity(0)), 2), 4)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
     """An I/O process, as it would be started: `workers` threads, and after `idle_s` without anybody it ends."""

@@ -16,7 +16,7 @@ def by_hand() -> bytes:
     """After two batches were submitted, the first taken and completed with an error, and that reaped."""
     header = bytearray(4_096)
     struct.pack_into("<8sIII", header, 0, b"fs3ring\0", 1, DEPTH, RANGES)
-    for at, counter in ((64, 2), (128, 1), (192, 1), (256, 1)):
+    for at, counter in ((64, 2), (128, 1), (192, 1), (256, 1), (320, 1)):
         struct.pack_into("<Q", header, at, counter)
     submissions = struct.pack("<QII", 1, 0, 0) + struct.pack("<QII", 2, 1, 0)
     completions = struct.pack("<QQIHHQ", 1, 11, 0, 3, 0, 0) + bytes(32)
@@ -39,11 +39,12 @@ def test_the_bytes_are_those_of_the_document() -> None:
         parts = [(place, column.data.cast("B")) for place, column in enumerate(columns)]
         application.prepare(Op.READ, count, parts, files=5, iov=6, deadline_ns=deadline_ns)
     application.publish()
+    assert application.want(1)
     io = IoRing(read_header(memory), memory)
     request = io.take()
     assert request is not None
     results = np.zeros(2, dtype=RANGE_RESULT)
     results["status"], results["length"], results["chunk_length"] = [3, 0], [0, 11], [0, 64]
-    io.complete(request, 3, "gone", results)
+    assert io.complete(request, 3, "gone", results)
     assert len(application.reap()) == 1
     assert bytes(memory) == by_hand()

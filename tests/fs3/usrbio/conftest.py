@@ -82,15 +82,18 @@ class Stalled:
     cluster: LocalCluster
 
     def __enter__(self) -> None:
-        self._signal(signal.SIGSTOP)
+        stopped = self._signal(signal.SIGSTOP)
+        until(lambda: all(one.status() == psutil.STATUS_STOPPED for one in stopped), "it does not stop")
 
     def __exit__(self, *error: object) -> None:
         self._signal(signal.SIGCONT)
 
-    def _signal(self, number: int) -> None:
+    def _signal(self, number: int) -> list[psutil.Process]:
         (pid,) = (pid for name, pid in self.cluster.pids.items() if name.startswith("storage"))
-        for process in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
+        processes = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+        for process in processes:
             process.send_signal(number)
+        return processes
 
 
 @dataclass

@@ -11,7 +11,7 @@ import pytest
 from fs3.client.storage import RANGE
 from fs3.errors import Busy, Invalid, NotFound
 from fs3.usrbio.ring_core import ApplicationRing, IoRing, Request, Ticket
-from fs3.usrbio.ring_format import COMPLETED, RANGE_RESULT, SUBMITTED, Op, RingLayout, read_header
+from fs3.usrbio.ring_format import COMPLETED, RANGE_RESULT, SUBMITTED, WANTED, Op, RingLayout, read_header
 
 DEPTH, RANGES = 4, 8
 
@@ -37,10 +37,10 @@ class Ring:
         assert request is not None
         return request
 
-    def complete(self, request: Request, status: int = 0, message: str = "") -> None:
+    def complete(self, request: Request, status: int = 0, message: str = "") -> bool:
         results = np.zeros(request.count, dtype=RANGE_RESULT)
         results["length"] = request.seq
-        self.io.complete(request, status, message, results)
+        return self.io.complete(request, status, message, results)
 
 
 @pytest.fixture
@@ -150,6 +150,20 @@ def test_the_next_io_process_gets_what_was_under_way_oldest_first(ring: Ring) ->
     assert [ring.take().columns[0][0] for _ in range(2)] == [0, 30]
     assert ring.io.take() is None and ring.application.held == 2
     assert ring.prepare().seq == DEPTH + 1, "a number came again"
+
+
+def test_who_waits_is_woken_once_and_by_the_last_batch_that_is_awaited(ring: Ring) -> None:
+    for _ in range(DEPTH):
+        ring.prepare()
+    ring.application.publish()
+    requests = [ring.take() for _ in range(DEPTH)]
+    assert ring.application.want(2)
+    assert [ring.complete(request) for request in requests[:3]] == [False, True, False]
+    assert not ring.application.want(2) and not ring.application.want(3), "what has ended already is waited for"
+    assert len(ring.application.reap()) == 3
+    assert ring.application.want(1) and ring.complete(requests[3])
+    ring.application.begin_again()
+    assert ring.counters[WANTED] == 0
 
 
 def test_a_stale_completion_is_ignored(ring: Ring) -> None:
