@@ -178,7 +178,7 @@ class Attached:
             return answer(message, descriptors)
         except Fs3Error as error:
             return control.refusal(error)
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, OSError) as error:
             return control.refusal(Invalid(f"a message that cannot be understood: {type(error).__name__}: {error}"))
         finally:
             control.close_all(descriptors)

@@ -3,6 +3,7 @@ by starting one. Of two that are started at once one gets the lock, and serves b
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -67,10 +68,13 @@ def connect(wanted: Wanted) -> socket.socket:
             )
         if lease_now_s() >= deadline_s:
             raise Unavailable(f"no I/O process could be started within {START_S:.0f} s; its log: {place.log}")
-        try:
-            _start(wanted, place)
-        except Conflict:
+        lock = place.take()
+        if lock is None:
             _pause.wait(_LOOK_S)  # somebody else's is starting, or one is ending
+            continue
+        os.close(lock)
+        with contextlib.suppress(Conflict):  # somebody was faster
+            _start(wanted, place)
 
 
 def _attach(place: Place) -> socket.socket | None:

@@ -55,10 +55,10 @@ class Workers:
         self._bells.register(self._end, select.EPOLLIN)
 
     def add(self, source: Source) -> None:
-        """Work on its batches from now on."""
+        """Work on its batches from now on. Raises: OSError: nobody can wait at its doorbell."""
         with self._changed:
-            self._schedule.add(source, source.priority)
             self._bells.register(source.doorbell, select.EPOLLIN | select.EPOLLET)
+            self._schedule.add(source, source.priority)
             if not self._threads:
                 self._start_one()
 

@@ -1,0 +1,96 @@
+"""An application that talks nonsense to its I/O process is refused, and nobody else notices."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fs3.cluster.local import LocalCluster
+from fs3.errors import Invalid
+from fs3.usrbio import UsrBio, control
+from fs3.usrbio.memory import SharedMemory
+from fs3.usrbio.place import place_of
+from fs3.usrbio.ring_format import RingLayout, write_header
+from tests.fs3.usrbio.conftest import shared_pieces, until
+
+
+@pytest.fixture
+def peer(cluster: LocalCluster, io: UsrBio) -> Iterator[socket.socket]:
+    """A connection of its own to the I/O process of `io`."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.settimeout(20.0)
+        sock.connect(str(place_of(cluster.shape.addresses, "").socket))
+        yield sock
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {},
+        {"kind": "no such"},
+        {"kind": 7},
+        {"kind": "hello", "protocol": 99},
+        {"kind": "open"},
+        {"kind": "open", "paths": 3},
+        {"kind": "files", "number": 1, "first": 0, "files": [[1, 2]]},
+        {"kind": "files", "number": 1, "first": 5, "files": []},
+        {"kind": "files", "number": 1, "first": 0, "files": [[1, 2, [1, 1, 65536, 1, 0, 77], [1], 1, "x"]]},
+        {"kind": "ring", "bytes": 5_000, "priority": 1},
+        {"kind": "iov", "number": 1, "bytes": 1},
+    ],
+)
+def test_a_wrong_message_is_refused(io: UsrBio, peer: socket.socket, message: dict[str, Any]) -> None:
+    with pytest.raises(Invalid):
+        control.call(peer, message)
+    assert control.call(peer, {"kind": "hello", "protocol": control.PROTOCOL}) == {"protocol": control.PROTOCOL}
+
+
+@pytest.mark.parametrize("raw", [b"\xff" * 100, struct.pack("<I", 5) + b"{]}{}", struct.pack("<I", 4) + b"null"])
+def test_bytes_that_are_no_message_end_the_connection(io: UsrBio, peer: socket.socket, raw: bytes) -> None:
+    peer.sendall(raw)
+    with contextlib.suppress(ConnectionResetError):
+        assert peer.recv(100) == b""
+    assert io.stats()["connections"] == 1
+
+
+def test_wrong_descriptors_are_refused_and_closed(io: UsrBio, peer: socket.socket) -> None:
+    control.call(peer, {"kind": "hello", "protocol": control.PROTOCOL})
+    pid = io.stats()["pid"]
+    before = shared_pieces(pid)
+    layout = RingLayout(2, 4)
+    ring, unsealed = SharedMemory.make(layout.bytes, "fs3-test"), os.memfd_create("fs3-test")
+    os.ftruncate(unsealed, 8_192)
+    bell, null = os.eventfd(0), os.open("/dev/null", os.O_RDWR)
+
+    def refused(message: dict[str, Any], *descriptors: int) -> None:
+        with pytest.raises(Invalid):
+            control.call(peer, message, descriptors)
+
+    add = {"kind": "ring", "bytes": ring.size, "priority": 1}
+    refused(add, ring.descriptor, bell, bell)  # no ring begins there
+    write_header(ring.view, layout)
+    refused(add, ring.descriptor, bell)
+    refused(add, null, bell, bell)
+    refused({**add, "bytes": ring.size + 1}, ring.descriptor, bell, bell)
+    refused({**add, "bytes": 100}, ring.descriptor, bell, bell)
+    refused({**add, "priority": 9}, ring.descriptor, bell, bell)
+    with open(__file__, "rb") as file:
+        refused(add, ring.descriptor, file.fileno(), bell)  # nobody can wait at a file
+    refused({"kind": "iov", "number": 1, "bytes": 8_192}, unsealed)
+    refused({"kind": "iov", "number": 1, "bytes": 8_192}, null)
+    until(lambda: shared_pieces(pid) == before, "what was refused is still there")
+    assert control.call(peer, add, (ring.descriptor, bell, bell)) == {}
+    refused(add, ring.descriptor, bell, bell)  # a second one
+    control.close_all((unsealed, bell, null))
+    ring.close()
+    files, zero = io.open_files(["/noise-b"]), np.zeros(1, dtype=np.int64)
+    with io.iov(8_192) as iov, io.ior() as own:
+        own.read(files, zero, zero, zero + 10, iov, zero)
+        own.wait()[0].check()
