@@ -52,12 +52,16 @@ def test_a_wrong_message_is_refused(io: UsrBio, peer: socket.socket, message: di
     assert control.call(peer, {"kind": "hello", "protocol": control.PROTOCOL}) == {"protocol": control.PROTOCOL}
 
 
-@pytest.mark.parametrize("raw", [b"\xff" * 100, struct.pack("<I", 5) + b"{]}{}", struct.pack("<I", 4) + b"null"])
+@pytest.mark.parametrize(
+    "raw",
+    [b"\xff" * 100, struct.pack("<I", 5) + b"{]}{}", struct.pack("<I", 4) + b"null"],
+    ids=["too long", "no JSON", "no object"],
+)
 def test_bytes_that_are_no_message_end_the_connection(io: UsrBio, peer: socket.socket, raw: bytes) -> None:
     peer.sendall(raw)
     with contextlib.suppress(ConnectionResetError):
         assert peer.recv(100) == b""
-    assert io.stats()["connections"] == 1
+    until(lambda: io.stats()["connections"] == 1, "the connection is still there")
 
 
 def test_wrong_descriptors_are_refused_and_closed(io: UsrBio, peer: socket.socket) -> None:
