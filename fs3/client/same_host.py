@@ -5,7 +5,7 @@
     acknowledge, with the next request or alone: until then the daemon keeps the blocks
 
 Nothing fails here: what is not read, or does not match, for whatever reason, is left to be asked for by READ, which
-then says what is wrong. Why bytes that are not summed again are right all the same: see `_trusted`.
+then says what is wrong. Why bytes that are not summed again are right all the same: `BlockRead.bytes`.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from fs3 import checksum
 from fs3.checksum import FINE_BYTES
 from fs3.client import plan_core
+from fs3.client.block_read import BlockRead
 from fs3.client.plan_core import I64
 from fs3.client.select_core import ReplicaTable
-from fs3.client.verified_core import Identity, Place, Verified, blocks_mask
+from fs3.client.verified_core import Identity, Place, Verified
 from fs3.errors import Corrupt, Fs3Error, Unavailable
 from fs3.pb import storage_pb2
 from fs3.runtime import SYSTEM, Runtime
@@ -259,125 +259,58 @@ class LocalReads:
         connection.files.update(zip(keys.tolist(), fresh, strict=True))
         unread = np.ones(len(places), dtype=np.bool_)
         skipped: list[int] = []
-        now_s = self._here.now_s()
-        n_sums = results["n_sums"].astype(np.int64)
-        ends = np.cumsum(n_sums)
-        asked = self._ranges[["hi", "lo", "offset", "length"]][places].tolist()
-        found = results[["status", "length", "chunk_length", "version"]].tolist()
-        rows = zip(asked, found, where.tolist(), n_sums.tolist(), ends.tolist(), strict=True)
-        for row, (
-            (hi, lo, offset, length),
-            (status, got, chunk_length, version),
-            (file, _, at),
-            count,
-            end,
-        ) in enumerate(rows):
-            if status or not got:
-                unread[row] = False
-                continue
-            fd = connection.files.get(file)
-            if fd is None or got > length or offset + got > chunk_length:
-                continue
-            begin = int(self._out_offsets[places[row]])
-            read = _Read(fd, at, offset, got, chunk_length, self._out[begin : begin + got], self._edges)
-            place = (connection.endpoint, connection.hello_reply.generation, file, at)
-            known = self._here.verified.of(place, (hi, lo, version), now_s)
-            trusted = read.bytes(known)
-            if trusted is None or not read.matches(sums[end - count : end], trusted):
+        reads = self._reads(connection, places, results, sums, where)
+        for read in reads.values():
+            read.foresee()
+        for row, read in reads.items():
+            trusted = read.bytes(self._here.verified.of(read.place, read.identity, self._here.now_s()))
+            if trusted is None or not read.matches(trusted):
                 continue
             unread[row] = False
-            self._here.read_bytes += got
+            self._here.read_bytes += read.length
             if trusted:
                 skipped.append(row)
             if read.blocks & ~trusted:
-                self._here.matched(place, (hi, lo, version), read.blocks)
+                self._here.matched(read.place, read.identity, read.blocks)
         if skipped and not connection.still_open():
             unread[skipped] = True
+        unread[(results["status"] != 0) | (results["length"] == 0)] = False
         if unread.any():
             self.left.append((lane.endpoint, places[unread]))
         self.taken.append(Taken(connection.endpoint, places[~unread], results[~unread]))
 
-
-class _Read:
-    """One range [offset, offset + length) of a chunk whose block begins at `position` of `fd`; `blocks`: those that it
-    touches, as bits."""
-
-    __slots__ = ("_after", "_before", "_begin", "_chunk_length", "_end", "_fd", "_out", "_position", "blocks")
-
-    def __init__(
+    def _reads(
         self,
-        fd: int,
-        position: int,
-        offset: int,
-        length: int,
-        chunk_length: int,
-        out: memoryview,
-        edges: tuple[memoryview, memoryview],
-    ) -> None:
-        self._begin = offset - offset % FINE_BYTES
-        stop = offset + length
-        self._end = min(-(-stop // FINE_BYTES) * FINE_BYTES, chunk_length)
-        self._fd = fd
-        self._position = position + self._begin
-        self._chunk_length = chunk_length
-        self._before, self._out, self._after = edges[0][: offset - self._begin], out, edges[1][: self._end - stop]
-        first = self._begin // FINE_BYTES
-        self.blocks = blocks_mask(first, -(-self._end // FINE_BYTES) - first)
-
-    def bytes(self, known: int) -> int | None:
-        """Read the whole blocks; which of them (bits of `known`) need no sum, None if not all could be read.
-
-        Blocks that were verified before are only taken as such from the page cache, where they are what was verified
-        then. That they still are the chunk's, in its place, is what the pin says: the daemon reuses no block before it
-        has closed the connection (`still_open` is asked once all are read), and if it dies, none that is locked on the
-        description read here, as all of these were before it said where they are.
-        """
-        views = [view for view in (self._before, self._out, self._after) if len(view)]
-        size = self._end - self._begin
-        known &= self.blocks
-        try:
-            if known and self._at_once(views) == size:
-                return known
-            return 0 if os.preadv(self._fd, views, self._position) == size else None
-        except OSError:
-            return None
-
-    def _at_once(self, views: list[memoryview]) -> int:
-        """As much as the page cache has."""
-        try:
-            return os.preadv(self._fd, views, self._position, os.RWF_NOWAIT)
-        except OSError:  # nothing is there, or the filesystem cannot tell
-            return 0
-
-    def matches(self, sums: NDArray[np.uint32], trusted: int) -> bool:
-        """Whether the blocks that are not trusted have these sums, by the rule of `checksum.pieces`."""
-        if not self.blocks & ~trusted:
-            return True
-        cuts = checksum.pieces(self._begin, self._end - self._begin, self._chunk_length)
-        if len(cuts) != len(sums):
-            return False
-        out, shift, stop = self._out, self._begin + len(self._before), self._end - len(self._after)
-        for (begin, end), wanted in zip(cuts, sums.tolist(), strict=True):
-            if trusted:
-                first = begin // FINE_BYTES
-                if not blocks_mask(first, -(-end // FINE_BYTES) - first) & ~trusted:
-                    continue
-            if begin >= shift and end <= stop:
-                value = checksum.crc(out[begin - shift : end - shift])
-            else:
-                value = self._sum(begin, end)
-            if value != wanted:
-                return False
-        return True
-
-    def _sum(self, begin: int, end: int) -> int:
-        """The sum of bytes [begin, end) of the chunk, wherever they were read to."""
-        begin, end, value = begin - self._begin, end - self._begin, 0
-        for view in (self._before, self._out, self._after):
-            if begin < len(view) and end > 0:
-                value = checksum.crc(view[max(begin, 0) : end], value)
-            begin, end = begin - len(view), end - len(view)
-        return value
+        connection: LocalConnection,
+        places: I64,
+        results: Records,
+        sums: NDArray[np.uint32],
+        where: Records,
+    ) -> dict[int, BlockRead]:
+        """What of a frame's ranges [n] is to be read, by row."""
+        reads: dict[int, BlockRead] = {}
+        run = (connection.endpoint, connection.hello_reply.generation)
+        asked = self._ranges[["hi", "lo", "offset", "length"]][places].tolist()
+        found = results[["status", "n_sums", "length", "chunk_length", "version"]].tolist()
+        ends = np.cumsum(results["n_sums"].astype(np.int64)).tolist()
+        begins = self._out_offsets[places].tolist()
+        rows = zip(asked, found, where.tolist(), ends, begins, strict=True)
+        for row, ((hi, lo, offset, length), said, (file, _, at), end, begin) in enumerate(rows):
+            status, count, got, chunk_length, version = said
+            fd = connection.files.get(file)
+            if status or not got or fd is None or got > length or offset + got > chunk_length:
+                continue
+            reads[row] = BlockRead(
+                fd,
+                at,
+                (offset, got, chunk_length),
+                self._out[begin : begin + got],
+                self._edges,
+                sums[end - count : end],
+                place=(*run, file, at),
+                identity=(hi, lo, version),
+            )
+        return reads
 
 
 def parsed(
