@@ -233,7 +233,8 @@ class _Meanwhile(Verified):
 def test_nothing_is_taken_unverified_from_a_daemon_that_has_gone(cluster: LocalCluster, client: Client) -> None:
     """Its blocks may be anything by then: here one is changed, as if another run had reused it."""
     file, data = written(client, "/gone", 1 << 20)
-    for _ in range(8):
+    places = {node: _find(cluster, node, data) for node in (1, 2)}
+    for _ in range(16):
         assert client.files.read(file) == data  # by both daemons, and known to match
     here = client.storage.same_host
     assert len(here.verified) == 2
@@ -243,7 +244,7 @@ def test_nothing_is_taken_unverified_from_a_daemon_that_has_gone(cluster: LocalC
         lent = here._pool._lent
         (name,) = [name for name, count in lent.items() if count]
         node = int(name.rpartition("-")[2].removesuffix(".sock"))
-        found = _find(cluster, node, data)
+        found = places[node]
         assert found is not None
         cluster.kill_node(node)
         victim.update(node=node, found=found)
