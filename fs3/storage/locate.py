@@ -89,18 +89,21 @@ class LocatePath:
         descriptors: Descriptors,
     ) -> Callable[[], None]:
         """Fill in the files of `rows`, and lock their blocks until the function that this returns is called."""
-        blocks: list[Block] = []
-        numbers = file[rows]
-        for number in np.unique(numbers).tolist():
-            engine, file_no = self._reads.engine_of(number)
-            key = (number >> 32) << _ENGINE_SHIFT | file_no
-            if not descriptors.has(key, engine, file_no):
-                continue  # the client reads these from the daemon
-            mine = rows[numbers == number]
-            places["file"][mine] = key
-            size = engine.file(file_no).block_bytes
-            blocks += [(key, at, size) for at in np.unique(position[mine]).tolist()]
+        sizes: dict[int, tuple[int, int]] = {}  # by file: key and bytes of a block; NO_FILE: the daemon must send it
+        blocks: set[Block] = set()
+        keys = []
+        for number, at in zip(file[rows].tolist(), position[rows].tolist(), strict=True):
+            if number not in sizes:
+                engine, file_no = self._reads.engine_of(number)
+                key = (number >> 32) << _ENGINE_SHIFT | file_no
+                has = descriptors.has(key, engine, file_no)
+                sizes[number] = (key, engine.file(file_no).block_bytes) if has else (NO_FILE, 0)
+            key, size = sizes[number]
+            keys.append(key)
+            if size:
+                blocks.add((key, at, size))
+        places["file"][rows] = keys
         try:
-            return descriptors.lock(blocks)
+            return descriptors.lock(list(blocks))
         except OSError as error:
             raise Unavailable(f"blocks cannot be locked: {error.strerror}; read them from this daemon") from None
