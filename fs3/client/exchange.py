@@ -81,7 +81,7 @@ class Exchange:
         self._table = table
         self._batch = batch
         self._unverified: list[tuple[I64, Sums]] = []
-        self._race = Race(peers, table, batch, self._begin)
+        self._race = Race(peers, table, batch)
 
     def run(self, places: I64, endpoints: I64) -> None:
         """Ask `endpoints[i]` for range `places[i]`, for all i; `batch` then tells what became of each."""
@@ -231,7 +231,7 @@ class Exchange:
         while lane.sent:
             request, places = next(iter(lane.sent.items()))
             foreseen = self._foresee(places)
-            if self._race.wait(lane):
+            if self._race.wait(lane, self._begin):
                 continue
             connection = lane.connection
             header, head = connection.receive_head()

@@ -28,12 +28,10 @@ _LONG = 10  # times the wait after which it would have been hedged
 class Race:
     """Of one exchange; each lane is its own thread's."""
 
-    def __init__(self, peers: Peers, table: ReplicaTable, batch: Batch, begin: Callable[[Lane], None]) -> None:
-        """`begin` sends a lane's first frames."""
+    def __init__(self, peers: Peers, table: ReplicaTable, batch: Batch) -> None:
         self._peers = peers
         self._table = table
         self._batch = batch
-        self._begin = begin
         self._hedges = peers.hedges
         self._runs = self._hedges.enabled and batch.kind == Kind.READ and table.endpoint.shape[1] > 1
         self._loads: list[tuple[str, int]] = []
@@ -55,8 +53,10 @@ class Race:
         for name, bytes_ in loads:
             self._peers.add_load(name, -bytes_)
 
-    def wait(self, lane: Lane) -> bool:
+    def wait(self, lane: Lane, begin: Callable[[Lane], None]) -> bool:
         """Wait for the next reply of a lane; True: another replica was faster, and the lane is that one's now.
+
+        `begin` sends a lane's first frames.
 
         Raises: Unavailable: nothing came for as long as a daemon may be silent.
         """
@@ -70,7 +70,7 @@ class Race:
             if now_s() >= end_s:
                 connection.close()
                 raise Unavailable(f"{name} did not answer in time")
-            other = self._ask_another(lane)
+            other = self._ask_another(lane, begin)
             if other is not None:
                 lane.hedged = True
                 return self._first(lane, other, end_s)
@@ -112,10 +112,10 @@ class Race:
         return False
 
     def _let_go(self, lane: Lane) -> None:
-        table, endpoint = self._table, lane.endpoint
-        self._hedges.let_go(lane.connection, lane.bytes, lane.since_s, lost=lambda: self._peers.failed(table, endpoint))
+        peers, table, endpoint = self._peers, self._table, lane.endpoint  # and not this, which has the caller's memory
+        self._hedges.let_go(lane.connection, lane.bytes, lane.since_s, lost=lambda: peers.failed(table, endpoint))
 
-    def _ask_another(self, lane: Lane) -> Lane | None:
+    def _ask_another(self, lane: Lane, begin: Callable[[Lane], None]) -> Lane | None:
         """A lane that asks one other endpoint for what this one owes, as much of it as that has; None: not now."""
         batch, table = self._batch, self._table
         places = np.concatenate([*lane.sent.values(), *lane.waiting])
@@ -138,7 +138,7 @@ class Race:
             lane, endpoint=endpoint, places=places, bytes=size, connection=connection, waiting=deque(), sent={}
         )
         try:
-            self._begin(other)
+            begin(other)
         except Fs3Error:
             connection.close()
             self._peers.give_back(connection)

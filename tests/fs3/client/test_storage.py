@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import os
 import threading
 
@@ -211,6 +212,18 @@ def test_without_verify_no_sums_are_asked_for(cluster, size: int) -> None:
     assert got != datas[0] and len(got) == size
     asked = [header for server in cluster.servers for header in server.asked if header.kind == Kind.READ]
     assert len(asked) == 1 and not asked[0].flags & Flag.CHECKSUM
+
+
+@pytest.mark.parametrize("size", [4_096, 10_000, 3 << 20])
+def test_a_buffer_is_its_owners_again_as_soon_as_it_was_read_into(cluster, client, size: int) -> None:
+    fill(cluster, 3, size)
+    gc.disable()
+    try:
+        out = bytearray(3 * size)
+        client.read(ranges(*[(lo, 0, size) for lo in range(3)]), memoryview(out), np.arange(3) * size)
+        out.append(1)  # BufferError, if anybody still had a view of it
+    finally:
+        gc.enable()
 
 
 def test_a_pending_chunk_is_read_from_the_tail(cluster, client) -> None:
