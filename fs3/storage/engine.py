@@ -132,7 +132,9 @@ class Engine:
             least_bytes=config.reserve_bytes,
             shared_by=shared_by,
         )
-        return cls(disk, config, step=step)
+        engine = cls(disk, config, step=step)
+        opening.give_back_memory()
+        return engine
 
     @property
     def lost_power(self) -> bool:

@@ -15,8 +15,8 @@ from prometheus_client.registry import Collector
 from fs3.errors import BY_CODE
 from fs3.storage.body_pool import BodyPool
 from fs3.storage.engine_api import ChunkEngine
+from fs3.storage.io_thread import IoThread
 from fs3.storage.scrub import Scrubber
-from fs3.storage.worker import IoThread
 from fs3.storage.write_path import WritePath
 from fs3.transport.frame_core import Kind
 

@@ -94,7 +94,7 @@ class LocatePath:
         keys = []
         for number, at in zip(file[rows].tolist(), position[rows].tolist(), strict=True):
             if number not in sizes:
-                engine, file_no = self._reads.engine_of(number)
+                engine, file_no = self._reads.bodies.engine_of(number)
                 key = (number >> 32) << _ENGINE_SHIFT | file_no
                 has = descriptors.has(key, engine, file_no)
                 sizes[number] = (key, engine.file(file_no).block_bytes) if has else (NO_FILE, 0)

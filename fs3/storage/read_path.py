@@ -10,7 +10,6 @@ here, by `preadv`; so are, into the page cache, ranges of which a sample is not 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -20,17 +19,14 @@ from numpy.typing import NDArray
 from fs3.checksum import FINE_BYTES
 from fs3.errors import Corrupt, Invalid, StaleRouting
 from fs3.storage import read_core, read_one
-from fs3.storage.engine_api import BlockView, ChunkEngine, Located
-from fs3.storage.read_core import COARSE, EDGE, FINE, Parts, SumPlan
-from fs3.storage.reply import FileRange, Kept, Origin, Part, Reply, data_reply, plain_reply
+from fs3.storage.engine_api import ChunkEngine, Located
+from fs3.storage.read_body import FILE_SHIFT, Bodies, part_of
+from fs3.storage.read_core import COARSE, EDGE, FINE, SumPlan
+from fs3.storage.reply import Kept, Reply, data_reply, plain_reply
 from fs3.transport.frame_core import MAX_BODY_BYTES, Flag, Header
 from fs3.transport.messages import LIST_CHUNKS, LIST_KIND, MAX_LISTED, RANGE, RESULT, SUM, Records, records
 
-SENDFILE_BYTES = 64 << 10
 MANY_EDGES = 64  # more partial blocks than this are verified away from the IO threads
-_FILE_SHIFT = 32  # engine number << 32 | file number
-_SAMPLES = 4
-_WARM_BYTES = 1 << 20
 # Plain numbers: an operation on an IntFlag takes longer than the lookup of a chunk.
 _CHECKSUM, _RELAXED, _NEED_ACK = int(Flag.CHECKSUM), int(Flag.RELAXED), int(Flag.NEED_ACK)
 
@@ -72,7 +68,7 @@ class ReadPath:
         self._serving = serving
         self._check_lease = check_lease
         self._suspect = suspect
-        self._probing = True
+        self.bodies = Bodies(self._engines)
         self._known: tuple[ReadTable | None, I64] = None, np.empty(0, dtype=np.int64)
 
     def check_lease(self) -> None:
@@ -127,19 +123,12 @@ class ReadPath:
         if found is None or self._serving.reads is not table:
             return None
         kept.names(engine, np.array([found.block], dtype=np.int64))
-        parts = read_core.one_part(
-            found.file_no | self._number[id(engine)] << _FILE_SHIFT, found.position, found.length
-        )
-        plain = not by_sendfile or found.length < SENDFILE_BYTES
-        body: Part = (
-            found.file.view[found.position : found.position + found.length]
-            if plain
-            else FileRange(found.file, found.position, found.length)
-        )
+        parts = read_core.one_part(found.file_no | self._number[id(engine)] << FILE_SHIFT, found.position, found.length)
+        body, plain = part_of(found.file, found.position, found.length, by_sendfile=by_sendfile)
         flags = (flags & _CHECKSUM) | (0 if plain else _NEED_ACK)
         reply = data_reply(header, found.head, 1, [body], found.length, flags=flags)
         reply.plain, reply.need_ack, reply.kept = plain, not plain, kept
-        reply.find_origins = lambda: self._origins(parts)
+        reply.find_origins = lambda: self.bodies.origins(parts)
         reply.on_disk, reply.disk_bytes = parts, found.length
         self._check_lease()
         return reply
@@ -206,7 +195,7 @@ class ReadPath:
             some = self._lookup(self._engines[number], targets[rows], ranges["hi"][rows], ranges["lo"][rows], kept)
             found[rows], version[rows], pending[rows] = some.found, some.version, some.pending
             length[rows], position[rows] = some.length, some.position
-            file[rows] = np.where(some.file >= 0, some.file.astype(np.int64) | number << _FILE_SHIFT, -1)
+            file[rows] = np.where(some.file >= 0, some.file.astype(np.int64) | number << FILE_SHIFT, -1)
         status = self._still(table, ranges, status, targets)
         return read_core.answer(ranges, status, found, version, pending, length, relaxed=relaxed), file, position
 
@@ -291,12 +280,12 @@ class ReadPath:
             results["n_sums"] = plan.count
             head = results.tobytes() + self.sums_of(plan, file, position, edge_sums).tobytes()
         parts = read_core.plan_parts(plan, file, position)
-        body, plain = self._body(parts, edges, by_sendfile=by_sendfile)
+        body, plain = self.bodies.make(parts, edges, by_sendfile=by_sendfile)
         flags = (header.flags & _CHECKSUM) | (0 if plain else _NEED_ACK)
         reply = data_reply(header, head, len(results), body, int(length.sum()), flags=flags)
         reply.failed = failed_of(results)
         reply.plain, reply.need_ack, reply.kept = plain, not plain, kept
-        reply.find_origins = lambda: self._origins(parts)
+        reply.find_origins = lambda: self.bodies.origins(parts)
         reply.on_disk = parts
         reply.disk_bytes = int(parts.length.sum() if not edges else parts.length[parts.edge < 0].sum())
         return reply
@@ -316,7 +305,7 @@ class ReadPath:
         chunk_length = results["chunk_length"]
         rows = zip(plan.edge_range.tolist(), plan.edge_begin.tolist(), plan.edge_end.tolist(), strict=True)
         for row, begin, end in rows:
-            engine, number = self.engine_of(int(file[row]))
+            engine, number = self.bodies.engine_of(int(file[row]))
             out = scratch[at : at + end - begin]
             at += end - begin
             try:
@@ -357,7 +346,7 @@ class ReadPath:
             numbers = file.astype(np.int32)
             return (engine.gather_coarse if coarse else engine.gather_fine)(numbers, position, index)
         out = np.zeros(len(file), dtype=np.uint32)
-        owner = file >> _FILE_SHIFT
+        owner = file >> FILE_SHIFT
         for number in np.unique(owner).tolist():
             rows = np.flatnonzero(owner == number)
             engine = self._engines[number]
@@ -365,84 +354,12 @@ class ReadPath:
             out[rows] = (engine.gather_coarse if coarse else engine.gather_fine)(numbers, position[rows], index[rows])
         return out
 
-    def engine_of(self, file: int) -> tuple[ChunkEngine, int]:
-        """The engine of a file as `find` names it, and the engine's number of it."""
-        return self._engines[file >> _FILE_SHIFT], file & 0xFFFF_FFFF
-
-    def _file(self, file: int) -> BlockView:
-        engine, number = self.engine_of(file)
-        return engine.file(number)
-
-    def _body(self, parts: Parts, edges: list[memoryview], *, by_sendfile: bool) -> tuple[list[Part], bool]:
-        """The body's parts, and whether all of them are memory."""
-        if len(parts.file) == 0:
-            return [], True
-        numbers = parts.file.tolist()
-        begins = parts.position.tolist()
-        ends = (parts.position + parts.length).tolist()
-        files = {number: self._file(number) for number in set(numbers)}
-        large = by_sendfile and bool((parts.length >= SENDFILE_BYTES).any())
-        if not edges and not large:
-            views = {number: file.view for number, file in files.items()}
-            return [views[number][a:b] for number, a, b in zip(numbers, begins, ends, strict=True)], True
-        body: list[Part] = []
-        plain = True
-        for number, a, b, edge in zip(numbers, begins, ends, parts.edge.tolist(), strict=True):
-            if edge >= 0:
-                body.append(edges[edge])
-            elif by_sendfile and b - a >= SENDFILE_BYTES:
-                body.append(FileRange(files[number], a, b - a))
-                plain = False
-            else:
-                body.append(files[number].view[a:b])
-        return body, plain
-
-    def _origins(self, parts: Parts) -> list[Origin | None]:
-        """For a reply's parts: its head, then the body."""
-        rows = zip(parts.file.tolist(), parts.position.tolist(), parts.range.tolist(), parts.edge.tolist(), strict=True)
-        return [None, *(Origin(self._file(f), p, r) if e < 0 else None for f, p, r, e in rows)]
-
-    def is_cold(self, reply: Reply) -> bool:
-        """Whether a sample of what a reply takes from the disk is not in the page cache."""
-        parts = reply.on_disk
-        if not self._probing or parts is None or len(parts.file) == 0:
-            return False
-        byte = bytearray(1)
-        count = len(parts.file)
-        for row in range(0, count, -(-count // _SAMPLES)):
-            if parts.edge[row] >= 0:
-                continue
-            try:
-                os.preadv(self._file(int(parts.file[row])).fd, [byte], int(parts.position[row]), os.RWF_NOWAIT)
-            except BlockingIOError:
-                return True
-            except OSError:
-                self._probing = False  # a filesystem that cannot tell
-        return False
-
     def warm(self, reply: Reply) -> Reply:
         """Have what a reply takes from the disk in the page cache; blocks for as long as the disk takes.
 
         Raises: Unavailable, with the reply's blocks released, if the lease has run out meanwhile.
         """
-        parts = reply.on_disk
-        assert parts is not None
-        rows = [
-            (self._file(file).fd, position, length)
-            for file, position, length, edge in zip(
-                parts.file.tolist(), parts.position.tolist(), parts.length.tolist(), parts.edge.tolist(), strict=True
-            )
-            if edge < 0
-        ]
-        for fd, position, length in rows:
-            os.posix_fadvise(fd, position, length, os.POSIX_FADV_WILLNEED)
-        scratch = memoryview(bytearray(_WARM_BYTES))
-        for fd, position, length in rows:
-            for at in range(position, position + length, _WARM_BYTES):
-                try:
-                    os.preadv(fd, [scratch[: min(_WARM_BYTES, position + length - at)]], at)
-                except OSError:
-                    break  # whoever sends it finds out, and says so in the trailer
+        self.bodies.load(reply)
         try:
             self._check_lease()
         except BaseException:

@@ -1,7 +1,7 @@
 """The storage daemon, or one of its workers: engines, write path and IO threads around them, registered with mgmtd.
 
     main thread    asyncio: the lease and the routing (NodeAgent), signals
-    fs3-io-*       epoll threads: connections, reads (worker.py, connections.py)
+    fs3-io-*       epoll threads: connections, reads (io_thread.py, connections.py)
     fs3-hop*-*     threads that apply updates (service.py)
     others         the engines' commit threads, the write path's chores, slow reads, the metrics endpoint
 
@@ -39,9 +39,9 @@ from fs3.storage.daemon import StorageDaemon
 from fs3.storage.disk import has_engine
 from fs3.storage.engine import Engine
 from fs3.storage.figures import DaemonFigures
+from fs3.storage.io_thread import IoThread
 from fs3.storage.listeners import Bound
 from fs3.storage.share_core import Share, engine_folder, shares
-from fs3.storage.worker import IoThread
 from fs3.transport.calls import FrameCalls
 from fs3.transport.credentials import Credentials
 

@@ -169,7 +169,7 @@ class Service:
             )
             return
         reply = self._reads.read(header, ranges, by_sendfile=by_sendfile)
-        if self._reads.is_cold(reply):
+        if self._reads.bodies.is_cold(reply):
             try:
                 self._submit(self._slow_reads, peer, header, functools.partial(self._reads.warm, reply))
             except Busy:
