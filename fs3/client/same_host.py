@@ -35,9 +35,7 @@ from fs3.transport.local import LocalConnection
 from fs3.transport.messages import FILE_KEY, PLACE, RESULT, SUM, Records
 from fs3.transport.pool import ConnectionPool
 
-LOCAL_BYTES = (
-    64 << 10
-)  # ranges that are shorter on average are faster by READ, which needs no call of the kernel for each
+LOCAL_BYTES = 64 << 10  # ranges shorter on average are faster by READ: no call of the kernel for each
 FRAME_BYTES = 64 << 20
 FRAME_RANGES = 1_024
 IN_FLIGHT = 2
