@@ -23,6 +23,7 @@ from fs3.client.connect import connect
 from fs3.client.meta import LayoutChoice
 from fs3.client.mgmtd import MgmtdClient
 from fs3.clock import deadline_after, lease_now_s
+from fs3.cluster.folder import free_port, port_is_free
 from fs3.cluster.local import LocalCluster
 from fs3.errors import Unavailable
 from fs3.ids import NodeId, machine_of, worker_node
@@ -216,8 +217,8 @@ def test_two_disks_are_a_workers_each(
 
 
 def test_a_worker_that_cannot_start_ends_the_daemon_with_its_reason(cluster: LocalCluster, tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+    port = next(port for port in (free_port(set()) for _ in range(100)) if port_is_free(port - 1))
+    with socket.create_server(("127.0.0.1", port)):
         with Daemon(tmp_path, cluster, disks=[str(tmp_path / "a")], listen_port=port - 1) as daemon:
             said, _ = daemon.process.communicate(timeout=WAIT_S)
     assert daemon.process.returncode == 1
