@@ -218,9 +218,11 @@ def test_two_disks_are_a_workers_each(
 
 def test_a_worker_that_cannot_start_ends_the_daemon_with_its_reason(cluster: LocalCluster, tmp_path: Path) -> None:
     port = next(port for port in (free_port(set()) for _ in range(100)) if port_is_free(port - 1))
-    with socket.create_server(("127.0.0.1", port)):
-        with Daemon(tmp_path, cluster, disks=[str(tmp_path / "a")], listen_port=port - 1) as daemon:
-            said, _ = daemon.process.communicate(timeout=WAIT_S)
+    with (
+        socket.create_server(("127.0.0.1", port)),
+        Daemon(tmp_path, cluster, disks=[str(tmp_path / "a")], listen_port=port - 1) as daemon,
+    ):
+        said, _ = daemon.process.communicate(timeout=WAIT_S)
     assert daemon.process.returncode == 1
     reason = f"listen_port {port}: the port is taken by another process; stop that, or choose another port"
     assert said.splitlines()[-1] == f"fs3: storage 9.1: listen_host '127.0.0.1', {reason}"
