@@ -11,22 +11,33 @@ from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fs3.errors import Unavailable
-from fs3.storage import read_core
+from fs3.storage import read_core, read_one
 from fs3.storage.descriptors import Block, Budget, Descriptors
 from fs3.storage.read_path import ReadPath, failed_of
 from fs3.storage.reply import Kept, Reply, plain_reply
 from fs3.transport.frame_core import Flag, Header
 from fs3.transport.messages import FILE_KEY, NO_FILE, PLACE, Records
 
+FEW = 8  # ranges that are looked up faster one by one
 _SHARE_OF_DESCRIPTORS = 4  # a quarter of what the process may have open is for clients
 _ENGINE_SHIFT = 16
 _NEED_ACK, _CHECKSUM, _TO_KEEP = int(Flag.NEED_ACK), int(Flag.CHECKSUM), int(Flag.TO_KEEP)
+
+
+class Found(NamedTuple):
+    """RESULT records of ranges [n], their sums, and per range the file (-1: none) and position of its block."""
+
+    results: bytes
+    sums: bytes
+    places: list[tuple[int, int]]
+    bytes: int
+    failed: dict[int, int]
 
 
 class LocatePath:
@@ -53,19 +64,11 @@ class LocatePath:
             descriptors = Descriptors(self._budget)
             kept.also(descriptors.let_go)
         try:
-            results, file, position = reads.find(header, ranges, kept)
-            reads.refuse_damaged(ranges, results)
-            offset = ranges["offset"].astype(np.int64)
-            length = results["length"].astype(np.int64)
-            chunk_length = results["chunk_length"].astype(np.int64)
-            begin, end = read_core.whole_blocks(offset, length, chunk_length)
-            plan = read_core.plan_sums(begin, end - begin, chunk_length)
-            results["n_sums"] = plan.count
-            sums = reads.sums_of(plan, file, position, [])
+            found = self._few(header, ranges, kept) if len(ranges) <= FEW else None
+            found = found or self._many(header, ranges, kept)
             places = np.zeros(len(ranges), dtype=PLACE)
-            places["file"] = NO_FILE
-            places["position"] = np.maximum(position, 0)
-            unlock = self._place(np.flatnonzero(length > 0), file, position, places, descriptors)
+            places["file"], unlock = self._lock(found.places, descriptors)
+            places["position"] = [max(at, 0) for _, at in found.places]
             if not to_keep:
                 kept.also(unlock)
             reads.check_lease()
@@ -73,26 +76,50 @@ class LocatePath:
             kept.release()
             raise
         keys, fds = descriptors.unsent()
-        head = b"".join([results.tobytes(), sums.tobytes(), places.tobytes(), np.array(keys, FILE_KEY).tobytes()])
-        reply = plain_reply(header, head, count=len(results), flags=_CHECKSUM if to_keep else _CHECKSUM | _NEED_ACK)
-        reply.failed = failed_of(results)
-        reply.located_bytes = int(length.sum())
+        head = b"".join([found.results, found.sums, places.tobytes(), np.array(keys, FILE_KEY).tobytes()])
+        reply = plain_reply(header, head, count=len(ranges), flags=_CHECKSUM if to_keep else _CHECKSUM | _NEED_ACK)
+        reply.failed, reply.located_bytes = found.failed, found.bytes
         reply.need_ack, reply.kept, reply.descriptors = not to_keep, kept, fds
         return reply
 
-    def _place(
-        self,
-        rows: NDArray[np.int64],
-        file: NDArray[np.int64],
-        position: NDArray[np.int64],
-        places: Records,
-        descriptors: Descriptors,
-    ) -> Callable[[], None]:
-        """Fill in the files of `rows`, and lock their blocks until the function that this returns is called."""
-        sizes: dict[int, tuple[int, int]] = {}  # by file: key and bytes of a block; NO_FILE: the daemon must send it
+    def _few(self, header: Header, ranges: Records, kept: Kept) -> Found | None:
+        """Ranges looked up one by one, in plain Python (read_one.py); None if one is not the plain case."""
+        reads, results, sums, places, bytes_ = self._reads, [], [], [], 0
+        for range_ in ranges:
+            asked = read_one.asked_of(range_)
+            there = reads.find_one(header, asked, kept)
+            located = read_one.whole(*there, asked[2], asked[3]) if there is not None else None
+            if there is None or located is None:
+                return None
+            engine, place = there
+            results.append(located[0])
+            sums.append(located[1])
+            places.append((reads.number_of(engine, place.file), place.position))
+            bytes_ += located[2]
+        return Found(b"".join(results), b"".join(sums), places, bytes_, {})
+
+    def _many(self, header: Header, ranges: Records, kept: Kept) -> Found:
+        """The same for any ranges."""
+        reads = self._reads
+        results, file, position = reads.find(header, ranges, kept)
+        reads.refuse_damaged(ranges, results)
+        length = results["length"].astype(np.int64)
+        chunk_length = results["chunk_length"].astype(np.int64)
+        begin, end = read_core.whole_blocks(ranges["offset"].astype(np.int64), length, chunk_length)
+        plan = read_core.plan_sums(begin, end - begin, chunk_length)
+        results["n_sums"] = plan.count
+        sums = reads.sums_of(plan, file, position, [])
+        places = list(zip(np.where(length > 0, file, -1).tolist(), position.tolist(), strict=True))
+        return Found(results.tobytes(), sums.tobytes(), places, int(length.sum()), failed_of(results))
+
+    def _lock(
+        self, places: Sequence[tuple[int, int]], descriptors: Descriptors
+    ) -> tuple[list[int], Callable[[], None]]:
+        """What the client knows the files of these blocks by, and what ends the locks on them, which are taken here."""
+        sizes: dict[int, tuple[int, int]] = {-1: (NO_FILE, 0)}  # by file; NO_FILE: the daemon must send it
         blocks: set[Block] = set()
         keys = []
-        for number, at in zip(file[rows].tolist(), position[rows].tolist(), strict=True):
+        for number, at in places:
             if number not in sizes:
                 engine, file_no = self._reads.bodies.engine_of(number)
                 key = (number >> 32) << _ENGINE_SHIFT | file_no
@@ -102,8 +129,7 @@ class LocatePath:
             keys.append(key)
             if size:
                 blocks.add((key, at, size))
-        places["file"][rows] = keys
         try:
-            return descriptors.lock(list(blocks))
+            return keys, descriptors.lock(list(blocks))
         except OSError as error:
             raise Unavailable(f"blocks cannot be locked: {error.strerror}; read them from this daemon") from None

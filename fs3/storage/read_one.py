@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fs3.checksum import COARSE_BYTES, FINE_BYTES, FINE_PER_COARSE
-from fs3.storage.engine_api import BlockView, ChunkEngine
+from fs3.storage.engine_api import BlockView, ChunkEngine, Place
 from fs3.transport.messages import RESULT, Records
 
 _RESULT = struct.Struct("<HHIIIQ")
@@ -33,19 +33,14 @@ class Found(NamedTuple):
     block: int
 
 
-def asked_of(ranges: Records) -> tuple[int, int, int, int, int, int]:
-    """(hi, lo, offset, length, chain, chain version) of the only range."""
-    one: tuple[int, int, int, int, int, int] = ranges[0].item()
+def asked_of(range_: Records) -> tuple[int, int, int, int, int, int]:
+    """(hi, lo, offset, length, chain, chain version) of a RANGE record."""
+    one: tuple[int, int, int, int, int, int] = range_.item()
     return one
 
 
-def find(
-    engine: ChunkEngine, target_id: int, hi: int, lo: int, offset: int, length: int, *, summed: bool, relaxed: bool
-) -> Found | None:
-    """Look a range up in an engine that the caller holds; None if it is not the plain case."""
-    place = engine.place(target_id, hi, lo)
-    if place is None or (place.pending and not relaxed):
-        return None
+def find(engine: ChunkEngine, place: Place, offset: int, length: int, *, summed: bool) -> Found | None:
+    """A range of the chunk at `place`, with the sums of its pieces; None if it is not the plain case."""
     chunk_length = place.length
     end = min(offset + length, chunk_length)
     if end <= offset:
@@ -58,6 +53,18 @@ def find(
         sums = _sums(file, place.position, offset, end, chunk_length).tobytes()
     head = _RESULT.pack(0, 0, len(sums) // 4, end - offset, chunk_length, place.version) + sums
     return Found(head, file, place.file, place.position + offset, end - offset, place.block)
+
+
+def whole(engine: ChunkEngine, place: Place, offset: int, length: int) -> tuple[bytes, bytes, int] | None:
+    """A range's RESULT record, the sums of the pieces of all whole blocks that it touches, and its bytes; as `find`."""
+    chunk_length = place.length
+    end = min(offset + length, chunk_length)
+    if end <= offset:
+        return None
+    first, last = offset // FINE_BYTES * FINE_BYTES, min(-(-end // FINE_BYTES) * FINE_BYTES, chunk_length)
+    sums = _sums(engine.file(place.file), place.position, first, last, chunk_length)
+    result = _RESULT.pack(0, 0, len(sums), end - offset, chunk_length, place.version)
+    return result, sums.tobytes(), end - offset
 
 
 def _sums(file: BlockView, position: int, offset: int, end: int, chunk_length: int) -> NDArray[np.uint32]:

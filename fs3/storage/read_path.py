@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from fs3.checksum import FINE_BYTES
 from fs3.errors import Corrupt, Invalid, StaleRouting
 from fs3.storage import read_core, read_one
-from fs3.storage.engine_api import ChunkEngine, Located
+from fs3.storage.engine_api import ChunkEngine, Located, Place
 from fs3.storage.read_body import FILE_SHIFT, Bodies, part_of
 from fs3.storage.read_core import COARSE, EDGE, FINE, SumPlan
 from fs3.storage.reply import Kept, Reply, data_reply, plain_reply
@@ -107,23 +107,16 @@ class ReadPath:
 
     def _read_one(self, header: Header, ranges: Records, kept: Kept, *, by_sendfile: bool) -> Reply | None:
         """The reply to a READ of one range, or None if that is not the plain case (read_one.py)."""
-        hi, lo, offset, length, chain, version = read_one.asked_of(ranges)
-        table = self._serving.reads
-        target = int(table.target[chain]) if chain < len(table.target) else 0
-        if not target or table.version[chain] != version:
-            return None
-        engine = self._serving.engine(target)
-        if engine.damaged():
-            return None
         flags = header.flags
-        kept.hold(engine)
-        found = read_one.find(
-            engine, target, hi, lo, offset, length, summed=bool(flags & _CHECKSUM), relaxed=bool(flags & _RELAXED)
-        )
-        if found is None or self._serving.reads is not table:
+        asked = read_one.asked_of(ranges[0])
+        there = self.find_one(header, asked, kept)
+        if there is None:
             return None
-        kept.names(engine, np.array([found.block], dtype=np.int64))
-        parts = read_core.one_part(found.file_no | self._number[id(engine)] << FILE_SHIFT, found.position, found.length)
+        engine, place = there
+        found = read_one.find(engine, place, asked[2], asked[3], summed=bool(flags & _CHECKSUM))
+        if found is None:
+            return None
+        parts = read_core.one_part(self.number_of(engine, found.file_no), found.position, found.length)
         body, plain = part_of(found.file, found.position, found.length, by_sendfile=by_sendfile)
         flags = (flags & _CHECKSUM) | (0 if plain else _NEED_ACK)
         reply = data_reply(header, found.head, 1, [body], found.length, flags=flags)
@@ -132,6 +125,29 @@ class ReadPath:
         reply.on_disk, reply.disk_bytes = parts, found.length
         self._check_lease()
         return reply
+
+    def find_one(
+        self, header: Header, asked: tuple[int, int, int, int, int, int], kept: Kept
+    ) -> tuple[ChunkEngine, Place] | None:
+        """Where the chunk of a range is, in plain Python; None if that is not the plain case, and `find` must look."""
+        hi, lo, _, _, chain, version = asked
+        table = self._serving.reads
+        target = int(table.target[chain]) if chain < len(table.target) else 0
+        if not target or table.version[chain] != version:
+            return None
+        engine = self._serving.engine(target)
+        if engine.damaged():
+            return None
+        kept.hold(engine)
+        place = engine.place(target, hi, lo)
+        if place is None or (place.pending and not header.flags & _RELAXED) or self._serving.reads is not table:
+            return None
+        kept.names(engine, np.array([place.block], dtype=np.int64))
+        return engine, place
+
+    def number_of(self, engine: ChunkEngine, file_no: int) -> int:
+        """How `find` names a file of an engine."""
+        return self._number[id(engine)] << FILE_SHIFT | file_no
 
     def query(self, header: Header, ranges: Records) -> Reply:
         """The reply to a QUERY. Raises: Unavailable, Invalid."""

@@ -17,7 +17,9 @@ from fs3 import checksum
 from fs3.clock import deadline_after
 from fs3.errors import Invalid, NotFound, StaleRouting
 from fs3.storage import file_locks
-from fs3.transport.frame_core import Feature, Flag, Kind
+from fs3.storage.locate import LocatePath
+from fs3.storage.reply import Kept
+from fs3.transport.frame_core import Feature, Flag, Header, Kind
 from fs3.transport.local import LocalConnection
 from fs3.transport.messages import FILE_KEY, NO_FILE, PLACE, RESULT, SUM, Op
 
@@ -332,3 +334,29 @@ def test_removed_chunks_are_read_while_they_are_pinned(daemon: Any, local: Local
     for number in range(30):
         daemon.put(connection, {301: random.Random(number).randbytes(100_000)})
     assert _read(local, places[0], 0, 100_000) == data
+
+
+def test_few_ranges_are_located_as_many_are(daemon: Any, chunks: dict[int, bytes]) -> None:
+    """One by one in plain Python, or together in numpy: the same answer, or the first says that it has none."""
+    rng = random.Random(8)
+    path, plain = LocatePath(daemon.server.reads), 0
+    for number in range(400):
+        asked = []
+        for _ in range(rng.randrange(1, 6)):
+            index = rng.randrange(len(chunks) + (number % 4 == 0))  # the last is no chunk
+            size = len(chunks.get(index, b""))
+            begin, end = sorted(rng.randrange(size + 5_000) for _ in range(2))
+            asked.append((index, begin, rng.choice([end - begin, size, 4_096])))
+        ranges = daemon.ranges(asked)
+        if rng.random() < 0.05:
+            ranges["chain_version"][0] += 1
+        header, few_kept, many_kept = Header(Kind.LOCATE, number, count=len(asked)), Kept(), Kept()
+        few, many = path._few(header, ranges, few_kept), path._many(header, ranges, many_kept)
+        few_kept.release()
+        many_kept.release()
+        if few is not None:
+            plain += 1
+            assert few == many, asked
+        else:
+            assert many.failed or min(np.frombuffer(many.results, dtype=RESULT)["length"]) == 0, asked
+    assert 100 < plain < 390 and daemon.kept() == 0
