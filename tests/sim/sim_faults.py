@@ -587,7 +587,18 @@ class Nemesis:
         storage = self._one(self.cluster.storages)
         if self.operator.busy or not self.cluster.shape.wipes or storage.held or storage.misplaced or self.corrupted:
             return False  # where bytes have changed on another disk, this one may be the last that has them
-        return self._operates(kind, storage, lambda: self.operator.replace_disk(storage, 6 * self._lease_s))
+
+        def replace() -> None:
+            self.operator.replace_disk(storage, 6 * self._lease_s)
+            self.operator.in_hub(lambda: self.sim.after(0.01 * self._lease_s, self._change_bytes_now))
+
+        return self._operates(kind, storage, replace)
+
+    def _change_bytes_now(self) -> None:
+        """Just after a disk was filled again, which by lot alone hardly ever happens."""
+        kind = "bytes change on a disk"
+        if kind in self.kinds and self.sim.now < self._until_s:
+            self._bytes_change_on_a_disk(kind)
 
     def _a_disk_is_not_mounted(self, kind: str) -> bool:
         return self._mistakes(kind)
