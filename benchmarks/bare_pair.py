@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from fs3.transport.connection import prefer_loopback_congestion
+from fs3.transport.sockets import prefer_loopback_congestion
 
 SENDFILE_BYTES = 64 << 10
 MAX_IOVECS = 1_024

@@ -12,7 +12,7 @@ import socket
 
 import psutil
 
-from fs3.transport.connection import prefer_loopback_congestion
+from fs3.transport.sockets import prefer_loopback_congestion
 
 _PIDFD_GETFD = 438  # the same on every architecture
 _libc = ctypes.CDLL(None, use_errno=True)

@@ -12,7 +12,7 @@ import socket
 from pathlib import Path
 
 from benchmarks.peers.server import Server, free_port, program, version_of
-from fs3.transport.connection import prefer_loopback_congestion
+from fs3.transport.sockets import prefer_loopback_congestion
 
 _HEAD_BYTES = 512
 _CONFIG = """

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.peers.server import Server, free_port, program, version_of
-from fs3.transport.connection import prefer_loopback_congestion
+from fs3.transport.sockets import prefer_loopback_congestion
 
 _LOADED_AT_ONCE = 256
 _MAX_IOVECS = 1_024

@@ -254,9 +254,8 @@ class Exchange:
         batch = self._batch
         if batch.kind != Kind.READ or not self._peers.verify:
             return None
-        ranges = batch.ranges[places]
         return verify_core.foresee(
-            ranges["offset"], ranges["length"], batch.lengths[places], batch.out_offsets[places], batch.out
+            batch.ranges["offset"][places], batch.lengths[places], batch.out_offsets[places], batch.out
         )
 
     def _take_foreseen(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fs3.checksum import FINE_BYTES, sums_of
+from fs3.checksum import sums_of
 from fs3.client import verify_core
 from fs3.client.plan_core import I64, packed_offsets
 from fs3.errors import Corrupt
@@ -44,9 +44,8 @@ class Found:
 def expect(ranges: Records) -> Expected:
     """What a reply to `ranges` [n] looks like if all goes well."""
     length: I64 = ranges["length"].astype(np.int64)
-    offset = ranges["offset"]
     end = np.cumsum(length)
-    single = bool((offset % FINE_BYTES + length <= FINE_BYTES).all() and length.all())
+    single = verify_core.single(ranges["offset"], length)
     return Expected(ranges, (end - length).tolist(), end.tolist(), single)
 
 

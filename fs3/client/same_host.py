@@ -28,12 +28,12 @@ from fs3.client.verified_core import Identity, Place, Verified
 from fs3.errors import Corrupt, Fs3Error, Unavailable
 from fs3.pb import storage_pb2
 from fs3.runtime import SYSTEM, Runtime
-from fs3.transport.connection import UNIX_PREFIX
 from fs3.transport.descriptors import close_all
 from fs3.transport.frame_core import Feature, Flag, Kind
 from fs3.transport.local import LocalConnection
 from fs3.transport.messages import FILE_KEY, PLACE, RESULT, SUM, Records
 from fs3.transport.pool import ConnectionPool
+from fs3.transport.sockets import UNIX_PREFIX
 
 LOCAL_BYTES = 64 << 10  # ranges shorter on average are faster by READ: no call of the kernel for each
 FRAME_BYTES = 64 << 20

@@ -51,14 +51,14 @@ class Foreseen:
 _NONE = np.empty(0, dtype=np.int64)
 
 
-def foresee(
-    offset: NDArray[np.uint32], length: NDArray[np.uint32], lengths: I64, at: I64, memory: memoryview
-) -> Foreseen | None:
-    """What a reply with all bytes of ranges [m] of chunks fills; None if one has several sums, or bytes of none.
+def single(offset: NDArray[np.uint32], lengths: I64) -> bool:
+    """Whether each of ranges [m] lies in one 4 KiB block, and so has one sum, whatever the chunk's length."""
+    return bool((offset % FINE_BYTES + lengths <= FINE_BYTES).all() and lengths.all())
 
-    `lengths` is `length` as the other columns are.
-    """
-    if ((offset & (FINE_BYTES - 1)) + length > FINE_BYTES).any() or not lengths.all():
+
+def foresee(offset: NDArray[np.uint32], lengths: I64, at: I64, memory: memoryview) -> Foreseen | None:
+    """What a reply with all bytes of ranges [m] of chunks fills; None if one has several sums, or none."""
+    if not single(offset, lengths):
         return None
     end = at + lengths
     ranges = [memory[a:b] for a, b in zip(at.tolist(), end.tolist(), strict=True)]

@@ -20,7 +20,7 @@ from fs3.clock import lease_now_s
 from fs3.storage.body_pool import BodyPool
 from fs3.storage.connections import Figures, Handler, Patience, Peer, PeerGone
 from fs3.storage.outbox import Held
-from fs3.transport.connection import prefer_loopback_congestion
+from fs3.transport.sockets import prefer_loopback_congestion
 
 _LOG = logging.getLogger("fs3.storage")
 _SWEEP_S = 0.5

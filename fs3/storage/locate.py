@@ -19,8 +19,8 @@ import numpy as np
 from fs3.errors import Unavailable
 from fs3.storage import read_core, read_one
 from fs3.storage.descriptors import Block, Budget, Descriptors
-from fs3.storage.read_path import ReadPath, failed_of
-from fs3.storage.reply import Kept, Reply, plain_reply
+from fs3.storage.read_path import ReadPath
+from fs3.storage.reply import Kept, Reply, failed_of, plain_reply
 from fs3.transport.frame_core import Flag, Header
 from fs3.transport.messages import FILE_KEY, NO_FILE, PLACE, Records
 

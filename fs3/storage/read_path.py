@@ -22,7 +22,7 @@ from fs3.storage import read_core, read_one
 from fs3.storage.engine_api import ChunkEngine, Located, Place
 from fs3.storage.read_body import FILE_SHIFT, Bodies, part_of
 from fs3.storage.read_core import COARSE, EDGE, FINE, SumPlan
-from fs3.storage.reply import Kept, Reply, data_reply, plain_reply
+from fs3.storage.reply import Kept, Reply, data_reply, failed_of, plain_reply
 from fs3.transport.frame_core import MAX_BODY_BYTES, Flag, Header
 from fs3.transport.messages import LIST_CHUNKS, LIST_KIND, MAX_LISTED, RANGE, RESULT, SUM, Records, records
 
@@ -382,15 +382,6 @@ class ReadPath:
             reply.release()
             raise
         return reply
-
-
-def failed_of(results: Records) -> dict[int, int]:
-    """How many of the results have which status, 0 left out."""
-    status = results["status"]
-    if not status.any():
-        return {}
-    codes, counts = np.unique(status[status != 0], return_counts=True)
-    return dict(zip(codes.tolist(), counts.tolist(), strict=True))
 
 
 def ranges_of(header: Header, head: bytes | bytearray | memoryview, max_ranges: int) -> Records:

@@ -17,6 +17,7 @@ from fs3.errors import Fs3Error
 from fs3.storage.engine_api import BlockView, ChunkEngine
 from fs3.storage.read_core import Parts
 from fs3.transport.frame_core import Flag, Header, pack_header, pack_trailer
+from fs3.transport.messages import Records
 
 _TRAILER = int(Flag.TRAILER)
 
@@ -187,3 +188,12 @@ def data_reply(header: Header, head: bytes, count: int, body: list[Part], body_b
         len(packed) + len(head) + body_bytes + len(trailer),
         body_bytes=body_bytes,
     )
+
+
+def failed_of(results: Records) -> dict[int, int]:
+    """How many of the results have which status, 0 left out."""
+    status = results["status"]
+    if not status.any():
+        return {}
+    codes, counts = np.unique(status[status != 0], return_counts=True)
+    return dict(zip(codes.tolist(), counts.tolist(), strict=True))

@@ -31,9 +31,9 @@ from fs3.storage.config import StorageConfig
 from fs3.storage.connections import MAX_HOPS, Peer
 from fs3.storage.locate import LocatePath
 from fs3.storage.pools import Pool
-from fs3.storage.read_path import ReadPath, failed_of, ranges_of
+from fs3.storage.read_path import ReadPath, ranges_of
 from fs3.storage.reassembly_core import Frame
-from fs3.storage.reply import Reply, error_reply, plain_reply
+from fs3.storage.reply import Reply, error_reply, failed_of, plain_reply
 from fs3.transport.credentials import PROTOCOL, Credentials
 from fs3.transport.frame_core import Feature, Header, Kind
 from fs3.transport.messages import LIST_KIND, MAX_REPORTED, UPDATE, Records, records

@@ -36,14 +36,13 @@ from fs3.transport.frame_core import (
     unpack_header,
     unpack_trailer,
 )
+from fs3.transport.sockets import connect_to
 
 MAX_IOVECS = 1_024
-UNIX_PREFIX = "unix:"
 
 _TRAILER, _NEED_ACK = int(Flag.TRAILER), int(Flag.NEED_ACK)  # `&` with an IntFlag costs 3 us
 _TICK_S = 0.5
 _TIMEVAL = struct.Struct("ll")
-_LOOPBACK_CONGESTION = (b"cubic", b"reno")
 
 
 class Connection:
@@ -96,7 +95,7 @@ class Connection:
             Unavailable: nobody listens there, or no answer came in time.
             PermissionDenied, Invalid: the daemon refused this caller.
         """
-        sock = _connect(endpoint, timeout_s)
+        sock = connect_to(endpoint, timeout_s)
         connection = cls(sock, endpoint)
         try:
             connection.send(Kind.HELLO, [hello.SerializeToString()], count=0, deadline_s=deadline_after(timeout_s))
@@ -390,41 +389,6 @@ def _rest(views: Sequence[memoryview], done: int) -> Sequence[memoryview]:
             return [view[done:], *views[index + 1 :]]
         done -= view.nbytes
     return ()
-
-
-def _connect(endpoint: str, timeout_s: float) -> socket.socket:
-    try:
-        if endpoint.startswith(UNIX_PREFIX):
-            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            try:
-                sock.settimeout(timeout_s)
-                sock.connect(endpoint.removeprefix(UNIX_PREFIX))
-            except BaseException:
-                sock.close()
-                raise
-        else:
-            host, _, port = endpoint.rpartition(":")
-            if not host or not port.isdecimal():
-                raise Invalid(f"endpoint {endpoint!r}: expected host:port or unix:/path")
-            sock = socket.create_connection((host.strip("[]"), int(port)), timeout=timeout_s)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            prefer_loopback_congestion(sock)
-    except OSError as error:
-        raise Unavailable(f"{endpoint} cannot be reached: {error.strerror or error}") from None
-    sock.settimeout(None)
-    return sock
-
-
-def prefer_loopback_congestion(sock: socket.socket) -> None:
-    """Take a connected TCP socket whose peer is on this host off a congestion control that paces (BBR)."""
-    if sock.getpeername()[0] != sock.getsockname()[0]:
-        return
-    for name in _LOOPBACK_CONGESTION:
-        try:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, name)
-        except OSError:
-            continue  # not built into this kernel, or not allowed to us: the next one, or the default
-        return
 
 
 class OpenConnection(Protocol):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fs3.cluster.folder import Shape
-from fs3.cluster.local import what_is_missing
+from fs3.cluster.readiness import what_is_missing
 from fs3.ids import ChainId, NodeId, TargetId
 from fs3.routing import Chain, LocalState, Node, NodeKind, Routing, Target, TargetState
 
