@@ -47,7 +47,7 @@ MAY_IMPORT = {
     "meta": {"base", "kv", "transport", "client"},
     "storage": {"base", "transport", "client"},
     "filesystem": {"base", "client"},
-    "usrbio": {"base", "client"},
+    "usrbio": {"base", "client", "transport"},
     "kvcache": {"base", "client", "usrbio"},
     "bench": {"base", "client"},
     "cluster": {"base", "client", "transport", "mgmtd", "meta", "storage"},

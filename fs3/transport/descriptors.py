@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import os
 import socket
 import struct
 from collections.abc import Iterable, Sequence
 
-_UCRED = struct.Struct("3i")  # pid, uid, gid
+_UCRED = struct.Struct("iII")  # pid, uid, gid
 MOST_PASSED = 253  # what the kernel takes in one message (SCM_MAX_FD)
 _ROOM = socket.CMSG_SPACE(MOST_PASSED * 4)
 
 
 def peer_user(sock: socket.socket) -> int | None:
     """The user who connected, or whom this connected to, over a Unix socket; None over any other."""
-    if sock.family != socket.AF_UNIX:
-        return None
-    _, user, _ = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-    return int(user)
+    return peer_of(sock)[1] if sock.family == socket.AF_UNIX else None
+
+
+def peer_of(sock: socket.socket) -> tuple[int, int]:
+    """The process and the user at the other end of a Unix socket."""
+    process, user, _ = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    return process, user
 
 
 def rights(descriptors: Sequence[int]) -> list[tuple[int, int, bytes]]:
@@ -37,6 +41,7 @@ def receive_with_descriptors(sock: socket.socket, view: memoryview) -> tuple[int
 
 
 def close_all(descriptors: Iterable[int]) -> None:
-    """Close them."""
+    """Close descriptors that nobody wants."""
     for descriptor in descriptors:
-        os.close(descriptor)
+        with contextlib.suppress(OSError):
+            os.close(descriptor)

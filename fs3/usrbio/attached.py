@@ -21,6 +21,7 @@ import numpy as np
 from fs3.client.connect import Client
 from fs3.client.file import OpenFile
 from fs3.errors import Busy, Fs3Error, Invalid, Unavailable
+from fs3.transport.descriptors import close_all
 from fs3.usrbio import control
 from fs3.usrbio.memory import SharedMemory, fence, ring_bell
 from fs3.usrbio.reading import Outcome, Reading
@@ -79,7 +80,7 @@ class RingSource:
             self._quiet.wait_for(lambda: not self._under_way)
         del self._ring  # and with it the last views of the memory
         self._memory.close()
-        control.close_all((self.doorbell, self._completion_bell))
+        close_all((self.doorbell, self._completion_bell))
 
     def _work(self, request: Request) -> None:
         try:
@@ -181,7 +182,7 @@ class Attached:
         except (KeyError, TypeError, ValueError, OverflowError, OSError) as error:
             return control.refusal(Invalid(f"a message that cannot be understood: {type(error).__name__}: {error}"))
         finally:
-            control.close_all(descriptors)
+            close_all(descriptors)
 
     def _hello(self, message: dict[str, Any], descriptors: list[int]) -> dict[str, Any]:
         if message["protocol"] != control.PROTOCOL:

@@ -9,10 +9,7 @@ connection has ended knows that nobody writes into its memory.
 
 from __future__ import annotations
 
-import array
-import contextlib
 import json
-import os
 import socket
 import struct
 from collections.abc import Sequence
@@ -24,6 +21,7 @@ from fs3.client.file import OpenFile
 from fs3.errors import Fs3Error, Invalid, Unavailable, from_code
 from fs3.ids import InodeId
 from fs3.layout import Durability, Layout
+from fs3.transport.descriptors import close_all, rights
 
 PROTOCOL = 1
 MAX_MESSAGE_BYTES = 16 << 20
@@ -46,8 +44,7 @@ def send(sock: socket.socket, message: dict[str, Any], descriptors: Sequence[int
         raise Invalid(f"a message of {len(raw)} bytes: at most {MAX_MESSAGE_BYTES} fit; name fewer files at once")
     try:
         if descriptors:
-            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors).tobytes())]
-            sock.sendmsg([_LENGTH.pack(len(raw))], rights, socket.MSG_NOSIGNAL)
+            sock.sendmsg([_LENGTH.pack(len(raw))], rights(descriptors), socket.MSG_NOSIGNAL)
             sock.sendall(raw)
         else:
             sock.sendall(_LENGTH.pack(len(raw)) + raw)
@@ -102,13 +99,6 @@ def call(sock: socket.socket, message: dict[str, Any], descriptors: Sequence[int
 def refusal(error: Fs3Error) -> dict[str, Any]:
     """The answer that `call` raises as `error`."""
     return {"error": error.code, "message": str(error)}
-
-
-def close_all(descriptors: Sequence[int]) -> None:
-    """Close descriptors nobody wants."""
-    for descriptor in descriptors:
-        with contextlib.suppress(OSError):
-            os.close(descriptor)
 
 
 def file_to_json(file: OpenFile) -> list[Any]:

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from fs3.client.storage import RANGE
 from fs3.clock import deadline_after, lease_now_s
 from fs3.errors import Fs3Error, Invalid, Unavailable, from_code
+from fs3.transport.descriptors import close_all
 from fs3.usrbio import control
 from fs3.usrbio.iov import Files, Iov
 from fs3.usrbio.link import Link
@@ -98,7 +99,7 @@ class Ior:
         self._done: list[Done] = []
         self._link: Link | None = None
         self._bells = os.eventfd(0, _BELL), os.eventfd(0, _BELL)
-        self._close_bells = weakref.finalize(self, control.close_all, self._bells)
+        self._close_bells = weakref.finalize(self, close_all, self._bells)
         self._events = select.epoll()
         self._events.register(self._bells[1], select.EPOLLIN | select.EPOLLET)
         self._memory = SharedMemory.make(layout.bytes, "fs3-ring")

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from fs3.clock import deadline_after, lease_now_s
+from fs3.transport.descriptors import peer_of
 from fs3.usrbio import control
 from fs3.usrbio.iov import Files, Iov
-from fs3.usrbio.place import peer_of
 from fs3.usrbio.start import Wanted, connect
 
 _FILES_AT_ONCE = 4_096

@@ -15,9 +15,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
-import socket
 import stat
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +24,6 @@ from fs3.errors import PermissionDenied
 from fs3.user import process_user
 
 _LONGEST = 64  # bytes of a path below which a socket can lie: 108 in all
-_PEER = struct.Struct("iII")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +82,3 @@ def _is_ours(directory: Path, uid: int) -> bool:
     except OSError:
         return False
     return stat.S_ISDIR(found.st_mode) and found.st_uid == uid and not found.st_mode & 0o077
-
-
-def peer_of(sock: socket.socket) -> tuple[int, int]:
-    """The process and the user at the other end of a Unix socket."""
-    raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
-    pid, uid, _ = _PEER.unpack(raw)
-    return pid, uid

@@ -21,9 +21,10 @@ from typing import Any
 from fs3.client.connect import connect
 from fs3.clock import lease_now_s
 from fs3.errors import Busy, Conflict, Fs3Error, PermissionDenied
+from fs3.transport.descriptors import peer_of
 from fs3.usrbio import control
 from fs3.usrbio.attached import Attached
-from fs3.usrbio.place import Place, peer_of, place_of
+from fs3.usrbio.place import Place, place_of
 from fs3.usrbio.workers import Workers
 
 _log = logging.getLogger(__name__)

@@ -16,8 +16,9 @@ from pathlib import Path
 
 from fs3.clock import deadline_after, lease_now_s
 from fs3.errors import Conflict, PermissionDenied, Unavailable, from_code
+from fs3.transport.descriptors import peer_of
 from fs3.usrbio import control
-from fs3.usrbio.place import Place, peer_of, place_of
+from fs3.usrbio.place import Place, place_of
 
 START_S = 20.0
 ANSWER_S = 30.0

@@ -14,6 +14,7 @@ import pytest
 
 from fs3.cluster.local import LocalCluster
 from fs3.errors import Invalid
+from fs3.transport.descriptors import close_all
 from fs3.usrbio import UsrBio, control
 from fs3.usrbio.memory import SharedMemory
 from fs3.usrbio.place import place_of
@@ -92,7 +93,7 @@ def test_wrong_descriptors_are_refused_and_closed(io: UsrBio, peer: socket.socke
     until(lambda: shared_pieces(pid) == before, "what was refused is still there")
     assert control.call(peer, add, (ring.descriptor, bell, bell)) == {}
     refused(add, ring.descriptor, bell, bell)  # a second one
-    control.close_all((unsealed, bell, null))
+    close_all((unsealed, bell, null))
     ring.close()
     files, zero = io.open_files(["/noise-b"]), np.zeros(1, dtype=np.int64)
     with io.iov(8_192) as iov, io.ior() as own:
