@@ -100,6 +100,16 @@ class Exchange:
             for endpoint, _, size in asked:
                 self._peers.add_load(self._table.endpoints[endpoint], -size)
 
+    def go_on(self, lane: Lane) -> None:
+        """Take in what somebody else has asked for, as `run` does."""
+        name = self._table.endpoints[lane.endpoint]
+        self._batch.code[lane.places] = Unavailable.code
+        self._peers.add_load(name, lane.bytes)
+        try:
+            self._take_all([lane], lane.bytes)
+        finally:
+            self._peers.add_load(name, -lane.bytes)
+
     def _near(self, places: I64, endpoints: I64) -> NDArray[np.bool_] | None:
         """The endpoints that some of this is read from without their help; None if it is better asked for."""
         if self._batch.kind != Kind.READ or not len(places):
@@ -136,13 +146,21 @@ class Exchange:
     def _ask(self, asked: list[_Asked], meanwhile: Callable[[], None] = lambda: None) -> None:
         """Have the daemons send; `meanwhile` runs once they all have been asked."""
         lanes: list[Lane] = []
-        try:
+
+        def begin() -> None:
             for endpoint, mine, size in asked:
-                lanes += self._open(endpoint, mine, size)
+                lanes.extend(self._open(endpoint, mine, size))
             for lane in lanes:
                 self._guard(lane, self._begin)
             meanwhile()
-            self._drain_all(lanes, sum(size for _, _, size in asked))
+
+        self._take_all(lanes, sum(size for _, _, size in asked), begin)
+
+    def _take_all(self, lanes: list[Lane], size: int, begin: Callable[[], None] = lambda: None) -> None:
+        """Take in `size` bytes from `lanes`, which `begin` fills, and verify them."""
+        try:
+            begin()
+            self._drain_all(lanes, size)
         finally:
             for lane in lanes:
                 if lane.sent:

@@ -11,6 +11,7 @@ import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ from fs3.client.meta import MetaClient, Publish
 from fs3.client.meta_files import FILES_AT_ONCE
 from fs3.client.mgmtd import MgmtdClient
 from fs3.client.plan_core import I64, ChunkPlan, FileTable
+from fs3.client.read_one import Asked
 from fs3.client.read_path import RangeCorrupt
 from fs3.client.renewal import Renewal
 from fs3.client.sending import Sending
@@ -29,7 +31,7 @@ from fs3.client.updater import FileUpdater
 from fs3.client.writer import FileWriter, chunk_update
 from fs3.clock import lease_now_s
 from fs3.errors import Corrupt, Fs3Error, Invalid, IsADirectory, NotFound, PermissionDenied
-from fs3.ids import InodeId
+from fs3.ids import KIND_FILE, InodeId
 from fs3.inode import Inode, InodeType
 from fs3.layout import Layout, LayoutChoice, stripe_chains
 from fs3.routing import Routing
@@ -50,6 +52,14 @@ class OpenFile:
     chains: I64
     version: int
     path: str
+
+    def range_of(self, offset: int, length: int) -> Asked | None:
+        """`length` bytes from `offset`, if they lie within the file and one of its chunks."""
+        chunk, within = divmod(offset, self.layout.chunk_bytes)
+        if not 0 < length <= self.length - offset or offset < 0 or within + length > self.layout.chunk_bytes:
+            return None
+        chain = int(self.chains[chunk % len(self.chains)])
+        return Asked(KIND_FILE << 56 | self.inode_id, chunk, within, length, chain)
 
 
 class FileClient:
@@ -126,9 +136,11 @@ class FileClient:
             Unavailable: not done before the deadline.
         """
         count = len(lengths)
+        target = _target(out)
+        if count == 1 and self._read_one(handles, (file_index, offsets, lengths, out_offsets), target, deadline_s):
+            return
         index = plan_core.column(file_index, count, "file numbers")
         offsets, lengths = plan_core.column(offsets, count, "offsets"), plan_core.column(lengths, count, "lengths")
-        target = _target(out)
         if not count:
             return
         table = self._table(handles, index, offsets, lengths)
@@ -142,6 +154,27 @@ class FileClient:
             raise Corrupt(f"{handles[int(index[plan.source[error.place]])].path}: {error}") from None
         if not (results["length"] == plan.ranges["length"]).all():
             self._explain_missing(handles, index, plan, results)
+
+    def _read_one(
+        self, handles: Sequence[OpenFile], columns: Sequence[Any], out: memoryview, deadline_s: float | None
+    ) -> bool:
+        """As `read_batch`, a single range of one chunk, in plain Python; False: it is not that, or was not there.
+
+        Raises: Corrupt, Unavailable.
+        """
+        index, offset, length, begin = map(plan_core.single, columns)
+        if index is None or offset is None or length is None or not 0 <= index < len(handles):
+            return False
+        handle = handles[index]
+        begin = 0 if columns[3] is None else begin
+        asked = handle.range_of(offset, length)
+        if asked is None or begin is None or not 0 <= begin <= len(out) - length or out.readonly:
+            return False
+        try:
+            results = self.storage.read_one(asked, out[begin : begin + length], deadline_s=deadline_s)
+        except RangeCorrupt as error:
+            raise Corrupt(f"{handle.path}: {error}") from None
+        return int(results["length"][0]) == length
 
     def _table(self, handles: Sequence[OpenFile], index: I64, offsets: I64, lengths: I64) -> FileTable:
         """The layouts of the files of a batch. Raises: Invalid: a range [n] is of no file, or not within its own."""

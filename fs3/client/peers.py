@@ -161,10 +161,19 @@ class Peers:
         """The bytes that each endpoint of `table` owes this client: [endpoints]."""
         return np.array([self._load.get(name, 0) for name in table.endpoints], dtype=np.int64)
 
+    def load_of(self, endpoint: str) -> int:
+        """The bytes that an endpoint owes this client."""
+        return self._load.get(endpoint, 0)
+
+    @property
+    def avoids(self) -> bool:
+        """Whether any endpoint may have failed lately, or owe late answers."""
+        return bool(self._avoid_until_s) or bool(self.hedges.late)
+
     def avoided(self, table: ReplicaTable) -> NDArray[np.bool_] | None:
         """Which endpoints of `table` have failed lately, or owe late answers, None if none does: [endpoints]."""
         late = self.hedges.late
-        if not self._avoid_until_s and not late:
+        if not self.avoids:
             return None
         now_s = self.runtime.now_s()
         with self._lock:

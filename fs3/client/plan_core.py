@@ -74,6 +74,13 @@ def column(values: Any, count: int, what: str) -> I64:
     return found.astype(np.int64, copy=False)
 
 
+def single(values: Any) -> int | None:
+    """The whole number in an array of one; None if it is anything else."""
+    if type(values) is not np.ndarray or values.shape != (1,) or values.dtype.kind not in "iu":
+        return None
+    return int(values[0])
+
+
 def first_outside(files: FileTable, file_index: I64, offsets: I64, lengths: I64) -> int | None:
     """The first range that is not within its file, if there is one; no sum of two numbers can overflow here."""
     of_file = files.length[file_index]

@@ -82,8 +82,7 @@ class Race:
         """For how long a daemon may be silent within a reply: not as long as before one, where others can be asked."""
         if not self._runs or self._batch.patient:
             return self._peers.stall_s
-        long_s = max(SILENCE_S, _LONG * self._hedges.after_s(lane.connection.endpoint, lane.bytes))
-        return min(long_s, self._peers.stall_s)
+        return silence_s(self._peers, lane.connection.endpoint, lane.bytes)
 
     def _first(self, lane: Lane, other: Lane, end_s: float) -> bool:
         """Whether `other` begins to answer before the lane does; it is the lane then, else it is let go of."""
@@ -152,3 +151,8 @@ def first_of(lane: Lane, other: Lane, end_s: float) -> Lane | None:
     """Which begins to answer first; None: neither until `end_s`."""
     first = lane.connection.wait(end_s, other.connection)
     return None if first is None else lane if first is lane.connection else other
+
+
+def silence_s(peers: Peers, endpoint: str, bytes_: int) -> float:
+    """For how long one of several that can be asked may be silent within its reply."""
+    return min(max(SILENCE_S, _LONG * peers.hedges.after_s(endpoint, bytes_)), peers.stall_s)

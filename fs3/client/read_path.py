@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from fs3.client.exchange import Batch, Exchange
 from fs3.client.peers import SLACK_BYTES, Peers
 from fs3.client.plan_core import I64
+from fs3.client.read_one import Begun
 from fs3.client.retry_core import Step, after_read
 from fs3.client.same_host import LOCAL_BYTES
 from fs3.client.select_core import NONE, ReplicaTable, choose, unserved
@@ -67,8 +68,8 @@ class ReadCall:
         self._corrupt: dict[int, set[int]] = {}
         self._tail: set[int] = set()
 
-    def run(self) -> Records:
-        """The results [m]: status 0 or NotFound.
+    def run(self, begun: Begun | None = None) -> Records:
+        """The results [m]: status 0 or NotFound. With `begun` the call's one range has been asked for.
 
         Raises:
             RangeCorrupt: no replica has the bytes of a range; names the chunk and the targets.
@@ -76,17 +77,18 @@ class ReadCall:
             Fs3Error: an answer that another try will not change.
         """
         try:
-            self._run()
+            self._run(begun)
         finally:
             if self._corrupt:
                 self._report()
         return self.batch.results
 
-    def _run(self) -> None:
+    def _run(self, begun: Begun | None) -> None:
         todo: I64 = np.arange(len(self.batch.ranges), dtype=np.int64)
         attempt = 0
         while len(todo):
-            step, version = self._attempt(todo)
+            step, version = self._attempt(todo) if begun is None else self._go_on(begun)
+            begun = None
             todo = todo[self.batch.code[todo] != 0]
             if not len(todo):
                 break
@@ -128,9 +130,23 @@ class ReadCall:
             self.batch.targets[asked] = table.target[rows, columns]
             Exchange(self._peers, table, self.batch).run(asked, table.endpoint[rows, columns])
         step = Step.REFRESH if len(asked) < len(todo) else Step.OTHER
+        return self._judge_all(asked, table, step), table.version
+
+    def _go_on(self, begun: Begun) -> tuple[Step, int]:
+        """As `_attempt`, where that was begun by somebody else (read_one.py)."""
+        table, lane = begun.table, begun.lane
+        rows = table.rows(self.batch.ranges["chain"][lane.places])
+        columns = (table.endpoint[rows] == lane.endpoint).argmax(axis=1)
+        self.batch.ranges["chain_version"][lane.places] = table.chain_version[rows]
+        self.batch.targets[lane.places] = table.target[rows, columns]
+        Exchange(self._peers, table, self.batch).go_on(lane)
+        return self._judge_all(lane.places, table, Step.OTHER), table.version
+
+    def _judge_all(self, asked: I64, table: ReplicaTable, step: Step) -> Step:
+        """What to do before the next attempt, for the sake of those of `asked` that failed."""
         for place in asked[self.batch.code[asked] != 0].tolist():
             step = self._judge(place, table, step)
-        return step, table.version
+        return step
 
     def _columns(self, table: ReplicaTable, todo: I64, rows: I64) -> I64:
         candidates = table.endpoint[rows]

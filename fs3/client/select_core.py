@@ -12,6 +12,7 @@ round from `rotation`, a number the caller draws, so that many clients do not ma
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,7 +33,8 @@ NONE = -1
 class ReplicaTable:
     """A routing as arrays: chains [c] rising, each with up to r serving targets, head first; `NONE` fills up.
 
-    `endpoint[c, r]` indexes `endpoints`, whose nodes are `nodes`.
+    `endpoint[c, r]` indexes `endpoints`, whose nodes are `nodes`. `by_chain` says the same of a chain in plain Python:
+    its version, and its serving endpoints.
     """
 
     version: int
@@ -43,6 +45,7 @@ class ReplicaTable:
     target: I64
     endpoints: tuple[str, ...]
     nodes: tuple[Node, ...]
+    by_chain: dict[int, tuple[int, tuple[int, ...]]]
 
     def rows(self, chains: NDArray[np.uint32]) -> I64:
         """The rows of chains [m]. Raises: StaleRouting if the routing does not know one."""
@@ -80,6 +83,10 @@ def replica_table(routing: Routing) -> ReplicaTable:
         target_ids,
         tuple(names),
         tuple(routing.nodes[node_of[name]] for name in names),
+        {
+            int(chain.chain_id): (chain.version, tuple(index[routing.endpoint(one)] for one in targets))
+            for chain, targets in zip(chains, serving, strict=True)
+        },
     )
 
 
@@ -123,6 +130,16 @@ def choose(
     column: I64 = np.argmax(picked, axis=1)
     column[count == 0] = NONE
     return column
+
+
+def choose_one(endpoints: Sequence[int], length: int, owed: Sequence[int], *, slack: int, rotation: int) -> int:
+    """What `choose` does for a single range, in plain Python: the one of `endpoints`, which owe so many bytes each."""
+    count = len(endpoints)
+    least = min(owed)
+    if length <= SMALL_BYTES:
+        near = [endpoint for endpoint, bytes_ in zip(endpoints, owed, strict=True) if bytes_ - least <= slack]
+        return near[rotation % len(near)]
+    return next(endpoints[at % count] for at in range(rotation, rotation + count) if owed[at % count] == least)
 
 
 def _near(candidates: I64, usable: NDArray[np.bool_], load: I64, slack: int) -> NDArray[np.bool_]:

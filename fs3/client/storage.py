@@ -17,6 +17,7 @@ from fs3.client.mapping import Mapper
 from fs3.client.mgmtd import MgmtdClient
 from fs3.client.peers import SLACK_BYTES, Peers
 from fs3.client.plan_core import I64, group_by, overlap
+from fs3.client.read_one import Answer, Asked, read_one
 from fs3.client.read_path import ReadCall
 from fs3.client.same_host import SameHost
 from fs3.client.select_core import NONE, choose
@@ -126,11 +127,28 @@ class StorageClient:
             raise Invalid(f"{len(ranges)} ranges do not fit into a buffer of {len(out)} bytes where they should go")
         if out.readonly:
             raise Invalid("the buffer is read-only; read into a bytearray, or a writable array")
+        if len(ranges) == 1:
+            hi, lo, offset, length, chain, _ = ranges[0].item()
+            begin = int(out_offsets[0])
+            return self.read_one(
+                Asked(hi, lo, offset, length, chain), out[begin : begin + length], deadline_s=deadline_s
+            )
         if overlap(out_offsets, lengths):
             raise Invalid(
                 f"{len(ranges)} ranges overlap in the buffer where they should go; give each a place of its own"
             )
         return ReadCall(self._peers, Kind.READ, ranges, deadline_s, begun_s, out=out, out_offsets=out_offsets).run()
+
+    def read_one(self, asked: Asked, out: memoryview, *, deadline_s: float | None = None) -> Records:
+        """As `read`, of a single range, which goes into the writable bytes `out` [asked.length]; RESULT records [1]."""
+        begun_s, deadline_s = self._times(deadline_s)
+        answer = read_one(self._peers, asked, out, deadline_s)
+        if isinstance(answer, Answer):
+            return np.array([(0, 0, 0, asked.length, answer.chunk_length, answer.version)], dtype=RESULT)
+        ranges = np.array([(*asked, 0)], dtype=RANGE)
+        start = np.zeros(1, dtype=np.int64)
+        call = ReadCall(self._peers, Kind.READ, ranges, deadline_s, begun_s, out=out, out_offsets=start)
+        return call.run(answer)
 
     def map(self, ranges: Records, *, deadline_s: float | None = None) -> list[memoryview | None]:
         """RANGE records [n], each wholly within its chunk, as read-only memory of this host's daemons (mapping.py).

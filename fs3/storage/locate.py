@@ -86,7 +86,7 @@ class LocatePath:
         """Ranges looked up one by one, in plain Python (read_one.py); None if one is not the plain case."""
         reads, results, sums, places, bytes_ = self._reads, [], [], [], 0
         for range_ in ranges:
-            asked = read_one.asked_of(range_)
+            asked: read_one.Range = range_.item()
             there = reads.find_one(header, asked, kept)
             located = read_one.whole(*there, asked[2], asked[3]) if there is not None else None
             if there is None or located is None:

@@ -17,6 +17,7 @@ SENDFILE_BYTES = 64 << 10
 FILE_SHIFT = 32  # engine number << 32 | file number
 _SAMPLES = 4
 _LOAD_BYTES = 1 << 20
+_BYTE = bytearray(1)  # what is read into it is of no interest
 
 
 class Bodies:
@@ -59,19 +60,14 @@ class Bodies:
 
     def is_cold(self, reply: Reply) -> bool:
         """Whether a sample of what a reply takes from the disk is not in the page cache."""
-        parts = reply.on_disk
-        if not self._probing or parts is None or len(parts.file) == 0:
+        if not self._probing:
             return False
-        byte = bytearray(1)
-        count = len(parts.file)
-        each = max(_SAMPLES // count, 1)  # of a part: a large one may be there in part
-        for row in range(0, count, -(-count // _SAMPLES)):
-            if parts.edge[row] >= 0:
-                continue
-            fd, position, length = self._place(parts, row)
+        places = self._places(reply, _SAMPLES)
+        each = max(_SAMPLES // max(len(places), 1), 1)  # of a part: a large one may be there in part
+        for fd, position, length in places:
             for sample in range(each):
                 try:
-                    os.preadv(fd, [byte], position + length * sample // each, os.RWF_NOWAIT)
+                    os.preadv(fd, [_BYTE], position + length * sample // each, os.RWF_NOWAIT)
                 except BlockingIOError:
                     return True
                 except OSError:
@@ -81,9 +77,7 @@ class Bodies:
 
     def load(self, reply: Reply) -> None:
         """Have what a reply takes from the disk in the page cache; blocks for as long as the disk takes."""
-        parts = reply.on_disk
-        assert parts is not None
-        places = [self._place(parts, row) for row, edge in enumerate(parts.edge.tolist()) if edge < 0]
+        places = self._places(reply)
         for fd, position, length in places:
             os.posix_fadvise(fd, position, length, os.POSIX_FADV_WILLNEED)
         scratch = memoryview(bytearray(_LOAD_BYTES))
@@ -94,9 +88,20 @@ class Bodies:
                 except OSError:
                     break  # whoever sends it finds out, and says so in the trailer
 
-    def _place(self, parts: Parts, row: int) -> tuple[int, int, int]:
-        """(descriptor, position, length) of a part."""
-        return self._file(int(parts.file[row])).fd, int(parts.position[row]), int(parts.length[row])
+    def _places(self, reply: Reply, most: int | None = None) -> list[tuple[int, int, int]]:
+        """(descriptor, position, length) of the parts that come from the disk, or of a sample of them."""
+        parts = reply.on_disk
+        if parts is None:
+            return []
+        if isinstance(parts, FileRange):
+            return [(parts.file.fd, parts.position, parts.length)]
+        count = len(parts.file)
+        rows = range(0, count, -(-count // most)) if most is not None and count else range(count)
+        return [
+            (self._file(int(parts.file[row])).fd, int(parts.position[row]), int(parts.length[row]))
+            for row in rows
+            if parts.edge[row] < 0
+        ]
 
     def _file(self, file: int) -> BlockView:
         engine, number = self.engine_of(file)

@@ -199,12 +199,6 @@ class Parts:
     range: I64
 
 
-def one_part(file: int, position: int, length: int) -> Parts:
-    """The body of a single range that cuts no block."""
-    whole = np.array([[-1, file, position, length, 0]], dtype=np.int64)
-    return Parts(*whole.T)
-
-
 def plan_parts(plan: SumPlan, file: I64, position: I64) -> Parts:
     """The body of a batch whose ranges' blocks [n] begin at `position` of `file`; neighbours on disk are merged."""
     n = len(file)

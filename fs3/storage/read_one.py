@@ -13,13 +13,16 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fs3.checksum import COARSE_BYTES, FINE_BYTES, FINE_PER_COARSE
+from fs3.checksum import COARSE_BYTES, FINE_BYTES, FINE_PER_COARSE, Bytes
 from fs3.storage.engine_api import BlockView, ChunkEngine, Place
-from fs3.transport.messages import RESULT, Records
+from fs3.transport.messages import RANGE, RESULT
 
+Range = tuple[int, int, int, int, int, int]  # hi, lo, offset, length, chain, chain version
+
+_RANGE = struct.Struct("<QQIIII")
 _RESULT = struct.Struct("<HHIIIQ")
 
-assert _RESULT.size == RESULT.itemsize
+assert _RANGE.size == RANGE.itemsize and _RESULT.size == RESULT.itemsize
 
 
 class Found(NamedTuple):
@@ -27,16 +30,13 @@ class Found(NamedTuple):
 
     head: bytes
     file: BlockView
-    file_no: int
     position: int
     length: int
-    block: int
 
 
-def asked_of(range_: Records) -> tuple[int, int, int, int, int, int]:
-    """(hi, lo, offset, length, chain, chain version) of a RANGE record."""
-    one: tuple[int, int, int, int, int, int] = range_.item()
-    return one
+def asked_of(head: Bytes) -> Range | None:
+    """The one range that a request's head is; None if it is not one."""
+    return _RANGE.unpack(head) if len(head) == _RANGE.size else None
 
 
 def find(engine: ChunkEngine, place: Place, offset: int, length: int, *, summed: bool) -> Found | None:
@@ -52,7 +52,7 @@ def find(engine: ChunkEngine, place: Place, offset: int, length: int, *, summed:
     if summed:
         sums = _sums(file, place.position, offset, end, chunk_length).tobytes()
     head = _RESULT.pack(0, 0, len(sums) // 4, end - offset, chunk_length, place.version) + sums
-    return Found(head, file, place.file, place.position + offset, end - offset, place.block)
+    return Found(head, file, place.position + offset, end - offset)
 
 
 def whole(engine: ChunkEngine, place: Place, offset: int, length: int) -> tuple[bytes, bytes, int] | None:

@@ -22,7 +22,8 @@ from fs3.storage import read_core, read_one
 from fs3.storage.engine_api import ChunkEngine, Located, Place
 from fs3.storage.read_body import FILE_SHIFT, Bodies, part_of
 from fs3.storage.read_core import COARSE, EDGE, FINE, SumPlan
-from fs3.storage.reply import Kept, Reply, data_reply, failed_of, plain_reply
+from fs3.storage.read_one import Range
+from fs3.storage.reply import FileRange, Kept, Origin, Reply, data_reply, failed_of, plain_reply
 from fs3.transport.frame_core import MAX_BODY_BYTES, Flag, Header
 from fs3.transport.messages import LIST_CHUNKS, LIST_KIND, MAX_LISTED, RANGE, RESULT, SUM, Records, records
 
@@ -91,11 +92,6 @@ class ReadPath:
             raise Invalid(f"a READ of more than {MAX_BODY_BYTES} bytes; ask for less at a time")
         kept = Kept()
         try:
-            if len(ranges) == 1:
-                plain = self._read_one(header, ranges, kept, by_sendfile=by_sendfile)
-                if plain is not None:
-                    return plain
-                kept.release()
             results, file, position = self.find(header, ranges, kept)
             self.refuse_damaged(ranges, results)
             reply = self._reply(header, ranges, results, file, position, kept, by_sendfile=by_sendfile)
@@ -105,30 +101,43 @@ class ReadPath:
             raise
         return reply
 
-    def _read_one(self, header: Header, ranges: Records, kept: Kept, *, by_sendfile: bool) -> Reply | None:
-        """The reply to a READ of one range, or None if that is not the plain case (read_one.py)."""
-        flags = header.flags
-        asked = read_one.asked_of(ranges[0])
-        there = self.find_one(header, asked, kept)
-        if there is None:
-            return None
-        engine, place = there
-        found = read_one.find(engine, place, asked[2], asked[3], summed=bool(flags & _CHECKSUM))
-        if found is None:
-            return None
-        parts = read_core.one_part(self.number_of(engine, found.file_no), found.position, found.length)
-        body, plain = part_of(found.file, found.position, found.length, by_sendfile=by_sendfile)
-        flags = (flags & _CHECKSUM) | (0 if plain else _NEED_ACK)
-        reply = data_reply(header, found.head, 1, [body], found.length, flags=flags)
-        reply.plain, reply.need_ack, reply.kept = plain, not plain, kept
-        reply.find_origins = lambda: self.bodies.origins(parts)
-        reply.on_disk, reply.disk_bytes = parts, found.length
-        self._check_lease()
+    def read_one(self, header: Header, asked: Range, *, by_sendfile: bool = True) -> Reply | None:
+        """As `read`, of a single range, if that is the plain case (read_one.py); else None.
+
+        Raises: Unavailable: this daemon's lease has run out.
+        """
+        kept = Kept()
+        reply: Reply | None = None
+        try:
+            there = self.find_one(header, asked, kept)
+            if there is not None:
+                reply = self._reply_to_one(header, asked, there, kept, by_sendfile=by_sendfile)
+            if reply is not None:
+                self._check_lease()
+        except BaseException:
+            kept.release()
+            raise
+        if reply is None:
+            kept.release()
         return reply
 
-    def find_one(
-        self, header: Header, asked: tuple[int, int, int, int, int, int], kept: Kept
-    ) -> tuple[ChunkEngine, Place] | None:
+    def _reply_to_one(
+        self, header: Header, asked: Range, there: tuple[ChunkEngine, Place], kept: Kept, *, by_sendfile: bool
+    ) -> Reply | None:
+        flags = header.flags
+        found = read_one.find(*there, asked[2], asked[3], summed=bool(flags & _CHECKSUM))
+        if found is None:
+            return None
+        file, position, length = found.file, found.position, found.length
+        body, plain = part_of(file, position, length, by_sendfile=by_sendfile)
+        flags = (flags & _CHECKSUM) | (0 if plain else _NEED_ACK)
+        reply = data_reply(header, found.head, 1, [body], length, flags=flags)
+        reply.plain, reply.need_ack, reply.kept = plain, not plain, kept
+        reply.find_origins = lambda: [None, Origin(file, position, 0)]
+        reply.on_disk, reply.disk_bytes = FileRange(file, position, length), length
+        return reply
+
+    def find_one(self, header: Header, asked: Range, kept: Kept) -> tuple[ChunkEngine, Place] | None:
         """Where the chunk of a range is, in plain Python; None if that is not the plain case, and `find` must look."""
         hi, lo, _, _, chain, version = asked
         table = self._serving.reads
@@ -142,7 +151,7 @@ class ReadPath:
         place = engine.place(target, hi, lo)
         if place is None or (place.pending and not header.flags & _RELAXED) or self._serving.reads is not table:
             return None
-        kept.names(engine, np.array([place.block], dtype=np.int64))
+        kept.names(engine, [place.block])
         return engine, place
 
     def number_of(self, engine: ChunkEngine, file_no: int) -> int:

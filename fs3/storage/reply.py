@@ -50,7 +50,7 @@ class Kept:
 
     def __init__(self) -> None:
         self._holds: list[tuple[ChunkEngine, int]] = []
-        self._blocks: list[tuple[ChunkEngine, NDArray[np.int64]]] = []
+        self._blocks: list[tuple[ChunkEngine, NDArray[np.int64] | list[int]]] = []
         self._pins: list[tuple[ChunkEngine, int]] = []
         self._unlocks: list[Callable[[], None]] = []
 
@@ -58,7 +58,7 @@ class Kept:
         """Before a lookup; covers every block that it names."""
         self._holds.append((engine, engine.hold()))
 
-    def names(self, engine: ChunkEngine, blocks: NDArray[np.int64]) -> None:
+    def names(self, engine: ChunkEngine, blocks: NDArray[np.int64] | list[int]) -> None:
         """These blocks matter, should the hold become pins."""
         self._blocks.append((engine, blocks))
 
@@ -69,7 +69,7 @@ class Kept:
     def settle(self) -> None:
         """Exchange the holds, which delay the reuse of every freed block, for pins of these blocks."""
         if self._holds:
-            self._pins += [(engine, engine.pin(blocks)) for engine, blocks in self._blocks]
+            self._pins += [(engine, engine.pin(np.asarray(blocks, dtype=np.int64))) for engine, blocks in self._blocks]
             self._release_holds()
 
     def release(self) -> None:
@@ -97,7 +97,7 @@ class Reply:
     total: int
     find_origins: Callable[[], list[Origin | None]] | None = None
     origins: list[Origin | None] | None = None
-    on_disk: Parts | None = None  # the body, for a look whether it is in the page cache
+    on_disk: Parts | FileRange | None = None  # the body, for a look whether it is in the page cache
     disk_bytes: int = 0  # of the body, straight from mapped files
     kept: Kept | None = None
     need_ack: bool = False

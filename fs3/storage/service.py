@@ -26,6 +26,7 @@ from fs3.errors import Busy, Fs3Error, Invalid, PermissionDenied, Unavailable
 from fs3.ids import node_name
 from fs3.pb import storage_pb2
 from fs3.runtime import SYSTEM, Runtime
+from fs3.storage import read_one
 from fs3.storage.body_pool import Body
 from fs3.storage.config import StorageConfig
 from fs3.storage.connections import MAX_HOPS, Peer
@@ -161,14 +162,23 @@ class Service:
     def _read(self, peer: Peer, frame: Frame) -> None:
         header = frame.header
         _check_room(peer)
-        ranges = ranges_of(header, frame.head, self._config.max_ranges)
         by_sendfile = peer.may_owe_acks
+        if header.count == 1 and not header.body_bytes:
+            asked = read_one.asked_of(frame.head)
+            plain = self._reads.read_one(header, asked, by_sendfile=by_sendfile) if asked is not None else None
+            if plain is not None:
+                self._answer_warm(peer, header, plain)
+                return
+        ranges = ranges_of(header, frame.head, self._config.max_ranges)
         if self._reads.many_edges(ranges):
             self._submit(
                 self._slow_reads, peer, header, lambda: self._reads.read(header, ranges, by_sendfile=by_sendfile)
             )
             return
-        reply = self._reads.read(header, ranges, by_sendfile=by_sendfile)
+        self._answer_warm(peer, header, self._reads.read(header, ranges, by_sendfile=by_sendfile))
+
+    def _answer_warm(self, peer: Peer, header: Header, reply: Reply) -> None:
+        """Answer once what comes from the disk is in the page cache. Raises: Busy."""
         if self._reads.bodies.is_cold(reply):
             try:
                 self._submit(self._slow_reads, peer, header, functools.partial(self._reads.warm, reply))

@@ -113,7 +113,8 @@ def test_ranges_outside_the_file_and_directories_are_refused(files, meta) -> Non
         files.open_read("/d")
 
 
-def test_buffers_and_columns_that_cannot_be_are_refused_and_nothing_is_touched(files) -> None:
+@pytest.mark.parametrize("column", [list, np.array])
+def test_buffers_and_columns_that_cannot_be_are_refused_and_nothing_is_touched(files, column) -> None:
     with files.create_writer("/f") as writer:
         writer.write(bytes(range(200)) * 5)
     handle = files.open_read("/f")
@@ -136,7 +137,8 @@ def test_buffers_and_columns_that_cannot_be_are_refused_and_nothing_is_touched(f
     ):
         before = bytes(out)
         with pytest.raises(Invalid, match=text):
-            files.read_batch([handle], index, offsets, lengths, out, places)
+            where = column(places) if places is not None else None
+            files.read_batch([handle], column(index), column(offsets), column(lengths), out, where)
         assert bytes(out) == before
     with pytest.raises(TypeError):
         files.read_batch([handle], [0], [0], [1], "no buffer")

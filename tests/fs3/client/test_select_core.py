@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from fs3.client.select_core import FEW, NONE, choose, replica_table, unserved
+from fs3.client.select_core import FEW, NONE, choose, choose_one, replica_table, unserved
 from fs3.errors import StaleRouting
 from fs3.ids import TargetId
 from fs3.routing import Routing, TargetState
@@ -114,3 +114,15 @@ def test_who_must_come_back_is_named(cluster) -> None:  # type: ignore[no-untype
     routing = dataclasses.replace(routing, targets={**routing.targets, last.target_id: last})
     assert "target 203 on node 3 was the last that served, and must come back" in unserved(routing, 2)
     assert unserved(routing, 99) == "chain 99 has no serving target that answers"
+
+
+def test_a_single_range_goes_where_a_batch_of_it_would() -> None:
+    rng = np.random.default_rng(9)
+    for _ in range(2_000):
+        endpoints = rng.permutation(6)[: rng.integers(1, 5)]
+        load = rng.choice([0, 0, 1_000, 5_000, 1 << 24], 6).tolist()
+        length, rotation = int(rng.choice([1, 1 << 20, 4 << 20])), int(rng.integers(1 << 16))
+        usable = np.ones((1, len(endpoints)), dtype=np.bool_)
+        column = pick(endpoints[None, :], usable, load, length=length, rotation=rotation, slack=4_000)
+        owed = [load[one] for one in endpoints]
+        assert choose_one(endpoints.tolist(), length, owed, slack=4_000, rotation=rotation) == endpoints[column[0]]
