@@ -9,6 +9,7 @@ way.
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import wait
@@ -18,10 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fs3.client import plan_core, verify_core
+from fs3.client.local_reads import LocalReads
 from fs3.client.peers import Peers
 from fs3.client.plan_core import I64
 from fs3.client.race import Race
-from fs3.client.same_host import LOCAL_BYTES, LocalReads
+from fs3.client.same_host import LOCAL_BYTES
 from fs3.client.select_core import ReplicaTable
 from fs3.client.verify_core import Foreseen, Pieces
 from fs3.errors import Corrupt, Fs3Error, NotFound, Unavailable, from_code
@@ -124,7 +126,14 @@ class Exchange:
         """`near` from the block files of this host while `far` is on its way; what is left of it from its daemons."""
         batch = self._batch
         with LocalReads(
-            self._peers.same_host, self._table, batch.ranges, batch.out, batch.out_offsets, batch.deadline_s
+            self._peers.same_host,
+            self._peers.hedges,
+            self._table,
+            batch.ranges,
+            batch.out,
+            batch.out_offsets,
+            batch.deadline_s,
+            failed=functools.partial(self._peers.failed, self._table),
         ) as reads:
             for endpoint, places, _ in near:
                 reads.begin(endpoint, places)
@@ -139,6 +148,9 @@ class Exchange:
                 self._refused(taken.endpoint, taken.places, taken.results["status"])
         for endpoint, places in reads.silent:
             self._note(endpoint, places, Unavailable(f"{self._table.endpoints[endpoint]} did not answer in time"))
+        for _, places in reads.late:
+            batch.why[Unavailable.code] = "the daemons did not answer in time"
+            batch.code[places] = Unavailable.code
         left = [(endpoint, places, int(batch.lengths[places].sum())) for endpoint, places in reads.left]
         if left:
             self._ask(left)

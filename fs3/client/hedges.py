@@ -74,21 +74,40 @@ class Hedges:
             if not self._late[endpoint]:
                 del self._late[endpoint]
 
-    def let_go(self, connection: Connection, bytes_: int, sent_s: float, *, lost: Callable[[], None]) -> None:
+    def let_go(
+        self,
+        connection: Connection,
+        bytes_: int,
+        sent_s: float,
+        *,
+        lost: Callable[[], None],
+        endpoint: str | None = None,
+        give_back: Callable[[Connection], None] | None = None,
+    ) -> None:
         """Take over a borrowed connection whose replies nobody needs any more; `lost` is called if none comes.
 
-        The oldest is to a request for `bytes_`, sent at `sent_s`.
+        The oldest is to a request for `bytes_`, sent at `sent_s`. A connection that is of another pool is given back
+        there; `endpoint` is then how reads know its daemon.
         """
-        endpoint = connection.endpoint
+        endpoint, give_back = endpoint or connection.endpoint, give_back or self._give_back
         if connection.closed or self._late[endpoint] >= MOST_LATE:
             connection.close()
-            self._give_back(connection)
+            give_back(connection)
             return
+
+        def take_in() -> None:
+            try:
+                self._take_in(connection, bytes_, sent_s, lost)
+            finally:
+                self.owes(endpoint, -1)
+                if connection.outstanding:
+                    connection.close()
+                give_back(connection)
+
         self.owes(endpoint, 1)
-        self._runtime.spawn(lambda: self._take_in(connection, bytes_, sent_s, lost), name="fs3-late")
+        self._runtime.spawn(take_in, name="fs3-late")
 
     def _take_in(self, connection: Connection, bytes_: int, sent_s: float, lost: Callable[[], None]) -> None:
-        endpoint = connection.endpoint
         scratch = memoryview(bytearray(_PIECE_BYTES))
         measured = False
         try:
@@ -105,11 +124,6 @@ class Hedges:
                         raise
                 if not measured:
                     measured = True
-                    self.replied(endpoint, bytes_, self._runtime.now_s() - sent_s)
+                    self.replied(connection.endpoint, bytes_, self._runtime.now_s() - sent_s)
         except Fs3Error:
             lost()
-        finally:
-            self.owes(endpoint, -1)
-            if connection.outstanding:
-                connection.close()
-            self._give_back(connection)

@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fs3.checksum import FINE_BYTES, crc, pieces
+from fs3.client.local_reads import parsed
 from fs3.client.plan_core import I64
-from fs3.client.same_host import SameHost, parsed
+from fs3.client.same_host import SameHost
 from fs3.client.select_core import ReplicaTable
 from fs3.client.verified_core import blocks_mask
 from fs3.errors import Corrupt, Fs3Error
