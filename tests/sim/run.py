@@ -1,14 +1,17 @@
 """`make sim SEEDS=500 [SEED=n]`: many seeds on all cores, or one; a table of what occurred; exit 1 if all is not well.
 
 A seed that fails is printed with what was violated, the command that repeats it, and its story. With --coverage (the
-default from 500 seeds on) a run also fails if something that has to occur did not (sim_coverage.py).
+default from 500 seeds on) a run also fails if something that has to occur did not (sim_coverage.py). Ctrl-C, or SIGTERM,
+ends it with what there is so far.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from collections import Counter
@@ -39,6 +42,7 @@ def main() -> int:
     console = Console(width=None if sys.stdout.isatty() else 150)
     if options.seed is not None:
         return _one(console, options.seed, options.operations)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     seeds = range(options.first, options.first + options.seeds)
     begun = time.monotonic()
     results: list[Result] = []
@@ -46,15 +50,17 @@ def main() -> int:
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("seeds", total=len(seeds), rate="")
-        for result, more in _outcomes(seeds, options.jobs, options.operations):
-            results.append(result)
-            counts.update(more)
-            rate = f"{len(results) / (time.monotonic() - begun) * 60:.0f} seeds/min"
-            progress.update(task, advance=1, rate=rate)
-            if result.violation and sum(bool(one.violation) for one in results) <= _MOST_LISTED:
-                progress.console.print(f"seed {result.seed}: {result.kind}: {result.violation.splitlines()[0]}")
-            if options.stop and result.violation:
-                break
+        with contextlib.suppress(KeyboardInterrupt):
+            for result, more in _outcomes(seeds, options.jobs, options.operations):
+                results.append(result)
+                counts.update(more)
+                rate = f"{len(results) / (time.monotonic() - begun) * 60:.0f} seeds/min"
+                progress.update(task, advance=1, rate=rate)
+                if result.violation and sum(bool(one.violation) for one in results) <= _MOST_LISTED:
+                    progress.console.print(f"seed {result.seed}: {result.kind}: {result.violation.splitlines()[0]}")
+                    sys.stdout.flush()
+                if options.stop and result.violation:
+                    break
     took_s = time.monotonic() - begun
     failed = sorted((result for result in results if result.violation), key=lambda one: one.seed)
     _summary(console, results, took_s)
@@ -86,7 +92,9 @@ _coverage_here: Coverage | None = None
 
 
 def _begin() -> None:
-    """In each process: count what the cores decide."""
+    """In each process: count what the cores decide. Who started it ends it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     global _coverage_here
     _coverage_here = Coverage()
     Spies(_coverage_here).__enter__()
