@@ -14,6 +14,11 @@ def lease_now_s() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
+def lease_now_ns() -> int:
+    """The same clock, in nanoseconds."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+
 def deadline_after(seconds: float) -> float:
     """The absolute `lease_now_s` time that lies `seconds` ahead."""
     return lease_now_s() + seconds

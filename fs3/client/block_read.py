@@ -26,13 +26,13 @@ class BlockRead:
         "_after",
         "_before",
         "_begin",
-        "_chunk_length",
         "_end",
-        "_fd",
         "_out",
         "_position",
         "_sums",
         "blocks",
+        "chunk_length",
+        "fd",
         "identity",
         "length",
         "place",
@@ -55,9 +55,9 @@ class BlockRead:
         self._begin = offset - offset % FINE_BYTES
         stop = offset + self.length
         self._end = min(-(-stop // FINE_BYTES) * FINE_BYTES, chunk_length)
-        self._fd = fd
+        self.fd = fd
         self._position = position + self._begin
-        self._chunk_length = chunk_length
+        self.chunk_length = chunk_length
         self._before, self._out, self._after = edges[0][: offset - self._begin], out, edges[1][: self._end - stop]
         first = self._begin // FINE_BYTES
         self.blocks = blocks_mask(first, -(-self._end // FINE_BYTES) - first)
@@ -65,9 +65,9 @@ class BlockRead:
     def foresee(self) -> None:
         """Have the disk begin with it, if a look at its first byte tells that the page cache does not have it."""
         try:
-            os.preadv(self._fd, [_BYTE], self._position, os.RWF_NOWAIT)
+            os.preadv(self.fd, [_BYTE], self._position, os.RWF_NOWAIT)
         except BlockingIOError:
-            os.posix_fadvise(self._fd, self._position, self._end - self._begin, os.POSIX_FADV_WILLNEED)
+            os.posix_fadvise(self.fd, self._position, self._end - self._begin, os.POSIX_FADV_WILLNEED)
         except OSError:
             pass  # a filesystem that cannot tell, or a bad sector, which reading finds
 
@@ -79,28 +79,32 @@ class BlockRead:
         has closed the connection (`still_open` is asked once all are read), and if it dies, none that is locked on the
         description read here, as all of these were before it said where they are.
         """
-        views = [view for view in (self._before, self._out, self._after) if len(view)]
-        size = self._end - self._begin
         known &= self.blocks
+        if known and self.from_cache():
+            return known
         try:
-            if known and self._at_once(views) == size:
-                return known
-            return 0 if os.preadv(self._fd, views, self._position) == size else None
+            return 0 if os.preadv(self.fd, self._views(), self._position) == self._end - self._begin else None
         except OSError:
             return None
 
-    def _at_once(self, views: list[memoryview]) -> int:
-        """As much as the page cache has."""
+    def from_cache(self) -> bool:
+        """Read the whole blocks, if the page cache has them all.
+
+        If not, it may have them in a moment, and nobody has looked at what came from the disk.
+        """
         try:
-            return os.preadv(self._fd, views, self._position, os.RWF_NOWAIT)
+            return os.preadv(self.fd, self._views(), self._position, os.RWF_NOWAIT) == self._end - self._begin
         except OSError:  # nothing is there, or the filesystem cannot tell
-            return 0
+            return False
+
+    def _views(self) -> list[memoryview]:
+        return [view for view in (self._before, self._out, self._after) if len(view)]
 
     def matches(self, trusted: int) -> bool:
         """Whether the blocks that are not trusted have their sums, by the rule of `checksum.pieces`."""
         if not self.blocks & ~trusted:
             return True
-        cuts = checksum.pieces(self._begin, self._end - self._begin, self._chunk_length)
+        cuts = checksum.pieces(self._begin, self._end - self._begin, self.chunk_length)
         if len(cuts) != len(self._sums):
             return False
         out, shift, stop = self._out, self._begin + len(self._before), self._end - len(self._after)

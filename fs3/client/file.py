@@ -1,8 +1,8 @@
 """Files as ranges of chunks: open by path, read in batches, write and publish.
 
 An open file is a value: inode, length and stripe, with which offset -> (chain, chunk, range) is arithmetic, done for a
-whole batch at once (plan_core). Files are dense: every chunk within a file's length exists, so one that is missing is
-damage, or the file was removed or replaced since; never zeros.
+few ranges in open_file.py and for a whole batch in plan_core.py. Files are dense: every chunk within a file's length
+exists, so one that is missing is damage, or the file was removed or replaced since; never zeros.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,11 +17,12 @@ from numpy.typing import NDArray
 
 from fs3.checksum import Bytes
 from fs3.client import plan_core
+from fs3.client.kept_places import FEW
 from fs3.client.meta import MetaClient, Publish
 from fs3.client.meta_files import FILES_AT_ONCE
 from fs3.client.mgmtd import MgmtdClient
+from fs3.client.open_file import OpenFile, few_ranges
 from fs3.client.plan_core import I64, ChunkPlan, FileTable
-from fs3.client.read_one import Asked
 from fs3.client.read_path import RangeCorrupt
 from fs3.client.renewal import Renewal
 from fs3.client.sending import Sending
@@ -31,7 +31,6 @@ from fs3.client.updater import FileUpdater
 from fs3.client.writer import FileWriter, chunk_update
 from fs3.clock import lease_now_s
 from fs3.errors import Corrupt, Fs3Error, Invalid, IsADirectory, NotFound, PermissionDenied
-from fs3.ids import KIND_FILE, InodeId
 from fs3.inode import Inode, InodeType
 from fs3.layout import Layout, LayoutChoice, stripe_chains
 from fs3.routing import Routing
@@ -40,26 +39,6 @@ from fs3.transport.messages import Records
 __all__ = ["FileClient", "FileUpdater", "FileWriter", "OpenFile"]
 
 BATCH_BYTES = 256 << 20  # how many bytes of small files are sent before their results are awaited
-
-
-@dataclass(frozen=True, slots=True)
-class OpenFile:
-    """A file as it was when it was opened; a value, good in any thread or forked child, and nothing to close."""
-
-    inode_id: InodeId
-    length: int
-    layout: Layout
-    chains: I64
-    version: int
-    path: str
-
-    def range_of(self, offset: int, length: int) -> Asked | None:
-        """`length` bytes from `offset`, if they lie within the file and one of its chunks."""
-        chunk, within = divmod(offset, self.layout.chunk_bytes)
-        if not 0 < length <= self.length - offset or offset < 0 or within + length > self.layout.chunk_bytes:
-            return None
-        chain = int(self.chains[chunk % len(self.chains)])
-        return Asked(KIND_FILE << 56 | self.inode_id, chunk, within, length, chain)
 
 
 class FileClient:
@@ -137,7 +116,8 @@ class FileClient:
         """
         count = len(lengths)
         target = _target(out)
-        if count == 1 and self._read_one(handles, (file_index, offsets, lengths, out_offsets), target, deadline_s):
+        columns = (file_index, offsets, lengths)
+        if 0 < count <= FEW and self._read_few(handles, columns, out_offsets, target, deadline_s):
             return
         index = plan_core.column(file_index, count, "file numbers")
         offsets, lengths = plan_core.column(offsets, count, "offsets"), plan_core.column(lengths, count, "lengths")
@@ -155,26 +135,36 @@ class FileClient:
         if not (results["length"] == plan.ranges["length"]).all():
             self._explain_missing(handles, index, plan, results)
 
-    def _read_one(
-        self, handles: Sequence[OpenFile], columns: Sequence[Any], out: memoryview, deadline_s: float | None
+    def _read_few(
+        self,
+        handles: Sequence[OpenFile],
+        columns: Sequence[NDArray[Any]],
+        out_offsets: NDArray[np.int64] | None,
+        out: memoryview,
+        deadline_s: float | None,
     ) -> bool:
-        """As `read_batch`, a single range of one chunk, in plain Python; False: it is not that, or was not there.
+        """As `read_batch`, a few ranges that are known to lie on this host, or a single one of one chunk.
+
+        False: they are not that, or were not there.
 
         Raises: Corrupt, Unavailable.
         """
-        index, offset, length, begin = map(plan_core.single, columns)
-        if index is None or offset is None or length is None or not 0 <= index < len(handles):
+        count = len(columns[1])
+        if count > 1 and not self.storage.keeps_places:
             return False
-        handle = handles[index]
-        begin = 0 if columns[3] is None else begin
-        asked = handle.range_of(offset, length)
-        if asked is None or begin is None or not 0 <= begin <= len(out) - length or out.readonly:
+        found = few_ranges(handles, columns, out_offsets, out)
+        if found is None:
+            return False
+        asked, outs = found
+        if self.storage.read_kept(asked, outs) is not None:
+            return True
+        if count > 1:
             return False
         try:
-            results = self.storage.read_one(asked, out[begin : begin + length], deadline_s=deadline_s)
+            results = self.storage.read_one(asked[0], outs[0], deadline_s=deadline_s)
         except RangeCorrupt as error:
-            raise Corrupt(f"{handle.path}: {error}") from None
-        return int(results["length"][0]) == length
+            raise Corrupt(f"{handles[int(columns[0][0])].path}: {error}") from None
+        return int(results["length"][0]) == asked[0].length
 
     def _table(self, handles: Sequence[OpenFile], index: I64, offsets: I64, lengths: I64) -> FileTable:
         """The layouts of the files of a batch. Raises: Invalid: a range [n] is of no file, or not within its own."""

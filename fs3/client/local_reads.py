@@ -11,6 +11,7 @@ late is given up for another replica as READs are (hedges.py); its answer is of 
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,10 +23,12 @@ from fs3.checksum import FINE_BYTES
 from fs3.client import plan_core
 from fs3.client.block_read import BlockRead
 from fs3.client.hedges import Hedges
+from fs3.client.kept_places import are_counters
 from fs3.client.plan_core import I64
 from fs3.client.same_host import OFF_S, SameHost
 from fs3.client.select_core import ReplicaTable
 from fs3.errors import Corrupt, Fs3Error, Unavailable
+from fs3.transport.change_counters import NOT_KEPT
 from fs3.transport.connection import Connection
 from fs3.transport.descriptors import close_all
 from fs3.transport.frame_core import Flag, Kind
@@ -213,7 +216,13 @@ class LocalReads:
             close_all(fresh)  # this process may have no more open: the others do not go to waste
             connection.close()
             raise Unavailable(f"{connection.endpoint} sent {len(fresh)} of {len(keys)} descriptors")
-        connection.files.update(zip(keys.tolist(), fresh, strict=True))
+        run = (connection.endpoint, connection.hello_reply.generation)
+        for key, fd in zip(keys.tolist(), fresh, strict=True):
+            if are_counters(key):
+                self._here.counters(run, key, fd)
+                os.close(fd)
+            else:
+                connection.files[key] = fd
         unread = np.ones(len(places), dtype=np.bool_)
         skipped: list[int] = []
         reads = self._reads(connection, places, results, sums, where)
@@ -226,6 +235,10 @@ class LocalReads:
             unread[row] = False
             if trusted:
                 skipped.append(row)
+            file, state, position = where[row].item()
+            if state != NOT_KEPT:
+                hi, lo, _, _, chain, _ = self._ranges[places[row]].item()
+                self._here.keep(run, (hi, lo, chain), read, state, file, position)
         if skipped and not connection.still_open():
             unread[skipped] = True
         unread[(results["status"] != 0) | (results["length"] == 0)] = False

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,16 @@ from fs3.ids import KIND_FILE
 from fs3.transport.messages import RANGE, Records
 
 I64 = NDArray[np.int64]
+
+
+class Asked(NamedTuple):
+    """A range of a chunk."""
+
+    hi: int
+    lo: int
+    offset: int
+    length: int
+    chain: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +84,12 @@ def column(values: Any, count: int, what: str) -> I64:
     return found.astype(np.int64, copy=False)
 
 
-def single(values: Any) -> int | None:
-    """The whole number in an array of one; None if it is anything else."""
-    if type(values) is not np.ndarray or values.shape != (1,) or values.dtype.kind not in "iu":
+def few(values: Any, count: int) -> list[int] | None:
+    """The whole numbers [count] in an array; None if it is anything else."""
+    if type(values) is not np.ndarray or values.shape != (count,) or values.dtype.kind not in "iu":
         return None
-    return int(values[0])
+    numbers: list[int] = values.tolist()
+    return numbers
 
 
 def first_outside(files: FileTable, file_index: I64, offsets: I64, lengths: I64) -> int | None:

@@ -18,6 +18,7 @@ import numpy as np
 from fs3.checksum import crc, pieces
 from fs3.client.exchange import STEP_BYTES, Lane
 from fs3.client.peers import SLACK_BYTES, Peers
+from fs3.client.plan_core import Asked
 from fs3.client.race import silence_s
 from fs3.client.same_host import LOCAL_BYTES
 from fs3.client.select_core import ReplicaTable, choose_one
@@ -31,16 +32,6 @@ _RESULT = struct.Struct("<HHIIIQ")
 _READ, _CHECKSUM, _NOTHING = Kind.READ, int(Flag.CHECKSUM), int(Flag.NONE)
 
 assert _RANGE.size == RANGE.itemsize and _RESULT.size == RESULT.itemsize
-
-
-class Asked(NamedTuple):
-    """A range of a chunk."""
-
-    hi: int
-    lo: int
-    offset: int
-    length: int
-    chain: int
 
 
 class Answer(NamedTuple):

@@ -7,11 +7,14 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fs3.client.block_read import BlockRead
+from fs3.client.kept_places import Chunk, Kept, KeptPlaces, Run
+from fs3.client.plan_core import Asked
 from fs3.client.select_core import ReplicaTable
 from fs3.client.verified_core import Identity, Place, Verified
 from fs3.errors import Unavailable
@@ -42,9 +45,10 @@ class SameHost:
     ) -> None:
         said = storage_pb2.Hello()
         said.CopyFrom(hello)
-        said.features = Feature.SAME_HOST
+        said.features = Feature.SAME_HOST | Feature.KEEP
         self._enabled = enabled
         self.verified = Verified()
+        self.kept = KeptPlaces(self.verified)
         self.read_bytes = 0  # about: threads may lose an addition
         self._pool = ConnectionPool(
             said, max_per_endpoint=max_connections, open_connection=LocalConnection.open, runtime=runtime
@@ -119,6 +123,27 @@ class SameHost:
         if read.blocks & ~trusted:
             self.matched(read.place, read.identity, read.blocks)
         return trusted
+
+    def read_kept(self, asked: Sequence[Asked], outs: Sequence[memoryview]) -> list[Kept] | None:
+        """Read ranges from where they are known to be, without asking; None if not all of them are (kept_places.py)."""
+        if not len(self.kept):
+            return None
+        found = self.kept.read(asked, outs, self.now_s())
+        if found is None:
+            return None
+        self.read_bytes += sum(len(out) for out in outs)
+        return found
+
+    def keep(self, run: Run, chunk: Chunk, read: BlockRead, state: int, file: int, position: int) -> None:
+        """Remember where a range was read from."""
+        with self._lock:
+            self.kept.keep(run, chunk, read, state, file, position)
+
+    def counters(self, run: Run, key: int, fd: int) -> None:
+        """A daemon sent change counters; `fd` stays the caller's."""
+        with self._lock:
+            self.kept.clean()
+            self.kept.know(run, key, fd)
 
     def matched(self, place: Place, identity: Identity, blocks: int) -> None:
         """Remember that these blocks match their sums."""

@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fs3.client.hedge_core import HedgePolicy
+from fs3.client.kept_places import FEW, Kept
 from fs3.client.mapping import Mapper
 from fs3.client.mgmtd import MgmtdClient
 from fs3.client.peers import SLACK_BYTES, Peers
-from fs3.client.plan_core import I64, group_by, overlap
-from fs3.client.read_one import Answer, Asked, read_one
+from fs3.client.plan_core import I64, Asked, group_by, overlap
+from fs3.client.read_one import Answer, read_one
 from fs3.client.read_path import ReadCall
 from fs3.client.same_host import SameHost
 from fs3.client.select_core import NONE, choose
@@ -97,6 +98,11 @@ class StorageClient:
         """What is read from block files of this host, and what is known of them."""
         return self._peers.same_host
 
+    @property
+    def keeps_places(self) -> bool:
+        """Whether places of any chunks on this host are known."""
+        return len(self.same_host.kept) > 0
+
     def close(self) -> None:
         """Close every connection; later calls raise Unavailable."""
         self._peers.close()
@@ -127,6 +133,10 @@ class StorageClient:
             raise Invalid(f"{len(ranges)} ranges do not fit into a buffer of {len(out)} bytes where they should go")
         if out.readonly:
             raise Invalid("the buffer is read-only; read into a bytearray, or a writable array")
+        if len(ranges) <= FEW and self.keeps_places:
+            known = self._read_kept(ranges, out, out_offsets)
+            if known is not None:
+                return known
         if len(ranges) == 1:
             hi, lo, offset, length, chain, _ = ranges[0].item()
             begin = int(out_offsets[0])
@@ -138,6 +148,26 @@ class StorageClient:
                 f"{len(ranges)} ranges overlap in the buffer where they should go; give each a place of its own"
             )
         return ReadCall(self._peers, Kind.READ, ranges, deadline_s, begun_s, out=out, out_offsets=out_offsets).run()
+
+    def _read_kept(self, ranges: Records, out: memoryview, out_offsets: NDArray[np.int64]) -> Records | None:
+        rows: list[tuple[int, int, int, int, int, int]] = ranges.tolist()
+        asked = [Asked(*row[:5]) for row in rows]
+        outs = [out[at : at + one.length] for at, one in zip(out_offsets.tolist(), asked, strict=True)]
+        kept = self.read_kept(asked, outs)
+        if kept is None:
+            return None
+        results = [
+            (0, 0, 0, len(part), one.chunk_length, one.identity[2]) for one, part in zip(kept, outs, strict=True)
+        ]
+        return np.array(results, dtype=RESULT)
+
+    def read_kept(self, asked: Sequence[Asked], outs: Sequence[memoryview]) -> list[Kept] | None:
+        """Read each of `asked`, a few, into its writable `outs`, from block files of this host, without asking anybody.
+
+        None: not all are known to lie there, and no byte counts. Raises: Unavailable: the client is closed.
+        """
+        self._peers.table()
+        return self.same_host.read_kept(asked, outs)
 
     def read_one(self, asked: Asked, out: memoryview, *, deadline_s: float | None = None) -> Records:
         """As `read`, of a single range, which goes into the writable bytes `out` [asked.length]; RESULT records [1]."""

@@ -48,8 +48,14 @@ class Verified:
 
     def add(self, place: Place, identity: Identity, blocks: int, now_s: float) -> None:
         """These blocks have matched just now."""
-        before = self.of(place, identity, now_s)
-        since_s = self._known[place][1] if before else now_s
-        if place not in self._known and len(self._known) >= self._most:
+        known = self._known.get(place)
+        since_s, before = now_s, 0
+        if known is not None and known[0] == identity and now_s < known[1] + KEEP_S:
+            _, since_s, before = known
+        if known is None and len(self._known) >= self._most:
             del self._known[next(iter(self._known))]
         self._known[place] = identity, since_s, before | blocks
+
+    def forget(self, place: Place) -> None:
+        """What was there has left the page cache."""
+        self._known.pop(place, None)

@@ -13,9 +13,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-import numpy as np
-from numpy.typing import NDArray
-
 from fs3.errors import Fs3Error, NotFound, StaleRouting, Unavailable
 from fs3.ids import ChainId, NodeId, TargetId, node_name
 from fs3.pb import common_pb2, mgmtd_pb2
@@ -23,6 +20,7 @@ from fs3.routing import LocalState, Routing, Target, TargetState
 from fs3.runtime import SYSTEM, Runtime
 from fs3.storage import target_core
 from fs3.storage.engine_api import ChunkEngine
+from fs3.storage.read_table import ReadTable
 from fs3.storage.target_core import Phase, Place, Stand
 
 _LOG = logging.getLogger("fs3.storage")
@@ -68,14 +66,6 @@ class Role:
         return self.duty is Duty.SERVE and self.position == 0
 
 
-@dataclass(frozen=True, slots=True)
-class ReadTable:
-    """Which target answers reads of a chain, indexed by chain id: [largest id + 1]; target 0 is nobody here."""
-
-    target: NDArray[np.uint32]
-    version: NDArray[np.uint32]
-
-
 @dataclass(slots=True, eq=False)
 class Acting:
     """Somebody who changes or copies chunks of a target, and the chain version he acts on."""
@@ -113,7 +103,7 @@ class ChainState:
         self._holds: dict[int, int] = {}
         self._roles: dict[int, Role] = {}
         self._acting: set[Acting] = set()
-        self.reads = ReadTable(np.zeros(1, dtype=np.uint32), np.zeros(1, dtype=np.uint32))
+        self.reads = ReadTable.empty()
         for engine in engines.values():
             for record in engine.targets().values():
                 self._know(engine, record.target_id, record.chain_id)
@@ -387,13 +377,24 @@ class ChainState:
                 roles[target.chain_id] = self._role(target)
         before, self._roles = self._roles, roles
         self._changes += 1
-        self.reads = self._read_table()
+        self._serve(self._read_table())
         self._changed.notify_all()
         for chain_id, role in roles.items():
             if before.get(chain_id) != role and role.duty is Duty.SERVE:
                 self._ask("settle", role.target_id)
                 if role.successor is not None and role.successor.syncing:
                     self._ask("sync", chain_id)
+
+    def _serve(self, table: ReadTable) -> None:
+        """Answer reads by another table; places that clients keep hold no more where it differs."""
+        counters = [] if table.says_the_same(self.reads) else [one.counters for one in self._engines.values()]
+        for one in counters:
+            if one is not None:
+                one.begin_serving()
+        self.reads = table
+        for one in counters:
+            if one is not None:
+                one.end_serving()
 
     def _step(self, target_id: int, target: Target | None, *, ours: bool) -> None:
         place = None
@@ -452,8 +453,7 @@ class ChainState:
         )
 
     def _read_table(self) -> ReadTable:
-        size = max(self._roles, default=0) + 1
-        table = ReadTable(np.zeros(size, dtype=np.uint32), np.zeros(size, dtype=np.uint32))
+        table = ReadTable.empty(max(self._roles, default=0) + 1)
         for chain_id, role in self._roles.items():
             table.version[chain_id] = role.version
             if role.duty is Duty.SERVE:

@@ -124,6 +124,7 @@ class StorageDaemon:
             on_create=self.writes.on_create,
             on_drop=self.writes.on_drop,
             on_sessions=self.writes.on_sessions,
+            on_lease=self._leased,
             **ports,
         )
         return self.agent
@@ -141,7 +142,7 @@ class StorageDaemon:
         stopping = asyncio.ensure_future(stop.wait())
         try:
             await asyncio.wait({registered, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            self._stopping = True  # from now on nothing new is taken; what was begun may end while the lease holds
+            self._stop_serving()  # what was begun may end while the lease holds
             await asyncio.get_running_loop().run_in_executor(None, self._end_work, wind_down)
             if not registered.done():
                 await agent.stop()
@@ -157,11 +158,26 @@ class StorageDaemon:
 
     def close(self) -> None:
         """Let what was begun end, soon. Blocks."""
-        self._stopping = True
+        self._stop_serving()
         for scrubber in self.scrubbers:
             scrubber.close()
         self.writes.close()
         self.service.close()
+
+    def _stop_serving(self) -> None:
+        """Take on nothing new; clients of this host do not rely on what they know of it any more."""
+        self._stopping = True
+        self._rely_until(0.0)
+
+    def _leased(self, serve_until_s: float) -> None:
+        self._rely_until(serve_until_s)
+        if self._stopping:  # perhaps since a moment ago
+            self._rely_until(0.0)
+
+    def _rely_until(self, until_s: float) -> None:
+        for engine in self.engines:
+            if engine.counters is not None:
+                engine.counters.rely_until(until_s)
 
     def _may_serve(self) -> bool:
         return not self._stopping and self._in_time()

@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 from fs3.storage import file_locks
 from fs3.storage.engine_api import ChunkEngine
+from fs3.transport.change_counters import ChangeCounters
 
 MOST_FILES = 128  # descriptions of one connection
 
@@ -46,7 +47,9 @@ class Budget:
 class Descriptors:
     """Those of one connection; for the thread that owns it."""
 
-    def __init__(self, budget: Budget) -> None:
+    def __init__(self, budget: Budget, *, to_keep_places: bool = False) -> None:
+        """`to_keep_places`: the client looks at change counters."""
+        self.to_keep_places = to_keep_places
         self._budget = budget
         self._fds: dict[FileKey, int] = {}
         self._unsent: list[FileKey] = []
@@ -54,12 +57,17 @@ class Descriptors:
 
     def has(self, key: FileKey, engine: ChunkEngine, file_no: int) -> bool:
         """Whether there is a description of a block file, or one could be made."""
-        if key in self._fds:
-            return True
+        return key in self._fds or self._open(key, lambda: engine.share(file_no))
+
+    def has_counters(self, key: FileKey, counters: ChangeCounters) -> bool:
+        """Whether the client has an engine's change counters, or gets them with the next reply."""
+        return key in self._fds or self._open(key, counters.share)
+
+    def _open(self, key: FileKey, share: Callable[[], int]) -> bool:
         if len(self._fds) >= MOST_FILES or not self._budget.take():
             return False
         try:
-            self._fds[key] = engine.share(file_no)
+            self._fds[key] = share()
         except OSError:
             self._budget.give_back(1)
             return False

@@ -23,18 +23,20 @@ from fs3.errors import Corrupt, Invalid, NoSpace, PermissionDenied, Unavailable
 from fs3.ids import node_name
 from fs3.storage.metadata import Metadata, MetadataStore
 from fs3.storage.raw_file import FileFolder, SystemFolder, sync_folder
+from fs3.transport.change_counters import ChangeCounters, end
 
 _LOG = logging.getLogger("fs3.storage")
 
 FORMAT = 1
-_MARKER, _LOCK, _BOOT = "ENGINE", "LOCK", "BOOT"
+_MARKER, _LOCK, _BOOT, _CHANGES = "ENGINE", "LOCK", "BOOT", "CHANGES"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Disk:
     """One disk, open. `lost_power`: what was written without syncs may be gone since the last opening.
 
-    `shared_by` so many engines, each in a process of its own, which take what is free as they need it.
+    `shared_by` so many engines, each in a process of its own, which take what is free as they need it. `changes` tell
+    clients of this host what changes here, where that can be had.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Disk:
     shared_by: int = 1
     opened: Callable[[], None]  # everything that may have been lost has been checked
     close: Callable[[], None]  # let go of the disk, after its metadata and files were closed
+    changes: ChangeCounters | None = None
 
 
 def has_engine(path: Path) -> bool:
@@ -70,6 +73,7 @@ def folder_disk(
         _check_free(path, least_bytes)
     lock = _claim(path, cluster_id=cluster_id, node_id=node_id, create=create)
     try:
+        changes = _count_changes(path)  # before anything else is done here, since it ends those of the run before
         _check_metadata(path)
         metadata = Metadata(path / "metadata", write_buffer_bytes=write_buffer_bytes)
     except BaseException:
@@ -84,7 +88,21 @@ def folder_disk(
         shared_by=shared_by,
         opened=lambda: _note_boot(path),
         close=lambda: os.close(lock),
+        changes=changes,
     )
+
+
+def _count_changes(path: Path) -> ChangeCounters | None:
+    """Raises: Unavailable: those of the run before cannot be ended, and clients might go on relying on them."""
+    try:
+        end(path / _CHANGES)
+    except OSError as error:
+        raise Unavailable(f"{path / _CHANGES}: {error.strerror}; see that the daemon may write there") from None
+    try:
+        return ChangeCounters(path / _CHANGES)
+    except (OSError, ValueError) as error:
+        _LOG.warning("%s: %s; clients of this host will ask for every read", path / _CHANGES, error)
+        return None
 
 
 def _check_free(path: Path, least_bytes: int) -> None:

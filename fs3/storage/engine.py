@@ -52,6 +52,7 @@ from fs3.storage.published import Published
 from fs3.storage.space import Space
 from fs3.storage.staging import Stager
 from fs3.storage.targets import Targets
+from fs3.transport.change_counters import ChangeCounters
 from fs3.transport.messages import Records
 
 
@@ -86,7 +87,12 @@ class Engine:
                 raise Corrupt(f"{disk.name}: {error}") from None
             raise
         self._published = Published(
-            loaded, self._files, self._retire, seed=runtime.random_bits(64), chunks=config.index_chunks
+            loaded,
+            self._files,
+            self._retire,
+            seed=runtime.random_bits(64),
+            chunks=config.index_chunks,
+            changes=disk.changes,
         )
         self._locks = ChunkLocks(runtime=runtime)
         name = f"fs3-commit-{Path(disk.name).name}"
@@ -141,11 +147,17 @@ class Engine:
         """Whether what was written without syncs may have been lost before this opening."""
         return self._disk.lost_power
 
+    @property
+    def counters(self) -> ChangeCounters | None:
+        return self._disk.changes
+
     def close(self) -> None:
         """Finish what was begun, sync, let go of the disk. Views of block files that callers keep stay readable."""
         if self._closed:
             return
         self._closed = True
+        if self.counters is not None:
+            self.counters.close()
         self._committer.close()
         self._metadata.close()
         self._files.close()

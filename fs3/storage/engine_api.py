@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from fs3.errors import Fs3Error, Invalid
 from fs3.storage.fullness_core import Fullness
+from fs3.transport.change_counters import ChangeCounters
 from fs3.transport.messages import Op, Records, UpdateFlag
 
 
@@ -264,6 +265,10 @@ class ChunkEngine(Protocol):
     `Unavailable` from any changing call means that the disk failed an fsync or the metadata store broke: the engine
     takes no more changes until it is reopened.
     """
+
+    @property
+    def counters(self) -> ChangeCounters | None:
+        """What clients of this host see change here; None where that cannot be had."""
 
     def close(self) -> None: ...
 

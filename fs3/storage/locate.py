@@ -21,8 +21,9 @@ from fs3.storage import read_core, read_one
 from fs3.storage.descriptors import Block, Budget, Descriptors
 from fs3.storage.read_path import ReadPath
 from fs3.storage.reply import Kept, Reply, failed_of, plain_reply
+from fs3.transport.change_counters import NOT_KEPT
 from fs3.transport.frame_core import Flag, Header
-from fs3.transport.messages import FILE_KEY, NO_FILE, PLACE, Records
+from fs3.transport.messages import COUNTERS, FILE_KEY, NO_FILE, PLACE, Records
 
 FEW = 8  # ranges that are looked up faster one by one
 _SHARE_OF_DESCRIPTORS = 4  # a quarter of what the process may have open is for clients
@@ -31,11 +32,13 @@ _NEED_ACK, _CHECKSUM, _TO_KEEP = int(Flag.NEED_ACK), int(Flag.CHECKSUM), int(Fla
 
 
 class Found(NamedTuple):
-    """RESULT records of ranges [n], their sums, and per range the file (-1: none) and position of its block."""
+    """RESULT records of ranges [n], their sums, and per range the file (-1: none) and position of its block,
+    and what they hold by."""
 
     results: bytes
     sums: bytes
     places: list[tuple[int, int]]
+    states: list[int]  # of change_counters.py
     bytes: int
     failed: dict[int, int]
 
@@ -48,9 +51,9 @@ class LocatePath:
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // _SHARE_OF_DESCRIPTORS
         self._budget = Budget(most)
 
-    def welcome(self, peer_user: int | None) -> Descriptors | None:
+    def welcome(self, peer_user: int | None, *, to_keep_places: bool) -> Descriptors | None:
         """Descriptors for a client that connected over the Unix socket as `peer_user`; None for any other user."""
-        return Descriptors(self._budget) if peer_user == os.geteuid() else None
+        return Descriptors(self._budget, to_keep_places=to_keep_places) if peer_user == os.geteuid() else None
 
     def locate(self, header: Header, ranges: Records, descriptors: Descriptors) -> Reply:
         """The reply to a LOCATE of `ranges`; its blocks are kept until `reply.release()`, and, with TO_KEEP, as long as
@@ -64,11 +67,12 @@ class LocatePath:
             descriptors = Descriptors(self._budget)
             kept.also(descriptors.let_go)
         try:
-            found = self._few(header, ranges, kept) if len(ranges) <= FEW else None
+            found = self._few(header, ranges, kept, descriptors) if len(ranges) <= FEW else None
             found = found or self._many(header, ranges, kept)
             places = np.zeros(len(ranges), dtype=PLACE)
             places["file"], unlock = self._lock(found.places, descriptors)
             places["position"] = [max(at, 0) for _, at in found.places]
+            places["state"] = found.states
             if not to_keep:
                 kept.also(unlock)
             reads.check_lease()
@@ -82,11 +86,15 @@ class LocatePath:
         reply.need_ack, reply.kept, reply.descriptors = not to_keep, kept, fds
         return reply
 
-    def _few(self, header: Header, ranges: Records, kept: Kept) -> Found | None:
-        """Ranges looked up one by one, in plain Python (read_one.py); None if one is not the plain case."""
-        reads, results, sums, places, bytes_ = self._reads, [], [], [], 0
+    def _few(self, header: Header, ranges: Records, kept: Kept, descriptors: Descriptors) -> Found | None:
+        """Ranges looked up one by one, in plain Python (read_one.py); None if one is not the plain case.
+
+        Only what is looked up here can be kept: that is worth it for few, and large, ranges.
+        """
+        reads, results, sums, places, states, bytes_ = self._reads, [], [], [], [], 0
         for range_ in ranges:
             asked: read_one.Range = range_.item()
+            states.append(self._state(asked, descriptors))  # before the chunk is looked up
             there = reads.find_one(header, asked, kept)
             located = read_one.whole(*there, asked[2], asked[3]) if there is not None else None
             if there is None or located is None:
@@ -96,7 +104,16 @@ class LocatePath:
             sums.append(located[1])
             places.append((reads.number_of(engine, place.file), place.position))
             bytes_ += located[2]
-        return Found(b"".join(results), b"".join(sums), places, bytes_, {})
+        return Found(b"".join(results), b"".join(sums), places, states, bytes_, {})
+
+    def _state(self, asked: read_one.Range, descriptors: Descriptors) -> int:
+        """What a place that is looked up next can be kept by, once the client has the engine's counters."""
+        engine = self._reads.engine_of(asked[4]) if descriptors.to_keep_places else None
+        if engine is None or engine.counters is None:
+            return NOT_KEPT
+        number = self._reads.number_of(engine, 0) >> 32
+        has = descriptors.has_counters(number << _ENGINE_SHIFT | COUNTERS, engine.counters)
+        return engine.counters.state(asked[0], asked[1]) if has else NOT_KEPT
 
     def _many(self, header: Header, ranges: Records, kept: Kept) -> Found:
         """The same for any ranges."""
@@ -110,7 +127,8 @@ class LocatePath:
         results["n_sums"] = plan.count
         sums = reads.sums_of(plan, file, position, [])
         places = list(zip(np.where(length > 0, file, -1).tolist(), position.tolist(), strict=True))
-        return Found(results.tobytes(), sums.tobytes(), places, int(length.sum()), failed_of(results))
+        states = [NOT_KEPT] * len(places)
+        return Found(results.tobytes(), sums.tobytes(), places, states, int(length.sum()), failed_of(results))
 
     def _lock(
         self, places: Sequence[tuple[int, int]], descriptors: Descriptors

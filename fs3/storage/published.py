@@ -6,7 +6,8 @@ read by any thread. Each method that lets go of a block hands it to `retire` aft
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from fs3.storage.index import EMPTY, Entry, Index
 from fs3.storage.metadata import Version
 from fs3.storage.opening import Loaded
 from fs3.storage.space import block_id, block_ids
+from fs3.transport.change_counters import ChangeCounters
 
 _ABSENT = Entry()
 
@@ -27,8 +29,17 @@ class Published:
     """See the module. `retire(block, batch)` takes blocks that no record names from metadata batch `batch` on."""
 
     def __init__(
-        self, loaded: Loaded, files: BlockFiles, retire: Callable[[Block, int], None], *, seed: int, chunks: int
+        self,
+        loaded: Loaded,
+        files: BlockFiles,
+        retire: Callable[[Block, int], None],
+        *,
+        seed: int,
+        chunks: int,
+        changes: ChangeCounters | None = None,
     ) -> None:
+        """`changes` count what readers can see change."""
+        self._changes = changes
         self.index = Index(seed=seed, chunks=chunks)
         self.index.load(loaded.lines)
         self.pending: dict[Key, Version] = loaded.pending
@@ -90,7 +101,7 @@ class Published:
         """`version` is pending, instead of what was."""
         before = self.pending.get(key)
         self.pending[key] = version
-        self.index.put(*key, self.get(key)._replace(pending=version.version))
+        self._put(key, self.get(key)._replace(pending=version.version))
         self._let_go(before, batch)
 
     def abort(self, key: Key, batch: int) -> None:
@@ -98,9 +109,9 @@ class Published:
         before = self.pending.pop(key, None)
         entry = self.get(key)
         if entry.version == 0 and entry.file == 0:
-            self.index.erase(*key)
+            self._erase(key)
         else:
-            self.index.put(*key, entry._replace(pending=0))
+            self._put(key, entry._replace(pending=0))
         self._let_go(before, batch)
 
     def commit(self, key: Key, version: Version | None, batch: int) -> None:
@@ -109,9 +120,9 @@ class Published:
         old = self.get(key)
         used, chunks = self.usage.get(key[0], (0, 0))
         if version is None:
-            self.index.erase(*key)
+            self._erase(key)
         elif version.removed:
-            self.index.put(*key, Entry(version=version.version, chain_version=version.chain_version))
+            self._put(key, Entry(version=version.version, chain_version=version.chain_version))
         else:
             position, stored = 0, EMPTY
             if version.file >= 0:
@@ -119,7 +130,7 @@ class Published:
                 position, stored = file.position(version.slot), version.file + 1
                 used += file.block_bytes
             chunks += 1
-            self.index.put(*key, Entry(version.length, version.version, 0, position, stored, version.chain_version))
+            self._put(key, Entry(version.length, version.version, 0, position, stored, version.chain_version))
         self.tombstones += int(version is not None and version.removed) - int(old.version != 0 and old.file == 0)
         if old.file > 0:
             file = self._files[old.file - 1]
@@ -134,7 +145,7 @@ class Published:
         """The committed version lies in another block now, and is whole."""
         old, file = self.get(key), self._files[version.file]
         before = self._files[old.file - 1]
-        self.index.put(*key, old._replace(position=file.position(version.slot), file=version.file + 1))
+        self._put(key, old._replace(position=file.position(version.slot), file=version.file + 1))
         used, chunks = self.usage[key[0]]
         self.usage[key[0]] = (used + file.block_bytes - before.block_bytes, chunks)
         self._retire(Block(before.file_no, before.slot(old.position)), batch)
@@ -142,12 +153,14 @@ class Published:
 
     def mark(self, key: Key, version: int) -> None:
         """The bytes of the committed version are known to fail their sums."""
-        self.damaged = {**self.damaged, key: version}
+        with self._changing(key):
+            self.damaged = {**self.damaged, key: version}
 
     def unmark(self, key: Key) -> None:
         """They are not, or not any more."""
         if key in self.damaged:
-            self.damaged = {other: version for other, version in self.damaged.items() if other != key}
+            with self._changing(key):
+                self.damaged = {other: version for other, version in self.damaged.items() if other != key}
 
     def result(self, staged: Staged) -> None:
         """Remember what the update of a client's channel came to."""
@@ -163,3 +176,24 @@ class Published:
     def _let_go(self, version: Version | None, batch: int) -> None:
         if version is not None and version.file >= 0:
             self._retire(Block(version.file, version.slot), batch)
+
+    def _put(self, key: Key, entry: Entry) -> None:
+        with self._changing(key):
+            self.index.put(*key, entry)
+
+    def _erase(self, key: Key) -> None:
+        with self._changing(key):
+            self.index.erase(*key)
+
+    @contextmanager
+    def _changing(self, key: Key) -> Iterator[None]:
+        """Around whatever readers can see change."""
+        changes = self._changes
+        if changes is None:
+            yield
+            return
+        changes.begin(key[1], key[2])
+        try:
+            yield
+        finally:
+            changes.end(key[1], key[2])

@@ -154,6 +154,12 @@ class ReadPath:
         kept.names(engine, [place.block])
         return engine, place
 
+    def engine_of(self, chain: int) -> ChunkEngine | None:
+        """The engine of the target that answers reads of a chain, if one here does."""
+        table = self._serving.reads
+        target = int(table.target[chain]) if chain < len(table.target) else 0
+        return self._serving.engine(target) if target else None
+
     def number_of(self, engine: ChunkEngine, file_no: int) -> int:
         """How `find` names a file of an engine."""
         return self._number[id(engine)] << FILE_SHIFT | file_no

@@ -146,8 +146,9 @@ class Service:
         config = self._config
         features = Feature.NONE
         if hello.features & Feature.SAME_HOST:
-            peer.descriptors = self._locates.welcome(peer.user)
-            features = Feature.SAME_HOST if peer.descriptors is not None else Feature.NONE
+            keep = hello.features & Feature.KEEP
+            peer.descriptors = self._locates.welcome(peer.user, to_keep_places=bool(keep))
+            features = Feature.SAME_HOST | keep if peer.descriptors is not None else Feature.NONE
         peer.welcomed(max_head_bytes=self._max_head_bytes, max_body_bytes=config.max_body_bytes)
         said = storage_pb2.HelloReply(
             protocol=PROTOCOL,

@@ -20,11 +20,12 @@ from fs3.routing import Routing
 from fs3.runtime import SYSTEM, Lock, Runtime
 from fs3.sessions import SessionTable
 from fs3.storage import channel_core, craq_core
-from fs3.storage.chain_state import Acting, ChainState, Duty, ReadTable, Role
+from fs3.storage.chain_state import Acting, ChainState, Duty, Role
 from fs3.storage.chores import Chores
 from fs3.storage.engine_api import ChunkEngine, DedupEntry, DedupRecord
 from fs3.storage.forward import ForwardPort
 from fs3.storage.inspection import inspect
+from fs3.storage.read_table import ReadTable
 from fs3.storage.repair import Repair
 from fs3.storage.replication import Replication
 from fs3.storage.resync import Recovery

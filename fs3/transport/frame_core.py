@@ -61,6 +61,7 @@ class Feature(IntFlag):
 
     NONE = 0
     SAME_HOST = 1  # LOCATE, and descriptors of block files
+    KEEP = 2  # ... and of the counters by which a client knows whether a place still holds
 
 
 @dataclass(slots=True)

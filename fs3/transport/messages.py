@@ -65,11 +65,12 @@ META_REMOVED = 4
 META_NO_TARGET = 8
 LISTED = np.dtype([("hi", "<u8"), ("lo", "<u8"), ("version", "<u8"), ("chunk_length", "<u4"), ("reserved", "<u4")])
 
-PLACE = np.dtype([("file", "<u4"), ("reserved", "<u4"), ("position", "<u8")])
+PLACE = np.dtype([("file", "<u4"), ("state", "<u4"), ("position", "<u8")])
 
 SUM = np.dtype("<u4")
 FILE_KEY = np.dtype("<u4")  # of a descriptor that came with the answer to a LOCATE
 NO_FILE = 0xFFFFFFFF  # a PLACE's file where there is none, or no descriptor of it
+COUNTERS = 0xFFFF  # the lower half of the key of an engine's change counters; the upper half is the engine's number
 LIST_CHUNKS = 0xFFFFFFFF  # a QUERY record's offset that asks for every chunk of `hi`
 LIST_KIND = 0xFFFFFFFE  # ... for every chunk of the kind of `hi`, from (hi, lo) on
 MAX_LISTED = 65_536

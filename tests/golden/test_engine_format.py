@@ -106,6 +106,7 @@ def test_a_folder(tmp_path: Path) -> None:
     engine.close()
     assert sorted(path.name for path in (tmp_path / "disk").iterdir()) == [
         "BOOT",
+        "CHANGES",
         "ENGINE",
         "LOCK",
         "blocks",

@@ -160,7 +160,7 @@ def test_numbers_of_kinds_flags_and_operations() -> None:
     kinds = {"HELLO": 1, "READ": 2, "WRITE": 3, "QUERY": 4, "ACK": 5, "SYNC_LIST": 6, "SYNC_DONE": 7, "STATS": 8}
     kinds |= {"REPORT": 9, "SCRUB": 10, "INSPECT": 11, "CALL": 12, "LOCATE": 13}
     assert {kind.name: kind.value for kind in Kind} == kinds
-    assert (int(Feature.SAME_HOST), NO_FILE, FILE_KEY.str) == (1, 0xFFFFFFFF, "<u4")
+    assert (int(Feature.SAME_HOST), int(Feature.KEEP), NO_FILE, FILE_KEY.str) == (1, 2, 0xFFFFFFFF, "<u4")
     assert [int(flag) for flag in Flag] == [1, 2, 4, 8, 16]
     assert [flag.name for flag in Flag] == ["CHECKSUM", "TRAILER", "RELAXED", "NEED_ACK", "TO_KEEP"]
     assert [op.value for op in (Op.WRITE, Op.REPLACE, Op.REMOVE, Op.PUT_IF_ABSENT, Op.TRUNCATE)] == [1, 2, 3, 4, 5]

@@ -1,8 +1,8 @@
 """`make sim SEEDS=500 [SEED=n]`: many seeds on all cores, or one; a table of what occurred; exit 1 if all is not well.
 
 A seed that fails is printed with what was violated, the command that repeats it, and its story. With --coverage (the
-default from 500 seeds on) a run also fails if something that has to occur did not (sim_coverage.py). Ctrl-C, or SIGTERM,
-ends it with what there is so far.
+default from 500 seeds on) a run also fails if something that has to occur did not (sim_coverage.py). Ctrl-C or
+SIGTERM ends it with what there is so far.
 """
 
 from __future__ import annotations

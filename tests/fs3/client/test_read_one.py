@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fs3.client.read_one import Answer, Asked, Begun, read_one
+from fs3.client.plan_core import Asked
+from fs3.client.read_one import Answer, Begun, read_one
 from fs3.client.storage import ChunkUpdate, StorageClient
 from fs3.clock import deadline_after
 from fs3.errors import Busy, Corrupt, StaleRouting

@@ -288,6 +288,8 @@ def test_all_stopped_and_started_again_serve_quickly() -> None:
 class FewTargets:
     """As much of an engine as ChainState asks for."""
 
+    counters = None
+
     def __init__(self, targets: dict[int, int]) -> None:
         self._targets = {target: TargetRecord(target, chain) for target, chain in targets.items()}
         self.states: dict[tuple[int, bytes], bytes] = {}

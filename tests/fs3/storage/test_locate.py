@@ -17,6 +17,7 @@ from fs3 import checksum
 from fs3.clock import deadline_after
 from fs3.errors import Invalid, NotFound, StaleRouting
 from fs3.storage import file_locks
+from fs3.storage.descriptors import Budget, Descriptors
 from fs3.storage.locate import LocatePath
 from fs3.storage.reply import Kept
 from fs3.transport.frame_core import Feature, Flag, Header, Kind
@@ -351,7 +352,8 @@ def test_few_ranges_are_located_as_many_are(daemon: Any, chunks: dict[int, bytes
         if rng.random() < 0.05:
             ranges["chain_version"][0] += 1
         header, few_kept, many_kept = Header(Kind.LOCATE, number, count=len(asked)), Kept(), Kept()
-        few, many = path._few(header, ranges, few_kept), path._many(header, ranges, many_kept)
+        few = path._few(header, ranges, few_kept, Descriptors(Budget(0)))
+        many = path._many(header, ranges, many_kept)
         few_kept.release()
         many_kept.release()
         if few is not None:
