@@ -49,6 +49,7 @@ class ChangeCounters:
         try:
             os.posix_fallocate(fd, 0, _BYTES)  # a page without room on the disk would be a SIGBUS
             self._memory = mmap.mmap(fd, _BYTES)
+            self._inode = os.fstat(fd).st_ino
         finally:
             os.close(fd)
         self._words = memoryview(self._memory).cast("Q")
@@ -56,8 +57,17 @@ class ChangeCounters:
         self._words[0] = MAGIC
 
     def rely_until(self, until_s: float) -> None:
-        """What is here may be relied on until then (`lease_now_s`); 0: from now on no more."""
-        self._words[_UNTIL] = max(int(until_s * 1e9), 0)
+        """What is here may be relied on until then (`lease_now_s`); 0: from now on no more.
+
+        Nor if somebody has removed the file: the next run would not find what it has to end.
+        """
+        self._words[_UNTIL] = max(int(until_s * 1e9), 0) if self._is_there() else 0
+
+    def _is_there(self) -> bool:
+        try:
+            return os.stat(self._path).st_ino == self._inode
+        except OSError:
+            return False
 
     def begin(self, hi: int, lo: int) -> None:
         """A chunk is about to change."""

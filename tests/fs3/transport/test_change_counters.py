@@ -100,6 +100,16 @@ def test_nothing_holds_once_the_time_has_come(counters: ChangeCounters) -> None:
     assert view.hold(WORD, state)
 
 
+def test_nothing_is_relied_on_that_the_next_run_would_not_find(counters: ChangeCounters, tmp_path: Path) -> None:
+    view, state = view_of(counters), counters.state(*CHUNK)
+    (tmp_path / "CHANGES").unlink()
+    counters.rely_until(lease_now_s() + 100)
+    assert not view.hold(WORD, state)
+    (tmp_path / "CHANGES").write_bytes(bytes(40_000))
+    counters.rely_until(lease_now_s() + 100)
+    assert not view.hold(WORD, state)
+
+
 @pytest.mark.parametrize("how", ["closed", "the next run"])
 def test_nothing_holds_once_the_run_is_over(counters: ChangeCounters, tmp_path: Path, how: str) -> None:
     view, state = view_of(counters), counters.state(*CHUNK)
