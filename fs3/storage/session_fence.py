@@ -86,9 +86,10 @@ class SessionFence:
             raise StaleRouting(
                 f"target {target_id}: sessions are known up to {self._table.version} here, not {version}"
             )
-        if self._fence(engine, target_id) < version:
-            engine.put_state(target_id, FENCE, _packed(version))
-            self._raise(target_id, version)
+        fence = max(version, self._fence(engine, target_id))
+        if _unpacked(engine.get_state(target_id, FENCE)) < fence:  # on disk: `forget` writes it where it has forgotten
+            engine.put_state(target_id, FENCE, _packed(fence))
+            self._raise(target_id, fence)
 
     def forget(self, disk: int) -> float | None:
         """Drop the results of clients whose sessions have ended, from all targets of an engine. Raises: Fs3Error."""
@@ -105,8 +106,7 @@ class SessionFence:
     def _fence(self, engine: ChunkEngine, target_id: int) -> int:
         fence = self._fences.get(target_id)
         if fence is None:
-            said = engine.get_state(target_id, FENCE)
-            self._raise(target_id, int.from_bytes(said or b"", "little"))
+            self._raise(target_id, _unpacked(engine.get_state(target_id, FENCE)))
             fence = self._fences[target_id]
         return fence
 
@@ -117,3 +117,7 @@ class SessionFence:
 
 def _packed(version: int) -> bytes:
     return version.to_bytes(8, "little")
+
+
+def _unpacked(said: bytes | None) -> int:
+    return int.from_bytes(said or b"", "little")

@@ -375,8 +375,8 @@ MUTANTS: tuple[Mutant, ...] = (
             ),
             Patch(
                 _SESSIONS,
-                "        if self._fence(engine, target_id) < version:\n",
-                "        if version < 0:\n",
+                "        if _unpacked(engine.get_state(target_id, FENCE)) < fence:",
+                "        if fence < 0:",
             ),
             Patch("fs3/storage/write_path.py", "_FORGET_AFTER_S = 1.0 ", "_FORGET_AFTER_S = 0.0 "),
         ),
