@@ -5,8 +5,8 @@ A history shows a broken promise only where somebody reads the right chunk at th
 An update is one version      (craq_core.py) one (client, channel, seq) is committed as one version of one chunk, on
                               whatever replicas and however often it was sent
 Who has forgotten knows why   (session_fence.py) a target that serves, or was the last that did, and lacks the result
-                              of an update which its chain has applied, has the update pending, or knows, also after a
-                              restart, that the client's session is over
+                              of an update which its chain has applied, has the update pending, or knows that the
+                              client's session is over; also after a restart: its fence on disk says so
 Stored, then shown            (engine.py) what readers see of a synced chunk is on stable storage, committed or pending,
                               record and bytes
 Answers are given in time     (read_path.py, service.py) a read or a client's update is answered only while the daemon's
@@ -35,12 +35,13 @@ from sim_workload import Workload
 
 from fs3.ids import chunk_name
 from fs3.routing import Routing, TargetState
+from fs3.sessions import SessionTable
 from fs3.storage import metadata, service
 from fs3.storage.blocks import name_of
 from fs3.storage.published import Published
 from fs3.storage.read_path import ReadPath
 from fs3.storage.resync import _Pass
-from fs3.storage.session_fence import FENCE
+from fs3.storage.session_fence import FENCE, SessionFence
 from fs3.storage.target_core import Phase
 from fs3.transport.frame_core import Kind
 
@@ -71,8 +72,9 @@ class Promises:
     def __init__(self, sim: Simulation, cluster: Any) -> None:
         self.workload: Workload | None = None
         self._cluster = cluster
-        self._applied: dict[tuple[int, int, int], tuple[Chunk, int]] = {}  # client, channel, seq
+        self.applied: dict[tuple[int, int, int], tuple[Chunk, int]] = {}  # client, channel, seq
         self._last: dict[int, dict[tuple[int, int], tuple[int, Chunk]]] = {}  # chain -> client, channel -> seq, chunk
+        self._over: dict[int, int] = {}  # client -> the first table of sessions in which its own is over
         self._generation: dict[int, int] = {}
         self._replaced: set[tuple[int, int]] = set()
         self._disks_are_well = True
@@ -81,6 +83,7 @@ class Promises:
         self._read: Callable[..., Any] | None = None
         self._plain_reply: Callable[..., Any] | None = None
         self._content: Callable[..., Any] | None = None
+        self._adopt: Callable[..., bool] | None = None
         self._sim = sim
         sim.subscribe(self.hear, "routing", "disk", "frame")
 
@@ -120,6 +123,13 @@ class Promises:
                 self._is_last_resort(recovery, chunk)
             return found
 
+        self._adopt = adopt = SessionFence.adopt
+
+        def heard(fence: SessionFence, table: SessionTable) -> bool:
+            self._ended(table)
+            return adopt(fence, table)
+
+        SessionFence.adopt = heard  # type: ignore[method-assign]
         _Pass._content = passed_on  # type: ignore[method-assign]
         ReadPath.read = read_in_time  # type: ignore[method-assign]
         service.plain_reply = written_in_time
@@ -130,6 +140,8 @@ class Promises:
     def __exit__(self, *_: object) -> None:
         assert self._commit is not None and self._reply is not None
         assert self._read is not None and self._plain_reply is not None and self._content is not None
+        assert self._adopt is not None
+        SessionFence.adopt = self._adopt  # type: ignore[method-assign]
         _Pass._content = self._content  # type: ignore[method-assign]
         ReadPath.read = self._read  # type: ignore[method-assign]
         service.plain_reply = self._plain_reply
@@ -156,7 +168,7 @@ class Promises:
             return
         identity = (version.client, version.channel, version.seq)
         now = (key[1:], version.version)
-        was = self._applied.setdefault(identity, now)
+        was = self.applied.setdefault(identity, now)
         if was != now:
             said = "client {}, channel {}, number {}".format(*identity)
             raise WatchedChunk(
@@ -197,20 +209,31 @@ class Promises:
         if storage.daemon.writes.state.stand(target.target_id).phase not in _KEEPERS:
             return
         table = storage.daemon.writes._sessions._table
-        if int.from_bytes(engine.get_state(target.target_id, FENCE) or b"", "little") > table.version:
+        fence = int.from_bytes(engine.get_state(target.target_id, FENCE) or b"", "little")
+        if fence > table.version:
             return  # it is not sure of anybody
         for (client, channel), (seq, chunk) in self._last.get(target.chain_id, {}).items():
             entry = engine.dedup(target.target_id, client, channel)
-            if (entry is not None and entry.seq >= seq) or table.ended(client):
+            if entry is not None and entry.seq >= seq:
                 continue
             pending = engine._published.pending.get((target.target_id, *chunk))
             if pending is not None and (pending.client, pending.channel) == (client, channel):
                 continue
+            ended = table.ended(client)
+            if ended and fence >= self._over[client]:
+                continue
+            why = f", and after a restart not that the session is over: its fence is {fence}" if ended else ""
             raise ChainViolation(
                 target.chain_id,
                 f"target {target.target_id} of node {storage.node_id}, {target.state.name}, does not know update {seq}"
-                f" of client {client}, channel {channel}, which its chain has applied to {chunk_name(*chunk)}",
+                f" of client {client}, channel {channel}, which its chain has applied to {chunk_name(*chunk)}{why}",
             )
+
+    def _ended(self, table: SessionTable) -> None:
+        """A daemon hears of a table: results are forgotten by no other."""
+        for client in range(1, table.last_id + 1):
+            if table.ended(client):
+                self._over[client] = min(self._over.get(client, table.version), table.version)
 
     # Recovery leaves nothing out
 

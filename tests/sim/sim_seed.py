@@ -19,6 +19,7 @@ from sim_names import Names
 from sim_pairs import faults_of, mixed, overlap, pairs_of, shaped
 from sim_promises import Promises
 from sim_story import Story
+from sim_underway import UnderWay
 from sim_workload import Mix, Workload
 
 OPERATIONS = 220
@@ -61,6 +62,7 @@ class _Run:
         self.names: Names | None = None
         self.invariants = Invariants(self.sim, self.cluster)
         self.promises = Promises(self.sim, self.cluster)
+        self.under_way = UnderWay(self.cluster, self.promises)
         self.phases: dict[str, float] = {}
         if coverage is not None:
             coverage.begin_seed()
@@ -103,6 +105,7 @@ class _Run:
         with self._phase("check"):
             self.invariants.histories()
             self.invariants.at_rest()
+            self.under_way.at_rest()
             if names is not None:
                 names.at_rest()
             self.invariants.after_restart(power=sim.stream("restart").random() < 0.5)
@@ -158,7 +161,7 @@ def _run(
     chunk: Chunk | None = None
     chain: int | None = None
     try:
-        with run.invariants, run.promises, story or contextlib.nullcontext():
+        with run.invariants, run.promises, run.under_way, story or contextlib.nullcontext():
             run.go()
     except Violation as error:
         violation, kind = str(error), type(error).__name__
