@@ -1,4 +1,4 @@
-"""The fences of a daemon's targets, on disk and in memory; test_exactly_once.py walks through the rules that they serve."""
+"""The fences of a daemon's targets, on disk and in memory; test_exactly_once.py walks through what they are for."""
 
 from __future__ import annotations
 
