@@ -622,12 +622,39 @@ class Nemesis:
         return self._operates(kind, None, lambda: self.operator.restart_all(6 * self._lease_s))
 
     def _wall_clock_jumps(self, kind: str) -> bool:
+        if self.chance.random() < 0.5:
+            return self._boots_with_an_older_clock(kind, self._one(self.cluster.storages))
         machine = self._one(self.cluster.machines)
         by_s = self.chance.choice([-3_600.0, -5.0, -0.5, 0.5, 5.0, 86_400.0])
+        self._set_wall_clock(machine, by_s)
+        return self._begin(kind, machine, lambda: None, self._lasts(), by_s=by_s)
+
+    def _boots_with_an_older_clock(self, kind: str, storage: SimStorage) -> bool:
+        """So that a run of its daemon seems older than the one before it, of which heartbeats still arrive."""
+        if not storage.alive or storage.misplaced or storage.held:
+            return False
+        self._requests_met_twice("requests met twice")
+        by_s = self.chance.choice([-3_600.0, -60.0])
+
+        over = False
+
+        def boots() -> None:
+            if not over and storage.alive and not self._stopped(storage):
+                self._set_wall_clock(storage, by_s)
+                storage.kill("its machine boots, with another clock")
+
+        def end() -> None:
+            nonlocal over
+            over = True
+            storage.start_again()
+
+        self.sim.after(self._lease_s * self.chance.uniform(0.2, 0.6), boots)
+        return self._begin(kind, storage, end, self._lease_s * self.chance.uniform(0.7, 0.9), by_s=by_s)
+
+    def _set_wall_clock(self, machine: SimMachine, by_s: float) -> None:
         machine.wall_s += by_s
         if machine.alive:
             machine.process.wall_s += by_s
-        return self._begin(kind, machine, lambda: None, self._lasts(), by_s=by_s)
 
 
 def _pending(engine: Any) -> list[tuple[str, int, int]]:
