@@ -27,6 +27,7 @@ from fs3.storage.metadata import FLAG_OS, PENDING, chunk_key, unpack_pending
 from fs3.storage.reassembly_core import Frame
 from fs3.transport.frame_core import Kind
 
+_FORGOTTEN_S = 1.5  # after a session's end daemons have forgotten its results
 T = TypeVar("T")
 End = Callable[[], None]
 
@@ -306,8 +307,27 @@ class Nemesis:
         return others if self.chance.random() < 0.3 else self.chance.sample(others, self.chance.randint(1, len(others)))
 
     def _no_way_to_the_mgmtds(self, kind: str) -> bool:
+        if self.cluster.shape.session_s < 5 and self.chance.random() < 0.4:
+            return self._hears_nobody(kind, self._one(self.cluster.clients))
         machine = self._one(self.cluster.storages + self.cluster.clients)  # type: ignore[operator]
         return self._cuts(kind, machine, [mgmtd.name for mgmtd in self.cluster.mgmtds])
+
+    def _hears_nobody(self, kind: str, client: SimMachine) -> bool:
+        """What it changes now is changed, and it is not told; when it is, its session is over, and forgotten."""
+        network = self.cluster.network
+        pairs = [(storage.name, client.name) for storage in self.cluster.storages]
+        mgmtds = [(client.name, mgmtd.name) for mgmtd in self.cluster.mgmtds]
+        for one_way, some in ((True, pairs), (False, mgmtds)):
+            for pair in some:
+                network.cut(*pair, one_way=one_way)
+
+        def end() -> None:
+            for one_way, some in ((True, pairs), (False, mgmtds)):
+                for pair in some:
+                    network.mend(*pair, one_way=one_way)
+
+        lasts_s = self.cluster.shape.session_s + _FORGOTTEN_S + self._lease_s * self.chance.random()
+        return self._begin(kind, client, end, lasts_s, between=[*mgmtds, *pairs])
 
     def _no_way_to_the_store(self, kind: str) -> bool:
         machine = self._one([self._mgmtd(), *self.cluster.metas])

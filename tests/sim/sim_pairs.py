@@ -21,6 +21,8 @@ _PAIRS: list[tuple[str, str]] = [
 _TRIES = 12
 _SLOW_BYTES_S = 20_000
 _IMPATIENT_S = (0.3, 0.3, 2.0, 30.0)
+_PATIENT_S = 30.0
+_SHORT_SESSION_S = 1.5
 ROUND = 500
 
 
@@ -42,14 +44,19 @@ def shaped(shape: Shape, faults: Sequence[str]) -> Shape:
     # What hangs on its way to a replica that is filled should find it being filled when it arrives.
     bytes_s = min(shape.recovery_bytes_s, _SLOW_BYTES_S) if "connections hang" in faults else shape.recovery_bytes_s
     wipes = shape.wipes or not NEED_WIPES.isdisjoint(faults)
-    return replace(shape, metas=metas, wipes=wipes, recovery_bytes_s=bytes_s)
+    # Who cannot reach a mgmtd should find his session over, and what it did forgotten, while the faults go on.
+    session_s = min(shape.session_s, _SHORT_SESSION_S) if "no way to the mgmtds" in faults else shape.session_s
+    return replace(shape, metas=metas, wipes=wipes, recovery_bytes_s=bytes_s, session_s=session_s)
 
 
 def mixed(mix: Mix, faults: Sequence[str]) -> Mix:
     """Work of which they can make something: a power loss of all undoes what nobody had synced; what hangs is late
-    where others have changed the same chunk meanwhile, and whoever sent it has given up soon."""
+    where others have changed the same chunk meanwhile, and whoever sent it has given up soon; who cannot reach a mgmtd
+    has not given up when his session is over."""
     if "connections hang" in faults:
         mix = replace(mix, hot=2, cold=min(mix.cold, 2), pause_s=min(mix.pause_s, 0.1), deadlines_s=_IMPATIENT_S)
+    if "no way to the mgmtds" in faults:
+        mix = replace(mix, deadlines_s=(*mix.deadlines_s, _PATIENT_S))
     return replace(mix, os_share=max(mix.os_share, 0.7)) if "all storages lose power" in faults else mix
 
 
