@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from sim_cluster import Cluster, SimMachine, SimMgmtd, SimStorage
 from sim_identity import mistake
 from sim_kernel import SimProcess, Simulation
+from sim_late import Late
 from sim_network import Hung, Wire
 from sim_operator import SimOperator
 from sim_store import STORE
@@ -92,6 +93,7 @@ class Nemesis:
         self.operator.start()
         self.chance = sim.stream("faults")
         self._lease_s = cluster.shape.lease_s
+        self._late = Late(sim, cluster, self.chance, self._lease_s)
         self._ends: dict[int, tuple[str, End]] = {}
         self._number = 0
         count = self.chance.choice([2, 3, 4, 6, 9, len(KINDS)])
@@ -348,10 +350,13 @@ class Nemesis:
         enough for whoever sent it to have given up, gone another way, and forgotten it; or, of some, soon after they
         have given up, when nothing else may have changed but that they have gone another way.
 
-        Or whatever is sent next to replicas that are being filled hangs, now and then.
+        Or whatever is sent next to replicas that are being filled hangs, now and then; or what will arrive when it does
+        most harm (sim_late.py).
         """
         network = self.cluster.network
         lasts_s = self._lease_s * self.chance.choice([0.3, 1.0, 3.0, 6.0]) * self.chance.uniform(0.5, 1.5)
+        if network.catch is None and (end_late := self._arrives_late()) is not None:
+            return self._begin(kind, None, end_late, max(lasts_s, 3 * self._lease_s), until="it is too late")
         if network.catch is None and self.chance.random() < 0.5:
             hung = Hung(self.sim, self.chance, self._lease_s, soon=True)
             storages = {storage.name for storage in self.cluster.storages}
@@ -388,6 +393,14 @@ class Nemesis:
         return self._begin(
             kind, None, hung.resume_all, lasts_s, between=[wire.names for wire in chosen], sent_by=sent_by
         )
+
+    def _arrives_late(self) -> End | None:
+        drawn = self.chance.random()
+        if drawn < 0.3 and self.cluster.shape.tombstone_s <= 1.0:
+            return self._late.updates()
+        if 0.3 <= drawn < 0.6:
+            return self._late.recovery(partial(self._crashes, "storage crash"))
+        return None
 
     def _syncing(self) -> set[str]:
         """The storages of which a target is being filled."""
@@ -477,6 +490,8 @@ class Nemesis:
         self.corrupted = True
         lasts_s = self._lasts()
         self._pending_bytes_change(storage, self.sim.now + lasts_s)
+        if self.cluster.network.catch is None and self.chance.random() < 0.5:
+            return self._begin(kind, storage, self._late.good_bytes(storage), max(lasts_s, 3 * self._lease_s))
         return self._begin(kind, storage, lambda: None, lasts_s)
 
     def _with_changed_bytes(self, lose: Callable[[], None], until_s: float) -> None:

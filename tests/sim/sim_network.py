@@ -195,13 +195,23 @@ class Wire:
 
 
 class Hung:
-    """Wires that hang, until they are resumed; `soon`: those that their senders give up, a little after that."""
+    """Wires that hang, until they are resumed; `soon`: those that their senders give up, a little after that, or, with
+    `when`, as soon as that says so of one."""
 
-    def __init__(self, sim: Simulation, chance: random.Random, lease_s: float, *, soon: bool) -> None:
+    def __init__(
+        self,
+        sim: Simulation,
+        chance: random.Random,
+        lease_s: float,
+        *,
+        soon: bool,
+        when: Callable[[Wire], bool] | None = None,
+    ) -> None:
         self._sim = sim
         self._chance = chance
         self._lease_s = lease_s
         self._soon = soon
+        self._when = when
         self._held: dict[int, tuple[Wire, int]] = {}
 
     def hang(self, wire: Wire, end: int) -> None:
@@ -221,8 +231,11 @@ class Hung:
     def _look(self, wire: Wire, end: int) -> None:
         if wire.number not in self._held:
             return
-        if wire.open[end]:
+        if wire.open[end] if self._when is None else not self._when(wire):
             self._sim.after(0.01 * self._lease_s, lambda: self._look(wire, end))
+            return
+        if self._when is not None:
+            self._resume(wire.number)
             return
         after_s = self._lease_s * self._chance.choice([0.003, 0.03, 0.3, 2.0]) * self._chance.random()
         self._sim.after(after_s, lambda: self._resume(wire.number))

@@ -23,6 +23,7 @@ _SLOW_BYTES_S = 20_000
 _IMPATIENT_S = (0.3, 0.3, 2.0, 30.0)
 _PATIENT_S = 30.0
 _SHORT_SESSION_S = 1.5
+_SHORT_TOMBSTONE_S = 0.5
 ROUND = 500
 
 
@@ -46,7 +47,11 @@ def shaped(shape: Shape, faults: Sequence[str]) -> Shape:
     wipes = shape.wipes or not NEED_WIPES.isdisjoint(faults)
     # Who cannot reach a mgmtd should find his session over, and what it did forgotten, while the faults go on.
     session_s = min(shape.session_s, _SHORT_SESSION_S) if "no way to the mgmtds" in faults else shape.session_s
-    return replace(shape, metas=metas, wipes=wipes, recovery_bytes_s=bytes_s, session_s=session_s)
+    # What hangs is too late where a removal has been forgotten meanwhile.
+    tombstone_s = min(shape.tombstone_s, _SHORT_TOMBSTONE_S) if "connections hang" in faults else shape.tombstone_s
+    return replace(
+        shape, metas=metas, wipes=wipes, recovery_bytes_s=bytes_s, session_s=session_s, tombstone_s=tombstone_s
+    )
 
 
 def mixed(mix: Mix, faults: Sequence[str]) -> Mix:
