@@ -487,7 +487,7 @@ MUTANTS: tuple[Mutant, ...] = (
         _REPLICATION,
         "        if now is not None and now.version == item.role.version:\n            return None\n",
         "        if now is not None:\n            return None\n",
-        faults=("connections hang",),
+        faults=("wall clock jumps", "connections hang"),
     ),
     # Election
     _one(
