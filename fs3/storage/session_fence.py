@@ -54,6 +54,7 @@ class SessionFence:
     def __init__(self, engines: Mapping[int, ChunkEngine], *, runtime: Runtime = SYSTEM) -> None:
         self._engines = engines
         self._lock = runtime.lock()
+        self._storing = runtime.lock()  # held while fences are written: none may go back
         self._table = SessionTable()
         self._fences: dict[int, int] = {}
 
@@ -86,21 +87,23 @@ class SessionFence:
             raise StaleRouting(
                 f"target {target_id}: sessions are known up to {self._table.version} here, not {version}"
             )
-        fence = max(version, self._fence(engine, target_id))
-        if _unpacked(engine.get_state(target_id, FENCE)) < fence:  # on disk: `forget` writes it where it has forgotten
-            engine.put_state(target_id, FENCE, _packed(fence))
-            self._raise(target_id, fence)
+        with self._storing:
+            fence = max(version, self._fence(engine, target_id))
+            if _unpacked(engine.get_state(target_id, FENCE)) < fence:  # `forget` writes it only where it has forgotten
+                engine.put_state(target_id, FENCE, _packed(fence))
+                self._raise(target_id, fence)
 
     def forget(self, disk: int) -> float | None:
         """Drop the results of clients whose sessions have ended, from all targets of an engine. Raises: Fs3Error."""
-        engine, table = self._engines[disk], self._table
-        ended = {client for client in engine.result_clients() if table.ended(client)}
-        if ended:
-            if any(self._fence(engine, target_id) > table.version for target_id in engine.targets()):
-                return _AGAIN_S  # a fence never goes back
-            for target_id in engine.targets():
-                self._raise(target_id, table.version)
-            engine.forget_clients(ended, FENCE, _packed(table.version))
+        with self._storing:
+            engine, table = self._engines[disk], self._table
+            ended = {client for client in engine.result_clients() if table.ended(client)}
+            if ended:
+                if any(self._fence(engine, target_id) > table.version for target_id in engine.targets()):
+                    return _AGAIN_S  # a fence never goes back
+                for target_id in engine.targets():
+                    self._raise(target_id, table.version)
+                engine.forget_clients(ended, FENCE, _packed(table.version))
         return None
 
     def _fence(self, engine: ChunkEngine, target_id: int) -> int:

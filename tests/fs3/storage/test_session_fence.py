@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Set
 from typing import Any, cast
 
@@ -68,3 +69,24 @@ def test_a_fence_never_goes_back() -> None:
     fence.forget(0)
     fence.follow(engine, 1, 1)
     assert disk.stored == {1: 2} and fence.version(engine, 1) == 2
+
+
+def test_nor_while_a_newer_table_is_followed_at_the_same_time() -> None:
+    """Forgetting takes several batches; here it is told of the newer table between the first and the second."""
+    disk = Disk({1: {7}, 2: {7}})
+    fence, engine = daemon(disk)
+    fence.adopt(SessionTable(version=2, last_id=9, live=frozenset({8, 9})))
+    put_state = disk.put_state
+    following = threading.Thread(target=lambda: fence.follow(engine, 2, 3))
+
+    def put(target_id: int, key: bytes, value: bytes) -> None:
+        put_state(target_id, key, value)
+        if target_id == 1:
+            fence.adopt(SessionTable(version=3, last_id=9, live=frozenset({9})))
+            following.start()
+            following.join(0.2)
+
+    disk.put_state = put  # type: ignore[method-assign]
+    fence.forget(0)
+    following.join()
+    assert disk.stored == {1: 2, 2: 3}
