@@ -59,7 +59,6 @@ class NodeAgent:
         on_create: Callable[[list[mgmtd_pb2.CreateTarget]], None],
         on_drop: Callable[[list[int]], None] = lambda target_ids: None,
         on_sessions: Callable[[SessionTable], None] = lambda table: None,
-        on_lease: Callable[[float], None] = lambda serve_until_s: None,
         call: ControlCall | None = None,
         now: Callable[[], float] = lease_now_s,
     ) -> None:
@@ -77,7 +76,6 @@ class NodeAgent:
         self._on_create = on_create
         self._on_drop = on_drop
         self._on_sessions = on_sessions
-        self._on_lease = on_lease
         self._own_calls = FrameCalls(MGMTD) if call is None else None
         self._call_one: ControlCall = call or self._own_calls  # type: ignore[assignment]
         self._now = now
@@ -228,7 +226,6 @@ class NodeAgent:
             self._learn(reply.routing)
         self._renewed_s = sent_s  # not before: what the routing takes off duty must not answer on the new lease
         self._lease_s = reply.lease_ms / 1000
-        self._on_lease(self.serve_until_s)
         self._registered.set()
         if reply.create:
             self._on_create(list(reply.create))

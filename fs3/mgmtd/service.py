@@ -7,6 +7,7 @@ the cluster is, anyone says.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 
 from fs3 import __version__
@@ -19,10 +20,12 @@ from fs3.mgmtd.primary import Primary
 from fs3.mgmtd.probe import refuses_connections
 from fs3.pb import common_pb2, mgmtd_pb2
 from fs3.routing import Node, routing_to_pb
+from fs3.transport.change_counters import RELY_S
 from fs3.transport.credentials import PROTOCOL
 
 _LONGEST_POLL_S = 60.0
 _PROBE_S = 0.5
+_RELIED_ON_S = 2 * RELY_S  # to be sure, whatever the two clocks do in so short a time
 
 Refuses = Callable[[tuple[str, ...], float], Awaitable[bool]]
 
@@ -100,12 +103,16 @@ class MgmtdService:
         return common_pb2.Empty()
 
     async def _probe(self, primary: Primary, node: Node) -> None:
-        """End the lease of a daemon at whose endpoints nobody listens. Raises: NotPrimary, Fs3Error of the store."""
+        """End the lease of a daemon at whose endpoints nobody listens, once no client relies on what it knew.
+
+        Raises: NotPrimary, Fs3Error of the store.
+        """
         if node.node_id in self._probing:
             return
         self._probing.add(node.node_id)
         try:
             if await self._refuses(node.endpoints, _PROBE_S):
+                await asyncio.sleep(_RELIED_ON_S)
                 await self._still(primary).refused(node.node_id, node.generation)
         finally:
             self._probing.discard(node.node_id)

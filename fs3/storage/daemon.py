@@ -25,6 +25,7 @@ from fs3.storage.scrub import Scrubber, scrub_json
 from fs3.storage.service import Service
 from fs3.storage.share_core import Share
 from fs3.storage.write_path import WritePath
+from fs3.transport.change_counters import RELY_S
 from fs3.transport.connection import Connection, OpenConnection
 from fs3.transport.credentials import PROTOCOL, Credentials
 
@@ -56,6 +57,7 @@ class StorageDaemon:
         self._runtime = runtime
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping = False
+        self._relying = runtime.lock()
         hello = storage_pb2.Hello(
             protocol=PROTOCOL,
             cluster_id=credentials.cluster_id,
@@ -124,9 +126,10 @@ class StorageDaemon:
             on_create=self.writes.on_create,
             on_drop=self.writes.on_drop,
             on_sessions=self.writes.on_sessions,
-            on_lease=self._leased,
             **ports,
         )
+        if any(engine.counters is not None for engine in self.engines):
+            self._runtime.spawn(self._keep_relied_on, name="fs3-rely")
         return self.agent
 
     async def serve(self, stop: asyncio.Event, *, wind_down: Callable[[], None]) -> None:
@@ -166,13 +169,19 @@ class StorageDaemon:
 
     def _stop_serving(self) -> None:
         """Take on nothing new; clients of this host do not rely on what they know of it any more."""
-        self._stopping = True
-        self._rely_until(0.0)
-
-    def _leased(self, serve_until_s: float) -> None:
-        self._rely_until(serve_until_s)
-        if self._stopping:  # perhaps since a moment ago
+        with self._relying:
+            self._stopping = True
             self._rely_until(0.0)
+
+    def _keep_relied_on(self) -> None:
+        """Have clients of this host rely on the change counters, a little ahead at a time (change_counters.py)."""
+        while True:
+            with self._relying:
+                if self._stopping:
+                    return
+                if self.agent is not None:
+                    self._rely_until(min(self.agent.serve_until_s, self._runtime.now_s() + RELY_S))
+            self._runtime.sleep(RELY_S / 5)
 
     def _rely_until(self, until_s: float) -> None:
         for engine in self.engines:

@@ -12,7 +12,11 @@ A file of 4,096 words (u64, little-endian) in the engine's folder, mapped by bot
 A counter is odd while something is being changed, and even again, and larger, when the change can be seen and before
 anybody is told of it. A place goes with the sum of its two counters, read before it was looked up (`state`). As long as
 that is the sum, and the time has not come, the place is right, no other bytes lie there, and the daemon may serve them.
-Who opens the engine next ends the file of the run before, first of all. Format: proto/data_plane.md.
+Who opens the engine next ends the file of the run before, first of all.
+
+A daemon that has died does not answer, so mgmtd, which finds its ports closed, need not wait for its lease. But its
+counters stand still, and what others write then is not in them. So the time is never more than RELY_S ahead, a thread
+of the daemon moves it on, and mgmtd waits that long before it has others go on. Format: proto/data_plane.md.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ from pathlib import Path
 
 from fs3.clock import lease_now_ns
 
+RELY_S = 0.25  # at most so long after a daemon's death is what it shared relied on; mgmtd waits for that
 WORDS = 4_096
 NOT_KEPT = 0xFFFFFFFF  # a state that no place may be kept with
 MAGIC = 0x3130_4E41_4843_3366  # "f3CHAN01"
