@@ -66,7 +66,7 @@ class ChangeCounters:
 
         Nor if somebody has removed the file: the next run would not find what it has to end.
         """
-        self._words[_UNTIL] = max(int(until_s * 1e9), 0) if self._is_there() else 0
+        self._words[_UNTIL] = int(max(until_s, 0.0) * 1e9) if self._is_there() else 0
 
     def _is_there(self) -> bool:
         try:

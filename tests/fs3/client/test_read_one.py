@@ -41,9 +41,8 @@ def plainly(client: StorageClient, offset: int, length: int, *, lo: int = 0) -> 
 
 
 def test_any_range_equals_memory(cluster, data) -> None:
-    client = StorageClient(
-        cluster.mgmtd, timeout_s=20.0, client_id=78, hedging=None
-    )  # else a late answer is handed over
+    # Without hedging, which hands over what is late.
+    client = StorageClient(cluster.mgmtd, timeout_s=20.0, client_id=78, hedging=None)
     rng = np.random.default_rng(4)
     for number in range(300):
         unit = [1, 4 << 10, 256 << 10][number % 3]

@@ -93,7 +93,7 @@ def test_changes_of_other_chunks_are_none_of_its_business(counters: ChangeCounte
 def test_nothing_holds_once_the_time_has_come(counters: ChangeCounters) -> None:
     view, state = view_of(counters), counters.state(*CHUNK)
     assert view.hold(WORD, state)
-    for until_s in (lease_now_s(), 0.0, -5.0):
+    for until_s in (lease_now_s(), 0.0, -5.0, float("-inf")):
         counters.rely_until(until_s)
         assert not view.hold(WORD, state)
     counters.rely_until(lease_now_s() + 1)
