@@ -113,6 +113,11 @@ class Peers:
             self._closed.set()
         self._begin(None)
 
+    def never_again(self) -> None:
+        """Be closed, whatever state it is in."""
+        self._closed = SYSTEM.event()
+        self._closed.set()
+
     def identity(self, deadline_s: float | None = None) -> Identity:
         """Under which changes are made now. Blocks if that needs a new session. Raises: as `identity_of`."""
         if self._given is not None:
@@ -264,7 +269,10 @@ _living: weakref.WeakSet[Peers] = weakref.WeakSet()
 
 def _after_fork_in_child() -> None:
     for peers in list(_living):
-        peers.begin_again()
+        try:
+            peers.begin_again()
+        except Exception:  # noqa: BLE001  # the others must not go on as if they were the parent's
+            peers.never_again()
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

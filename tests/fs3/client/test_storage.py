@@ -458,6 +458,28 @@ def test_a_forked_child_is_another_client(cluster, client) -> None:
     client.write([update(4, b"parent again")])
 
 
+def test_one_client_that_cannot_begin_again_in_a_child_does_not_keep_the_others_from_it(cluster, client) -> None:
+    read(client, (0, 0, 10))
+    hurt = [StorageClient(cluster.mgmtd, client_id=200 + number) for number in range(8)]
+    for other in hurt:
+        other.peers.begin_again = lambda: 1 / 0  # type: ignore[method-assign]
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            client.write([update(4, b"child")])
+            for other in hurt:
+                with pytest.raises(Unavailable, match="closed"):
+                    read(other, (4, 0, 5))
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert {client_id for client_id, _ in cluster.shared.seen} == {cluster.mgmtd.sessions + 1_000}
+    for other in hurt:
+        other.close()
+
+
 def test_a_closed_client_says_so(cluster, client) -> None:
     client.close()
     with pytest.raises(Unavailable):
