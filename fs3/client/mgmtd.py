@@ -183,7 +183,7 @@ class MgmtdClient:
                 self._suspected.clear()
         request = mgmtd_pb2.SuspectRequest(node_id=node_id, generation=generation)
         with contextlib.suppress(Fs3Error):
-            self._service.call("Suspect", request, timeout_s=1.0, credentials=self.credentials)
+            self._service.call("Suspect", request, timeout_s=2.0, credentials=self.credentials)
 
     def session_id(self, deadline_s: float | None = None) -> int:
         """This process's session, under which it changes data; the first call opens it. Blocks.

@@ -157,7 +157,7 @@ class NodeAgent:
         """Tell mgmtd that this node was refused or reset; it looks for itself. A mgmtd out of reach is no error."""
         with contextlib.suppress(Unavailable):
             request = mgmtd_pb2.SuspectRequest(node_id=node_id, generation=generation)
-            await self._call("Suspect", request, timeout_s=1.0)
+            await self._call("Suspect", request, timeout_s=2.0)
 
     async def _renew(self) -> None:
         while True:
