@@ -21,12 +21,7 @@ and these are made together with the second rule that would hold:
     no settling after a change of a chain   whoever works on a version finishes it, or leaves the chore behind
     SYNC_DONE not comparing tables          a target has the table by the time that its predecessor forgets by it
     repair with another version             the sum of sums, and the version once more under the chunk's lock
-
-One has not been found: restart-not-noticed. A daemon hears of no routing before the answer to its first heartbeat, by
-which mgmtd has taken its targets off duty; so what it would do about a routing that has them SERVING shows only where
-that decision could not be committed, another heartbeat came before the next one, and nobody had noticed that the run
-before was gone: then a routing with the new generation has them SERVING, and the next heartbeat, which does not speak for
-them, takes a daemon out that serves (sim_invariants.py looks for that).
+    serving again at once after a restart   mgmtd answers a run's first heartbeat once its targets are off duty
 """
 
 from __future__ import annotations
@@ -317,13 +312,25 @@ MUTANTS: tuple[Mutant, ...] = (
         "    Phase.STALE: LocalState.ONLINE,",
         "    Phase.STALE: LocalState.UPTODATE,",
     ),
-    _one(
+    Mutant(
         "restart-not-noticed",
-        "a daemon that was restarted speaks for its targets before it has seen them off duty",
-        _TARGET,
-        "    if phase is Phase.BROKEN or (phase is Phase.HELD and not ours):\n        return stand",
-        "    if phase is Phase.BROKEN:\n        return stand\n    if phase is Phase.HELD and place is not None:\n"
-        "        return Stand(Phase.SERVING if place.state is TargetState.SERVING else Phase.CLEARING)",
+        "a daemon that was restarted serves as it did before, and is answered before its targets are off duty",
+        (
+            Patch(
+                _TARGET,
+                "    if phase is Phase.BROKEN or (phase is Phase.HELD and not ours):\n        return stand",
+                "    if phase is Phase.BROKEN:\n        return stand\n    if phase is Phase.HELD and place is not None:\n"
+                "        return Stand(Phase.SERVING if place.state is TargetState.SERVING else Phase.CLEARING)",
+            ),
+            Patch(
+                _PRIMARY,
+                "        if news or new_disks or verdict != Heard.RENEWED or self._bootstrap_is_due():\n",
+                "        if verdict == Heard.STARTED and self.routing.ready:\n"
+                "            self._undecided = True\n            self._wake.set()\n"
+                "        elif news or new_disks or verdict != Heard.RENEWED or self._bootstrap_is_due():\n",
+            ),
+        ),
+        faults=("storage crash", "slow network"),
     ),
     _one(
         "two-last-servers",
