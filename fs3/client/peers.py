@@ -271,7 +271,7 @@ def _after_fork_in_child() -> None:
     for peers in list(_living):
         try:
             peers.begin_again()
-        except Exception:  # noqa: BLE001  # the others must not go on as if they were the parent's
+        except BaseException:  # noqa: BLE001  # the others must not go on as if they were the parent's
             peers.never_again()
 
 
