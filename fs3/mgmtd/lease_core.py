@@ -9,6 +9,8 @@ Of two generations the higher was started later, unless the clock of the node's 
 is not known to have been replaced waits until the lease of the higher has ended: it may be the late heartbeat of a
 daemon that is gone, which must not end its successor. So does one that is known to have been replaced and is the
 higher: its clock had not gone back yet, and the one after it lives; or that was the late heartbeat, and will be silent.
+And so does one that was told to wait before the current one came: it was there first, and a late heartbeat of it may be
+all that is left, however its clock was set.
 
 A daemon that is started again listens where it did before, so the one before it is gone. One that listens elsewhere may
 be a second one by mistake, with a copy of the configuration: it waits until the lease of the first has ended.
@@ -43,6 +45,7 @@ class _Lease:
     heard: bool
     retired: deque[int] = field(default_factory=lambda: deque(maxlen=_RETIRED_KEPT))
     parted: deque[int] = field(default_factory=lambda: deque(maxlen=_RETIRED_KEPT))
+    early: deque[int] = field(default_factory=lambda: deque(maxlen=_RETIRED_KEPT))  # were told to wait
 
 
 class LeaseTable:
@@ -61,7 +64,7 @@ class LeaseTable:
         """Count a heartbeat that arrived at `now_s`; `elsewhere`: it listens where the one that is known does not.
 
         RETIRED changes nothing: this daemon was stopped, or a later one has taken the id. Neither does EARLY: one with
-        a higher generation, one elsewhere, or one that has replaced it, still has its lease.
+        a higher generation, one elsewhere, or one that has replaced it or come after it, still has its lease.
         """
         lease = self._leases.get(node_id)
         if lease is None:
@@ -70,7 +73,10 @@ class LeaseTable:
         if generation in lease.parted or (generation < lease.generation and generation in lease.retired):
             return Heard.RETIRED
         other = generation != lease.generation
-        if lease.alive and other and (generation < lease.generation or generation in lease.retired or elsewhere):
+        before = generation < lease.generation or generation in lease.retired or generation in lease.early
+        if lease.alive and other and (before or elsewhere):
+            if generation not in lease.early:
+                lease.early.append(generation)
             return Heard.EARLY
         if generation != lease.generation:
             lease.retired.append(lease.generation)

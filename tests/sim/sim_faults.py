@@ -665,7 +665,8 @@ class Nemesis:
         return self._begin(kind, machine, lambda: None, self._lasts(), by_s=by_s)
 
     def _boots_with_an_older_clock(self, kind: str, storage: SimStorage) -> bool:
-        """So that a run of its daemon seems older than the one before it, of which heartbeats still arrive."""
+        """So that a run of its daemon seems older than the one before it, of which heartbeats still arrive; often once
+        more before that run has had its turn."""
         if not storage.alive or storage.misplaced or storage.held:
             return False
         self._requests_met_twice("requests met twice")
@@ -682,6 +683,8 @@ class Nemesis:
             nonlocal over
             over = True
             storage.start_again()
+            if self.sim.now < self._until_s and self.chance.random() < 0.5:
+                self._boots_with_an_older_clock(kind, storage)
 
         self.sim.after(self._lease_s * self.chance.uniform(0.2, 0.6), boots)
         return self._begin(kind, storage, end, self._lease_s * self.chance.uniform(0.7, 0.9), by_s=by_s)

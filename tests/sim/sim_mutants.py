@@ -476,7 +476,10 @@ MUTANTS: tuple[Mutant, ...] = (
         "        if generation in lease.parted or (generation < lease.generation and generation in lease.retired):\n"
         "            return Heard.RETIRED\n"
         "        other = generation != lease.generation\n"
-        "        if lease.alive and other and (generation < lease.generation or generation in lease.retired or elsewhere):\n"
+        "        before = generation < lease.generation or generation in lease.retired or generation in lease.early\n"
+        "        if lease.alive and other and (before or elsewhere):\n"
+        "            if generation not in lease.early:\n"
+        "                lease.early.append(generation)\n"
         "            return Heard.EARLY\n",
         "",
     ),
@@ -484,8 +487,16 @@ MUTANTS: tuple[Mutant, ...] = (
         "replaced-run-comes-back",
         "a late heartbeat of a run that was replaced ends its successor, where the clock went back between them",
         "fs3/mgmtd/lease_core.py",
-        "(generation < lease.generation or generation in lease.retired or elsewhere)",
-        "(generation < lease.generation or elsewhere)",
+        "generation < lease.generation or generation in lease.retired or generation in lease.early",
+        "generation < lease.generation or generation in lease.early",
+        faults=("wall clock jumps",),
+    ),
+    _one(
+        "run-that-waited-comes-back",
+        "a late heartbeat of a run that was told to wait ends the one that was heard next, where the clock went back",
+        "fs3/mgmtd/lease_core.py",
+        "generation < lease.generation or generation in lease.retired or generation in lease.early",
+        "generation < lease.generation or generation in lease.retired",
         faults=("wall clock jumps",),
     ),
     _one(
@@ -683,8 +694,8 @@ MUTANTS: tuple[Mutant, ...] = (
         "second-daemon-taken-in",
         "a second daemon with a node's id takes it from the first, which serves",
         "fs3/mgmtd/lease_core.py",
-        "(generation < lease.generation or generation in lease.retired or elsewhere)",
-        "(generation < lease.generation or generation in lease.retired)",
+        "        if lease.alive and other and (before or elsewhere):\n",
+        "        if lease.alive and other and before:\n",
         faults=("a storage daemon is started twice",),
     ),
     _one(

@@ -62,6 +62,19 @@ def test_the_late_heartbeat_of_one_whose_clock_was_ahead_ends_no_successor() -> 
     assert table.heard(A, 10, 14.0) == Heard.STARTED, "a third run, by a clock that is right again"
 
 
+def test_the_late_heartbeat_of_one_that_was_told_to_wait_ends_no_successor() -> None:
+    """Its machine's clock went back before each of three runs, and the second never had its turn."""
+    table = LeaseTable(10.0)
+    table.heard(A, 9, 0.0)
+    assert table.heard(A, 5, 8.0) == Heard.EARLY
+    assert table.expire(10.0) == [A]
+    assert table.heard(A, 4, 11.0) == Heard.STARTED
+    assert table.heard(A, 5, 12.0) == Heard.EARLY and table.generation(A) == 4
+    assert table.heard(A, 4, 13.0) == Heard.RENEWED
+    assert table.expire(23.0) == [A]
+    assert table.heard(A, 5, 23.0) == Heard.STARTED, "it was not late, but told to wait for the wrong one"
+
+
 def test_one_elsewhere_waits_until_the_first_has_no_lease() -> None:
     table = LeaseTable(10.0)
     table.heard(A, 5, 0.0)
