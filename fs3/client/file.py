@@ -269,7 +269,7 @@ class FileClient:
             share=share,
         )
 
-    def open_update(self, path: str, *, reading: bool = False) -> FileUpdater:
+    def open_update(self, path: str, *, reading: bool = False, deadline_s: float | None = None) -> FileUpdater:
         """A writer of the file that is at `path`, which changes it in place; nobody else can until it is closed.
 
         `reading`: what is in it is to be read as well.
@@ -278,13 +278,21 @@ class FileClient:
             PermissionDenied: the user may not write it, or read it.
         """
         asked_s = lease_now_s()
-        (inode,), lease_s = self.meta.open_for_writing([path], access=os.R_OK if reading else 0)
+        timeout_s = None if deadline_s is None else max(deadline_s - asked_s, 0.001)
+        (inode,), lease_s = self.meta.open_for_writing([path], access=os.R_OK if reading else 0, timeout_s=timeout_s)
         assert inode.layout is not None
         try:
             chains = self._chains(inode.layout)
             self._renewal.add([inode.inode_id], asked_s=asked_s)
             updater = FileUpdater(
-                self._sending, self.meta, self._renewal, inode=inode, chains=chains, path=path, lease_s=lease_s
+                self._sending,
+                self.meta,
+                self._renewal,
+                inode=inode,
+                chains=chains,
+                path=path,
+                lease_s=lease_s,
+                deadline_s=deadline_s,
             )
             self._renewal.add([inode.inode_id], written=updater.written)
         except BaseException:

@@ -85,8 +85,13 @@ class Window:
         try:
             yield
         except Fs3Error as error:
-            self._failure = type(error)(f"{self._path}: {error}")
-            raise self._failure from error
+            raise self.fail(error) from error
+
+    def fail(self, error: Fs3Error) -> Fs3Error:
+        """Note an error, so that every later call raises the first; the error, with the file's path."""
+        named = type(error)(f"{self._path}: {error}")
+        self._failure = self._failure or named
+        return named
 
     def send(self, update: ChunkUpdate, buffer: memoryview | None) -> None:
         """Start an update, once there is room for it; `buffer` goes back to the pool when it has ended.

@@ -23,7 +23,7 @@ from fs3.client.read_path import ReadCall
 from fs3.client.same_host import SameHost
 from fs3.client.select_core import NONE, choose
 from fs3.client.write_path import ChunkUpdate, WriteCall
-from fs3.errors import Invalid, NotFound, StaleRouting
+from fs3.errors import Fs3Error, Invalid, NotFound, StaleRouting
 from fs3.ids import file_chunk
 from fs3.layout import Layout, stripe_chains
 from fs3.runtime import SYSTEM, Runtime
@@ -233,11 +233,11 @@ class StorageClient:
 
     def try_write(
         self, updates: Sequence[ChunkUpdate], *, deadline_s: float | None = None
-    ) -> tuple[Records, list[Exception | None]]:
+    ) -> tuple[Records, list[Fs3Error | None]]:
         """As `write`, with each update's error, or None, beside the results. Raises: Busy, if none was sent."""
         begun_s, deadline_s = self._times(deadline_s)
         results = np.zeros(len(updates), dtype=RESULT)
-        errors: list[Exception | None] = []
+        errors: list[Fs3Error | None] = []
         for at in range(0, len(updates), UPDATES_AT_ONCE):
             call = WriteCall(self._peers, updates[at : at + UPDATES_AT_ONCE], deadline_s, begun_s)
             errors += call.run()

@@ -9,24 +9,30 @@ first. Bytes are durable before meta is told of a length that includes them, and
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator, Sequence
+from operator import add
 from types import TracebackType
 
 import numpy as np
 
 from fs3.checksum import Bytes
+from fs3.client import update_core
 from fs3.client.meta import MetaClient, Sync, Written
 from fs3.client.plan_core import I64
+from fs3.client.presence import Presence
 from fs3.client.renewal import Renewal
 from fs3.client.sending import Sending, Window
 from fs3.client.storage import UPDATES_AT_ONCE, ChunkUpdate
+from fs3.client.update_core import Piece
 from fs3.client.writer import ABANDON_S, DIRECT_CHUNKS, chunk_update
-from fs3.errors import Corrupt, Fs3Error, Invalid, QuotaExceeded
+from fs3.clock import lease_now_s
+from fs3.errors import Fs3Error, Invalid, QuotaExceeded
 from fs3.ids import file_chunk
 from fs3.inode import Inode
 from fs3.layout import MAX_FILE_BYTES, Layout
 from fs3.transport.messages import Op
 
-_MOST_CHECKED = 65_536  # chunks, whose presence is remembered
+_LEAST_S = 0.001  # for meta to answer, when there is no time left
 
 
 class FileUpdater:
@@ -45,8 +51,9 @@ class FileUpdater:
         chains: I64,
         path: str,
         lease_s: float,
+        deadline_s: float | None = None,
     ) -> None:
-        """`renewal` renews the session already."""
+        """`renewal` renews the session already; by `deadline_s` this has ended."""
         assert inode.layout is not None, inode
         self.path = path
         self.layout: Layout = inode.layout
@@ -62,13 +69,10 @@ class FileUpdater:
         self._chunk = self._begin = self._end = 0  # of what is in the buffer: in which chunk, and from where to where
         self._length = inode.length
         self._written = Written(inode.length)
-        self._checked: set[int] = set()
-        self._ours = (
-            inode.length // self.layout.chunk_bytes
-        )  # chunks from here on are as this writer made or found them
-        self._opened_length = inode.length
+        self._presence = Presence(sending.storage, inode.inode_id, chains, self.layout.chunk_bytes, inode.length)
         self._dirty = self._ended = False
-        with self._window.remember():
+        self._deadline_s: float | None = None
+        with self.until(deadline_s), self._window.remember():
             self._cut_last_chunk()
 
     @property
@@ -115,6 +119,40 @@ class FileUpdater:
         self._note_durable()
         return taken
 
+    def write_batch(self, offsets: I64, lengths: I64, data: memoryview, places: I64) -> list[Fs3Error | None]:
+        """Write `lengths[i]` bytes from `data[places[i] :]` at `offsets[i]`, for all i; what befell each: [n].
+
+        Ranges must not overlap in the file; gaps beyond its end become zeros. What has no error is acknowledged when
+        this returns. Whole batches of chunks are sent at once, from where they lie: nothing else may change `data`.
+
+        Raises: as `write`; then nothing of the batch was written.
+        """
+        self.flush()
+        self._check(min([*offsets.tolist(), *lengths.tolist()], default=0))
+        self._check(max(map(add, offsets.tolist(), lengths.tolist()), default=0))  # in numbers that cannot overflow
+        found = update_core.pieces(offsets, lengths, places, self.layout.chunk_bytes)
+        errors: list[Fs3Error | None] = [None] * len(offsets)
+        failure: Fs3Error | None = None
+        for some in (*update_core.inside(found, self._length), *update_core.beyond(found, self._length)):
+            befell = self._apply(some, data) if failure is None else [failure] * len(some)
+            for piece, error in zip(some, befell, strict=True):
+                if error is not None:
+                    named = error if error is failure else self._window.fail(error)
+                    failure = failure or named
+                    for source in piece.sources:
+                        errors[source] = errors[source] or named
+        self._note_durable()
+        return errors
+
+    @contextlib.contextmanager
+    def until(self, deadline_s: float | None) -> Iterator[None]:
+        """`write_batch`, `sync` and `close` within this block end by then (a `lease_now_s` time), or have failed."""
+        before, self._deadline_s = self._deadline_s, deadline_s
+        try:
+            yield
+        finally:
+            self._deadline_s = before
+
     def truncate(self, length: int) -> None:
         """Make the file `length` bytes long, with zeros where it grows; readers see it at once. Raises: as `write`."""
         self._check(length)
@@ -125,7 +163,7 @@ class FileUpdater:
         elif length < self._length:
             with self._window.remember():
                 if length % self.layout.chunk_bytes:
-                    self._require(length // self.layout.chunk_bytes)
+                    self._presence.require([length // self.layout.chunk_bytes], self._deadline_s)
             self._length = length
             self._written = Written(length, self._written.epoch + 1)
             self._dirty = True
@@ -198,7 +236,7 @@ class FileUpdater:
         sync = Sync(self._inode.inode_id, self._length, written=self._dirty, close=close, epoch=self._written.epoch)
         try:
             with self._window.remember():
-                (self._inode,) = self._meta.sync_files([sync])
+                (self._inode,) = self._meta.sync_files([sync], timeout_s=self._left_s())
         except QuotaExceeded:
             self._cut_back()
             raise
@@ -207,12 +245,40 @@ class FileUpdater:
     def _cut_back(self) -> None:
         """What a quota had no room for goes; the file is as long as meta has heard and taken before."""
         with contextlib.suppress(Fs3Error):  # what is left then goes with the file, or with its next writer
-            (now,) = self._meta.sync_files([Sync(self._inode.inode_id)])
+            (now,) = self._meta.sync_files([Sync(self._inode.inode_id)], timeout_s=self._left_s())
             self._length = now.length
             self._written = Written(now.length, self._written.epoch + 1)
             shorter = Sync(now.inode_id, now.length, written=True, epoch=self._written.epoch)
-            (self._inode,) = self._meta.sync_files([shorter])
+            (self._inode,) = self._meta.sync_files([shorter], timeout_s=self._left_s())
             self._remove_beyond()
+
+    def _left_s(self) -> float | None:
+        return None if self._deadline_s is None else max(self._deadline_s - lease_now_s(), _LEAST_S)
+
+    def _apply(self, some: Sequence[Piece], data: memoryview) -> list[Fs3Error | None]:
+        """Pieces of distinct chunks, of which the last may make the file longer; what befell each."""
+        size = self.layout.chunk_bytes
+        try:
+            if some[0].begin > self._length:
+                self._grow(some[0].begin)
+            self._renewal.check(self._inode.inode_id, self._lease_s)
+            whole = [
+                piece.begin == piece.chunk * size and piece.end >= min(piece.begin + size, self._length)
+                for piece in some
+            ]
+            parts = [piece.chunk for piece, all_of_it in zip(some, whole, strict=True) if not all_of_it]
+            self._presence.require(parts, self._deadline_s)
+            self._dirty = True
+            updates = [
+                self._update(piece.chunk, Op.REPLACE if all_of_it else Op.WRITE, piece.begin % size, piece.data(data))
+                for piece, all_of_it in zip(some, whole, strict=True)
+            ]
+            _, errors = self._storage.try_write(updates, deadline_s=self._deadline_s)
+        except Fs3Error as error:
+            return [error] * len(some)
+        if not any(errors):
+            self._length = max(self._length, some[-1].end)
+        return errors
 
     def _keep(self, index: int, at: int, data: memoryview) -> int:
         """Copy into the buffer what fits; how many bytes."""
@@ -254,7 +320,7 @@ class FileUpdater:
         with self._window.remember():
             self._renewal.check(self._inode.inode_id, self._lease_s)
             if not whole:
-                self._require(index)
+                self._presence.require([index], self._deadline_s)
         self._window.send(self._update(index, Op.REPLACE if whole else Op.WRITE, at, data), buffer)
 
     def _update(self, index: int, op: Op, offset: int = 0, data: Bytes = b"") -> ChunkUpdate:
@@ -262,12 +328,12 @@ class FileUpdater:
 
     def _now(self, updates: list[ChunkUpdate]) -> None:
         self._renewal.check(self._inode.inode_id, self._lease_s)
-        self._storage.write(updates)
+        self._storage.write(updates, deadline_s=self._deadline_s)
 
     def _cut_last_chunk(self) -> None:
         """Take off what a writer that died left behind the end."""
         index, at = divmod(self._length, self.layout.chunk_bytes)
-        if at and self._found(index) > at:
+        if at and int(self._presence.found([index], self._deadline_s)[0]) > at:
             self._now([self._update(index, Op.TRUNCATE, at)])
 
     def _grow(self, length: int) -> None:
@@ -298,13 +364,13 @@ class FileUpdater:
         """Free what lies behind a length that has become smaller, as far as the file's chains know of anything."""
         size = self.layout.chunk_bytes
         index, at = divmod(self._length, size)
-        self._ours = min(self._ours, index)
+        self._presence.made_from(index)
         if at:
             self._now([self._update(index, Op.TRUNCATE, at)])
             index += 1
         hi, _ = file_chunk(self._inode.inode_id, 0)
         for chain in self._chains.tolist():
-            for page in self._storage.list_chunks(hi, chain):
+            for page in self._storage.list_chunks(hi, chain, deadline_s=self._deadline_s):
                 beyond = page["lo"][page["lo"] >= index].astype(np.int64)
                 for begin in range(0, len(beyond), UPDATES_AT_ONCE):
                     some = beyond[begin : begin + UPDATES_AT_ONCE]
@@ -312,36 +378,7 @@ class FileUpdater:
 
     def _remove(self, first: int, count: int) -> None:
         """Remove those of `count` chunks from `first` on that exist."""
-        there = np.flatnonzero(self._lengths(first, count) >= 0) + first
+        chunks = np.arange(first, first + count, dtype=np.int64)
+        there = chunks[self._presence.lengths(chunks, self._deadline_s) >= 0]
         if len(there):
             self._now([self._update(index, Op.REMOVE) for index in there.tolist()])
-
-    def _require(self, index: int) -> None:
-        """That a chunk is there of which a part is to stay: zeros would stand for what was lost. Raises: Corrupt."""
-        if index < self._ours and index not in self._checked:
-            self._found(index)
-            if len(self._checked) >= _MOST_CHECKED:
-                self._checked.clear()
-            self._checked.add(index)
-
-    def _found(self, index: int) -> int:
-        """The length of a chunk that was there when the file was opened. Raises: Corrupt: it is shorter than it was."""
-        length = int(self._lengths(index, 1)[0])
-        expected = min(self._opened_length - index * self.layout.chunk_bytes, self.layout.chunk_bytes)
-        if length < expected:
-            raise Corrupt(
-                f"chunk {index} on chain {int(self._chains[index % len(self._chains)])} has {max(length, 0)} bytes, too"
-                f" few for a file of {self._opened_length}; restore the file from its source"
-            )
-        return length
-
-    def _lengths(self, first: int, count: int) -> I64:
-        """How long each of these chunks is; -1 if it does not exist: [count]."""
-        lo = np.arange(first, first + count, dtype=np.int64)
-        hi, _ = file_chunk(self._inode.inode_id, 0)
-        found = self._storage.query(
-            np.full(count, hi, dtype=np.uint64),
-            lo.astype(np.uint64),
-            self._chains[lo % len(self._chains)].astype(np.uint32),
-        )
-        return np.where(found["status"] == 0, found["chunk_length"].astype(np.int64), -1)

@@ -1,0 +1,91 @@
+"""A batch of ranges that are to be written into one file, as updates of its chunks, never two of one at once.
+
+    ranges [n] --pieces--> what becomes of each chunk --inside--> rounds of distinct chunks, within the file's length
+                                                      --beyond--> runs that make it longer, one after the other
+
+Ranges that lie side by side in the file become one piece of a chunk, wherever in memory they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from fs3.checksum import Bytes
+from fs3.client.plan_core import I64
+
+
+@dataclass(slots=True)
+class Piece:
+    """Bytes of one chunk, from `begin` to `end` of the file: `parts` of memory (place, length), one after the other.
+
+    `sources` are the ranges that it has something of.
+    """
+
+    chunk: int
+    begin: int
+    end: int
+    parts: list[tuple[int, int]] = field(default_factory=list)
+    sources: list[int] = field(default_factory=list)
+
+    def add(self, source: int, place: int, length: int) -> None:
+        """What comes next in the file."""
+        if self.parts and sum(self.parts[-1]) == place:
+            self.parts[-1] = (self.parts[-1][0], self.parts[-1][1] + length)
+        else:
+            self.parts.append((place, length))
+        self.sources.append(source)
+        self.end += length
+
+    def data(self, memory: memoryview) -> Bytes:
+        """Its bytes: where they lie, if they lie in one stretch, else a copy."""
+        views = [memory[place : place + length] for place, length in self.parts]
+        return views[0] if len(views) == 1 else b"".join(views)
+
+
+def pieces(offsets: I64, lengths: I64, places: I64, chunk_bytes: int) -> list[Piece]:
+    """The pieces of ranges [n] that do not overlap, in the order of the file."""
+    found: list[Piece] = []
+    order = np.argsort(offsets, kind="stable")
+    rows = zip(order.tolist(), offsets[order].tolist(), lengths[order].tolist(), places[order].tolist(), strict=True)
+    for source, offset, left, place in rows:
+        while left:
+            chunk, at = divmod(offset, chunk_bytes)
+            part = min(left, chunk_bytes - at)
+            if not found or (found[-1].chunk, found[-1].end) != (chunk, offset):
+                found.append(Piece(chunk, offset, offset))
+            found[-1].add(source, place, part)
+            offset, place, left = offset + part, place + part, left - part
+    return found
+
+
+def inside(found: Sequence[Piece], length: int) -> list[list[Piece]]:
+    """Those within a file of `length`, in rounds of distinct chunks."""
+    rounds: list[list[Piece]] = []
+    turn = 0
+    before: Piece | None = None
+    for piece in found:
+        if piece.end > length:
+            continue
+        turn = turn + 1 if before is not None and before.chunk == piece.chunk else 0
+        before = piece
+        if turn == len(rounds):
+            rounds.append([])
+        rounds[turn].append(piece)
+    return rounds
+
+
+def beyond(found: Sequence[Piece], length: int) -> Iterator[list[Piece]]:
+    """Those that end beyond it, in runs without a gap; each begins where the file ends by then, or behind that."""
+    run: list[Piece] = []
+    for piece in found:
+        if piece.end <= length:
+            continue
+        if run and piece.begin > run[-1].end:
+            yield run
+            run = []
+        run.append(piece)
+    if run:
+        yield run
