@@ -1,4 +1,5 @@
-"""USRBIO (3FS's user-space I/O): batched reads by an I/O process of the host, straight into an application's memory.
+"""USRBIO (3FS's user-space I/O): batched reads and writes by an I/O process of the host, straight into an application's
+memory and out of it.
 
     with usrbio.open("fs3://127.0.0.1:7300") as io:
         memory, ring = io.iov(256 << 20), io.ior(depth=64)
@@ -7,7 +8,10 @@
         ...                                                                     anything else
         for done in ring.wait():
             done.check()
-    memory.array("float32")                                                     what was read, without a copy
+        memory.array("float32")                                                 what was read, without a copy
+        with io.open_for_writing(["/data/c"]) as files:
+            ring.write(files, index, offsets, lengths, memory, places)          the same, the other way
+            ring.wait()[0].check()
 
 A client in the application's own process needs the interpreter for every reply, and gets it only when a busy thread
 gives it up, every 5 ms; here another process receives and verifies. Applications use it through shared memory, so what
@@ -18,5 +22,6 @@ from fs3.usrbio.application import UsrBio, open
 from fs3.usrbio.ior import Done, Ior
 from fs3.usrbio.iov import Files, Iov
 from fs3.usrbio.schedule_core import Priority
+from fs3.usrbio.writable import WritableFiles
 
-__all__ = ["Done", "Files", "Ior", "Iov", "Priority", "UsrBio", "open"]
+__all__ = ["Done", "Files", "Ior", "Iov", "Priority", "UsrBio", "WritableFiles", "open"]

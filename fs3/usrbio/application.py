@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import secrets
 import threading
+import weakref
 from collections.abc import Sequence
+from typing import Any
 
 from fs3.client.file import OpenFile
-from fs3.errors import Invalid
+from fs3.errors import Fs3Error, Invalid
 from fs3.url import parse_url
 from fs3.usrbio import control
 from fs3.usrbio.ior import Ior
@@ -15,9 +18,11 @@ from fs3.usrbio.iov import Files, Iov
 from fs3.usrbio.link import Opener
 from fs3.usrbio.schedule_core import Priority
 from fs3.usrbio.start import Wanted, default_workers
+from fs3.usrbio.writable import WritableFiles
 
 IDLE_S = 60.0
 _PATHS_AT_ONCE = 4_096
+_WRITABLE_AT_ONCE = 64
 
 
 class UsrBio:
@@ -34,9 +39,11 @@ class UsrBio:
         self._rings: list[Ior] = []
         self._closed = False
         self._opener = Opener(wanted)
+        self._key = secrets.token_hex(16)  # by which the I/O process knows connections of this one
+        self._writable: weakref.WeakSet[WritableFiles] = weakref.WeakSet()
 
     def iov(self, nbytes: int) -> Iov:
-        """Shared memory to read into. Raises: NoSpace: the machine has not so much to spare; Invalid."""
+        """Memory to read into and to write from. Raises: NoSpace: the machine has not so much to spare; Invalid."""
         self._check()
         return Iov(nbytes)
 
@@ -80,6 +87,30 @@ class UsrBio:
             found += map(control.file_from_json, answer["files"])
         return found
 
+    def open_for_writing(self, paths: Sequence[str], *, create: bool = False) -> WritableFiles:
+        """The files at `paths`, each once, to be written in place by rings of this one; by nobody else until closed.
+
+        They must exist; with `create` those that are missing are made, empty.
+
+        Raises: InUse: somebody is writing one, or has died less than a minute ago; NotFound, IsADirectory,
+            NotADirectory, PermissionDenied: of the first that cannot be opened, and then none is; Busy: too many are
+            open; Unavailable.
+        """
+        self._check()
+        inode_ids: list[int] = []
+        try:
+            for at in range(0, len(paths), _WRITABLE_AT_ONCE):
+                some = list(paths[at : at + _WRITABLE_AT_ONCE])
+                message = {"kind": "open for writing", "application": self._key, "paths": some, "create": create}
+                with self._lock:
+                    inode_ids += self._opener.call(message)["inodes"]
+        except BaseException:
+            WritableFiles(self._key, self._ask, paths[: len(inode_ids)], inode_ids).close()
+            raise
+        files = WritableFiles(self._key, self._ask, paths, inode_ids)
+        self._writable.add(files)
+        return files
+
     def stats(self) -> dict[str, int]:
         """What the I/O process holds for all applications: `connections`, `rings`, `iovs`; and its own `pid`."""
         self._check()
@@ -87,19 +118,34 @@ class UsrBio:
             return {name: int(value) for name, value in self._opener.call({"kind": "stats"}).items()}
 
     def close(self) -> None:
-        """Close every ring made here, and let go of the I/O process. Memory stays until it is closed."""
+        """Close every ring made here and what is open for writing, and let go of the I/O process. Memory stays.
+
+        Raises: Fs3Error: files that were open for writing were not synced; all is closed nevertheless.
+        """
         if self._closed or self._pid != os.getpid():
             return
         self._closed = True
+        failure: Fs3Error | None = None
         for ring in self._rings:
             ring.close()
+        for files in list(self._writable):
+            try:
+                files.close()
+            except Fs3Error as error:
+                failure = failure or error
         self._opener.close()
+        if failure is not None:
+            raise failure
 
     def __enter__(self) -> UsrBio:
         return self
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+    def _ask(self, message: dict[str, Any]) -> dict[str, Any] | None:
+        with self._lock:
+            return self._opener.call_running(message)
 
     def _check(self) -> None:
         if self._pid != os.getpid():

@@ -1,8 +1,9 @@
 """One application as its I/O process knows it: a connection, one ring at most, and the memory and files it named.
 
 A thread answers the connection's messages. When the connection ends, for whatever reason, the ring is taken from the
-workers, what is being read is waited for, and everything is unmapped and closed; the socket last, as the application's
-sign that nobody writes into its memory any more. An application that was killed leaves nothing.
+workers, what is under way is waited for, and everything is unmapped and closed; the socket last, as the application's
+sign that nobody writes into its memory any more. With its last connection its write sessions end, too. An application
+that was killed leaves nothing.
 """
 
 from __future__ import annotations
@@ -14,22 +15,26 @@ import os
 import socket
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from fs3.client.connect import Client
 from fs3.client.file import OpenFile
-from fs3.errors import Busy, Fs3Error, Invalid, Unavailable
+from fs3.clock import deadline_after
+from fs3.errors import Busy, Fs3Error, Invalid, MaybeApplied, Unavailable
 from fs3.transport.descriptors import close_all
 from fs3.usrbio import control
 from fs3.usrbio.memory import SharedMemory, fence, ring_bell
 from fs3.usrbio.reading import Outcome, Reading
 from fs3.usrbio.ring_core import IoRing, Request
-from fs3.usrbio.ring_format import RANGE_RESULT, read_header
+from fs3.usrbio.ring_format import RANGE_RESULT, WRITES, read_header
 from fs3.usrbio.schedule_core import Priority
 from fs3.usrbio.workers import Workers
+from fs3.usrbio.writers import MAX_WRITABLE, Application, Held, Writers
+from fs3.usrbio.writing import Writing
 
+T = TypeVar("T")
 _log = logging.getLogger(__name__)
 MAX_IOVS = 256
 MAX_SETS = 1_024
@@ -75,7 +80,7 @@ class RingSource:
         self._owner.hang_up()
 
     def close(self) -> None:
-        """Once the workers have let go of it: wait for what is being read, and give everything back."""
+        """Once the workers have let go of it: wait for what is under way, and give everything back."""
         with self._quiet:
             self._quiet.wait_for(lambda: not self._under_way)
         del self._ring  # and with it the last views of the memory
@@ -84,7 +89,7 @@ class RingSource:
 
     def _work(self, request: Request) -> None:
         try:
-            outcome = self._owner.read(request)
+            outcome = self._owner.perform(request)
             error = outcome.error
             with self._posting:
                 awaited = self._ring.complete(
@@ -101,14 +106,24 @@ class RingSource:
 class Attached:
     """One connection. `run` serves it to its end."""
 
-    def __init__(self, sock: socket.socket, client: Client, workers: Workers, stats: Callable[[], dict[str, int]]):
+    def __init__(
+        self,
+        sock: socket.socket,
+        client: Client,
+        workers: Workers,
+        writers: Writers,
+        stats: Callable[[], dict[str, int]],
+    ) -> None:
         self._sock = sock
         self._client = client
         self._workers = workers
+        self._writers = writers
+        self._writer: tuple[str, Application] | None = None
         self._stats = stats
         self._ring: RingSource | None = None
         self._iovs: dict[int, SharedMemory] = {}
         self._sets: dict[int, list[OpenFile]] = {}
+        self._writable: dict[int, list[Held]] = {}
         self._kinds: dict[str, Callable[[dict[str, Any], list[int]], dict[str, Any]]] = {
             "hello": self._hello,
             "open": self._open,
@@ -117,6 +132,9 @@ class Attached:
             "forget iov": self._forget_iov,
             "files": self._add_files,
             "forget files": self._forget_files,
+            "open for writing": self._open_for_writing,
+            "writable files": self._add_writable,
+            "sync": self._sync,
             "stats": lambda message, descriptors: {**self._stats(), "pid": os.getpid()},
         }
 
@@ -145,16 +163,23 @@ class Attached:
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RD)
 
-    def read(self, request: Request) -> Outcome:
+    def perform(self, request: Request) -> Outcome:
         """Do what a batch asks for; what goes wrong is in the outcome."""
-        iov, files = self._iovs.get(request.iov), self._sets.get(request.files, [])
+        iov, writes = self._iovs.get(request.iov), request.op in WRITES
         why: Fs3Error = Invalid(f"no memory {request.iov} was registered with this ring")
         try:
+            if iov is not None and writes:
+                return Writing(self._client, request, self._writable.get(request.files, []), iov.view).run()
             if iov is not None:
-                return Reading(self._client, request, files, iov.view).run()
+                return Reading(self._client, request, self._sets.get(request.files, []), iov.view).run()
         except Exception:  # noqa: BLE001  # whatever it is, the application is told, and the log
             _log.exception("batch %d failed", request.seq)
-            why = Unavailable(f"the I/O process failed to read; the log of process {os.getpid()} says why")
+            says = f"the log of process {os.getpid()} says why"
+            why = (
+                MaybeApplied(f"the I/O process failed to write; {says}")
+                if writes
+                else Unavailable(f"the I/O process failed to read; {says}")
+            )
         outcome = Outcome(np.zeros(request.count, dtype=RANGE_RESULT))
         outcome.failed(np.arange(request.count), why)
         return outcome
@@ -168,7 +193,12 @@ class Attached:
             iov.close()
         self._iovs.clear()
         self._sets.clear()
+        self._writable.clear()
         self._sock.close()
+        if self._writer is not None:
+            key, _ = self._writer
+            self._writer = None
+            self._writers.detach(key)
 
     def _answer(self, message: dict[str, Any], descriptors: list[int]) -> dict[str, Any]:
         """The answer to one message; descriptors that were not taken over are closed."""
@@ -231,17 +261,49 @@ class Attached:
 
     def _add_files(self, message: dict[str, Any], descriptors: list[int]) -> dict[str, Any]:
         files = [control.file_from_json(one) for one in message["files"]]
-        number, first = int(message["number"]), int(message["first"])
-        known = self._sets.get(number, [])
-        if first != len(known):
-            raise Invalid(f"set {number} has {len(known)} files, not {first}")
-        if number not in self._sets and len(self._sets) >= MAX_SETS:
-            raise Busy(f"{MAX_SETS} sets of files are known to this ring; close some, or open files together")
-        if sum(map(len, self._sets.values())) + len(files) > MAX_FILES:
-            raise Busy(f"at most {MAX_FILES} files can be open with one ring; close some")
-        self._sets[number] = known + files
+        _add_to(self._sets, message, files, MAX_SETS, MAX_FILES)
         return {}
 
     def _forget_files(self, message: dict[str, Any], descriptors: list[int]) -> dict[str, Any]:
-        self._sets.pop(int(message["number"]), None)
+        number = int(message["number"])
+        self._sets.pop(number, None)
+        self._writable.pop(number, None)
         return {}
+
+    def _open_for_writing(self, message: dict[str, Any], descriptors: list[int]) -> dict[str, Any]:
+        paths = [str(path) for path in message["paths"]]
+        deadline_s = deadline_after(control.WORK_S)
+        return {"inodes": self._application(message).open(paths, deadline_s, create=bool(message["create"]))}
+
+    def _add_writable(self, message: dict[str, Any], descriptors: list[int]) -> dict[str, Any]:
+        application = self._application(message)
+        files = [application.named(str(path), int(inode_id)) for path, inode_id in message["files"]]
+        _add_to(self._writable, message, files, MAX_SETS, MAX_WRITABLE)
+        return {}
+
+    def _sync(self, message: dict[str, Any], descriptors: list[int]) -> dict[str, Any]:
+        paths = [str(path) for path in message["paths"]]
+        self._application(message).sync(paths, deadline_after(control.WORK_S), close=bool(message["close"]))
+        return {}
+
+    def _application(self, message: dict[str, Any]) -> Application:
+        """That of the connection. Raises: Invalid."""
+        key = str(message["application"])
+        if self._writer is None:
+            self._writer = key, self._writers.attach(key)
+        if self._writer[0] != key:
+            raise Invalid("this connection is another application's")
+        return self._writer[1]
+
+
+def _add_to(sets: dict[int, list[T]], message: dict[str, Any], files: list[T], most_sets: int, most_files: int) -> None:
+    """Put files at the end of a set. Raises: Invalid, Busy."""
+    number, first = int(message["number"]), int(message["first"])
+    known = sets.get(number, [])
+    if first != len(known):
+        raise Invalid(f"set {number} has {len(known)} files, not {first}")
+    if number not in sets and len(sets) >= most_sets:
+        raise Busy(f"{most_sets} sets of files are known to this ring; close some, or open files together")
+    if sum(map(len, sets.values())) + len(files) > most_files:
+        raise Busy(f"at most {most_files} files can be open with one ring; close some")
+    sets[number] = known + files

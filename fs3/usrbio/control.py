@@ -1,7 +1,7 @@
-"""Messages between an application and its I/O process, over a Unix socket: all that is not reading.
+"""Messages between an application and its I/O process, over a Unix socket: all that is not a batch.
 
 Each is a u32 length and so many bytes of JSON, an object; descriptors travel with the length. The application asks and
-waits for the one answer: {"error": code, "message": ...} or what the request's kind gives. Version 1 (docs/formats.md).
+waits for the one answer: {"error": code, "message": ...} or what the request's kind gives. Version 2 (docs/formats.md).
 
 The I/O process ends the connection only when nothing of it is under way any more, or by dying. So an application whose
 connection has ended knows that nobody writes into its memory.
@@ -23,9 +23,10 @@ from fs3.ids import InodeId
 from fs3.layout import Durability, Layout
 from fs3.transport.descriptors import close_all, rights
 
-PROTOCOL = 1
+PROTOCOL = 2
 MAX_MESSAGE_BYTES = 16 << 20
 MAX_DESCRIPTORS = 3
+WORK_S = 20.0  # for an answer; an application waits longer
 _LENGTH = struct.Struct("<I")
 
 

@@ -4,9 +4,12 @@ Submitting is a few copies into shared memory and one wakeup that keeps the inte
 gives it up. Nothing in between needs it, so a thread that keeps the interpreter busy delays what was read at most by
 the time that `wait` takes to get the lock back, once for all batches that have ended by then.
 
-When the I/O process dies, every batch under way is submitted again to the next one: reads change nothing, and a dead
-process writes nothing more into the memory. A batch that has seen several processes die fails, and so does one whose
-time is over. A process that neither ends its batches nor dies is killed some time after their deadline.
+When the I/O process dies, every batch of reads under way is submitted again to the next one: reads change nothing, and
+a dead process writes nothing more into the memory. A batch that has seen several processes die fails, and so does one
+whose time is over. A process that neither ends its batches nor dies is killed some time after their deadline.
+
+A batch of writes that a dead process had begun with is not done again: what that one sent may still be on its way to a
+storage daemon, and be done after anything that is acknowledged from now on. It ends as `MaybeApplied`.
 """
 
 from __future__ import annotations
@@ -15,61 +18,35 @@ import os
 import select
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fs3.client.storage import RANGE
 from fs3.clock import deadline_after, lease_now_s
-from fs3.errors import Fs3Error, Invalid, Unavailable, from_code
+from fs3.errors import Fs3Error, Invalid, MaybeApplied, Unavailable, from_code
 from fs3.transport.descriptors import close_all
 from fs3.usrbio import control
-from fs3.usrbio.iov import Files, Iov
+from fs3.usrbio.batch import Done, Flight, Part, chunk_columns, file_columns
+from fs3.usrbio.iov import Files, FileSet, Iov
 from fs3.usrbio.link import Link
 from fs3.usrbio.memory import SharedMemory, fence, ring_bell
-from fs3.usrbio.ring_core import ApplicationRing, Ticket
-from fs3.usrbio.ring_format import RANGE_RESULT, Op, RingLayout
+from fs3.usrbio.ring_core import ApplicationRing
+from fs3.usrbio.ring_format import RANGE_RESULT, Flag, Op, RingLayout
 from fs3.usrbio.schedule_core import Priority
 from fs3.usrbio.start import Wanted
+from fs3.usrbio.writable import WritableFiles
+
+__all__ = ["Done", "Ior"]
 
 GRACE_S = 5.0  # that an I/O process may be silent beyond a batch's deadline
 MOST_TRIES = 3  # I/O processes that may die of one batch
 _NO_FILES = Files()
 _BELL = os.EFD_NONBLOCK | os.EFD_CLOEXEC
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Done:
-    """A batch that has ended. `error` is None, or the first that befell one of its ranges.
-
-    `results` [n] has fields `status` (0, or the code of what befell this range), `length` (bytes read) and, of chunks,
-    `chunk_length`. The bytes of ranges that failed are undefined.
-    """
-
-    number: int
-    error: Fs3Error | None
-    results: NDArray[Any]
-
-    def check(self) -> Done:
-        """Itself. Raises: `error`, if there is one."""
-        if self.error is not None:
-            raise self.error
-        return self
-
-
-@dataclass(slots=True)
-class _Flight:
-    """A batch under way; its memory and files stay as long as it does."""
-
-    ticket: Ticket
-    op: Op
-    count: int
-    iov: Iov
-    files: Files
-    deadline_s: float
-    tries: int = 1
+_MAYBE = (
+    "the I/O process ended while it wrote this batch: each of its ranges may have been written, or not, or may still be"
+    " within a minute; read them, and write again what matters"
+)
 
 
 class Ior:
@@ -95,7 +72,7 @@ class Ior:
         self._priority = int(priority)
         self._timeout_s = timeout_s
         self._pid = os.getpid()
-        self._flights: dict[int, _Flight] = {}  # by number, oldest first
+        self._flights: dict[int, Flight] = {}  # by number, oldest first
         self._done: list[Done] = []
         self._link: Link | None = None
         self._bells = os.eventfd(0, _BELL), os.eventfd(0, _BELL)
@@ -143,14 +120,40 @@ class Ior:
             Busy: as many batches as the ring is deep are under way.
             Unavailable: there is no I/O process, and none can be started.
         """
+        if not isinstance(files, Files):
+            raise Invalid("these files are open for writing; to read from them, open them with `open_files` too")
         count = len(lengths)
-        parts = [
-            (place, _column(values, count, what))
-            for place, (values, what) in enumerate(
-                ((index, "file numbers"), (offsets, "offsets"), (lengths, "lengths"), (places, "places in the memory"))
-            )
-        ]
+        parts = file_columns(count, index, offsets, lengths, places)
         return self._prepare(Op.READ, count, parts, files, iov, timeout_s, submit)
+
+    def write(
+        self,
+        files: WritableFiles,
+        index: NDArray[np.integer],
+        offsets: NDArray[np.int64],
+        lengths: NDArray[np.int64],
+        iov: Iov,
+        places: NDArray[np.int64],
+        *,
+        timeout_s: float | None = None,
+        submit: bool = True,
+    ) -> int:
+        """Submit a batch: `lengths[i]` bytes of `iov.view[places[i] :]` to `offsets[i]` of `files[index[i]]`, each i.
+
+        Until `wait` names its number the bytes there must stay as they are. Then what has no error is in its file, on
+        every serving replica, on stable storage unless the file's layout says otherwise; gaps beyond a file's end are
+        zeros. Batches under way at once that write the same bytes end in any order; within one that is refused.
+
+        Raises: as `read`; Invalid: `files` are closed, or open for reading. What a range or the cluster does not allow
+            is told when the batch ends: Invalid (nothing of the batch was written), NoSpace, QuotaExceeded, InUse,
+            Unavailable (the range was not written), MaybeApplied (nobody knows).
+        """
+        if not isinstance(files, WritableFiles):
+            raise Invalid("these files are open for reading; to write into them, open them with `open_for_writing`")
+        files.check()
+        count = len(lengths)
+        parts = file_columns(count, index, offsets, lengths, places)
+        return self._prepare(Op.WRITE, count, parts, files, iov, timeout_s, submit)
 
     def read_chunks(
         self,
@@ -163,12 +166,27 @@ class Ior:
     ) -> int:
         """As `read`, for RANGE records [n] of chunks: one that does not exist is status NotFound in its result, one
         that is shorter than its range a smaller `length`; neither is an error."""
-        count = len(ranges)
-        if ranges.dtype != RANGE or ranges.ndim != 1:
-            raise Invalid(f"ranges of type {ranges.dtype}: they must be RANGE records")
-        raw = np.ascontiguousarray(ranges).view(np.uint8).data if count else memoryview(b"")
-        parts = [(0, raw), (4, _column(places, count, "places in the memory"))]
-        return self._prepare(Op.READ_CHUNKS, count, parts, _NO_FILES, iov, timeout_s, submit)
+        return self._prepare(
+            Op.READ_CHUNKS, len(ranges), chunk_columns(ranges, places), _NO_FILES, iov, timeout_s, submit
+        )
+
+    def write_chunks(
+        self,
+        ranges: NDArray[Any],
+        iov: Iov,
+        places: NDArray[np.int64],
+        *,
+        if_absent: bool = False,
+        durable: bool = True,
+        timeout_s: float | None = None,
+        submit: bool = True,
+    ) -> int:
+        """As `write`, whole chunks: each of the RANGE records [n], of distinct chunks and from offset 0, becomes these
+        bytes. With `if_absent` one that exists stays, with `length` 0 in its result; without `durable` the page cache
+        of every replica will do."""
+        flags = (Flag.IF_ABSENT if if_absent else Flag.NONE) | (Flag.NONE if durable else Flag.OS_DURABILITY)
+        parts = chunk_columns(ranges, places)
+        return self._prepare(Op.WRITE_CHUNKS, len(ranges), parts, _NO_FILES, iov, timeout_s, submit, flags)
 
     def submit(self) -> int:
         """Hand over what was prepared without `submit`; how many batches."""
@@ -231,11 +249,12 @@ class Ior:
         self,
         op: Op,
         count: int,
-        parts: Sequence[tuple[int, memoryview]],
-        files: Files,
+        parts: Sequence[Part],
+        files: FileSet,
         iov: Iov,
         timeout_s: float | None,
         submit: bool,
+        flags: Flag = Flag.NONE,
     ) -> int:
         self._check()
         if not 0 < count <= self.ranges:
@@ -246,15 +265,15 @@ class Ior:
             self._know(iov, files)
         deadline_s = deadline_after(self._timeout_s if timeout_s is None else timeout_s)
         ticket = self._ring.prepare(
-            op, count, parts, files=files.number, iov=iov.number, deadline_ns=int(deadline_s * 1e9)
+            op, count, parts, files=files.number, iov=iov.number, deadline_ns=int(deadline_s * 1e9), flags=flags
         )
-        self._flights[ticket.seq] = _Flight(ticket, op, count, iov, files, deadline_s)
+        self._flights[ticket.seq] = Flight(ticket, op, count, iov, files, deadline_s)
         iov.lend(self, ticket.seq)
         if submit:
             self.submit()
         return ticket.seq
 
-    def _know(self, iov: Iov, files: Files) -> None:
+    def _know(self, iov: Iov, files: FileSet) -> None:
         """Have the I/O process know what a batch names. Raises: Unavailable: there is none."""
         for last in (False, True):
             try:
@@ -285,7 +304,7 @@ class Ior:
             error = from_code(ended.status, ended.message) if ended.status else None
             self._end(self._flights[ended.ticket.seq], error, ended.results)
 
-    def _end(self, flight: _Flight, error: Fs3Error | None, results: NDArray[Any]) -> None:
+    def _end(self, flight: Flight, error: Fs3Error | None, results: NDArray[Any]) -> None:
         seq = flight.ticket.seq
         self._done.append(Done(seq, error, results))
         del self._flights[seq]
@@ -298,6 +317,7 @@ class Ior:
             self._events.unregister(self._link.descriptor)
             self._link.close()
             self._link = None
+        begun = {seq for seq, flight in self._flights.items() if flight.writes and self._ring.taken(flight.ticket)}
         again = [self._flights[ticket.seq] for ticket in self._ring.begin_again()]
         failure: Fs3Error | None = None
         try:
@@ -306,26 +326,28 @@ class Ior:
             failure = error
         for flight in again:
             try:
+                if flight.ticket.seq in begun:
+                    raise MaybeApplied(_MAYBE)
                 self._put_back(flight, failure)
             except Fs3Error as error:
                 self._fail(flight, error)
         if self._ring.publish():
             ring_bell(self._bells[0])
 
-    def _put_back(self, flight: _Flight, failure: Fs3Error | None) -> None:
+    def _put_back(self, flight: Flight, failure: Fs3Error | None) -> None:
         """Submit a batch again. Raises: Fs3Error: why it must fail."""
         if failure is not None:
-            raise Unavailable(f"the I/O process ended while it read, and: {failure}")
+            raise Unavailable(f"the I/O process ended while it {flight.did}, and: {failure}")
         if flight.tries >= MOST_TRIES:
-            raise Unavailable(f"{flight.tries} I/O processes have ended while they read this batch")
+            raise Unavailable(f"{flight.tries} I/O processes have ended while they {flight.did} this batch")
         if lease_now_s() >= flight.deadline_s:
-            raise Unavailable("the I/O process ended while it read, and the batch's time is over")
+            raise Unavailable(f"the I/O process ended while it {flight.did}, and the batch's time is over")
         assert self._link is not None
         self._link.know(flight.iov, flight.files)
         flight.tries += 1
         self._ring.put_back(flight.ticket)
 
-    def _fail(self, flight: _Flight, error: Fs3Error) -> None:
+    def _fail(self, flight: Flight, error: Fs3Error) -> None:
         self._ring.drop(flight.ticket)
         results = np.zeros(flight.count, dtype=RANGE_RESULT)
         results["status"] = error.code
@@ -338,16 +360,3 @@ class Ior:
             )
         if self._closed:
             raise Invalid("this ring is closed")
-
-
-def _column(values: Any, count: int, what: str) -> memoryview:
-    """Whole numbers [count] as the bytes of int64. Raises: Invalid.
-
-    Of the usual arrays no copy is made here; nor is anything computed, as numpy lets other threads run while it does.
-    """
-    found = np.asarray(values)
-    if found.shape != (count,):
-        raise Invalid(f"{what} of shape {list(found.shape)}: there must be one for each of {count} ranges")
-    if count and found.dtype.kind not in "iu":
-        raise Invalid(f"{what} of type {found.dtype}: they must be whole numbers")
-    return np.ascontiguousarray(found, dtype=np.int64).data.cast("B") if count else memoryview(b"")

@@ -1,16 +1,17 @@
-"""Memory of an application's that an I/O process reads into, and the files that it reads from."""
+"""Memory of an application's that an I/O process reads into and writes from, and the files that it reads."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from fs3.client.file import OpenFile
 from fs3.errors import Invalid
+from fs3.usrbio import control
 from fs3.usrbio.memory import SharedMemory
 
 if TYPE_CHECKING:
@@ -19,17 +20,33 @@ if TYPE_CHECKING:
 _numbers = itertools.count(1)
 
 
+def next_number() -> int:
+    """By which an I/O process knows a piece of memory, or a set of files, of this process's."""
+    return next(_numbers)
+
+
+class FileSet(Protocol):
+    """Files as a batch names them."""
+
+    @property
+    def number(self) -> int: ...
+    def __len__(self) -> int: ...
+    def message(self, first: int, last: int) -> dict[str, Any]:
+        """What tells the I/O process of those from `first` to before `last`."""
+
+
 class Iov:
     """Shared memory of `nbytes` at least, its pages already there, huge ones if the machine gives them.
 
-    What reads into it needs no copy; a view of it stays good as long as somebody holds it, also after `close`.
+    What reads into it, or writes from it, needs no copy; a view of it stays good as long as somebody holds it, also
+    after `close`.
     """
 
     def __init__(self, nbytes: int) -> None:
         """Raises: NoSpace: the machine has not so much to spare; Invalid."""
         if nbytes < 1:
             raise Invalid(f"shared memory of {nbytes} bytes: there must be at least one")
-        self.number = next(_numbers)
+        self.number = next_number()
         self._lent: set[tuple[int, int]] = set()  # to which batches of which rings
         self._memory = SharedMemory.make(nbytes, "fs3-iov")
         self.nbytes = self._memory.size
@@ -71,7 +88,7 @@ class Iov:
         return at if 0 <= at <= self.nbytes - memory.nbytes else None
 
     def lend(self, ring: object, batch: int) -> None:
-        """A batch reads into it from now on."""
+        """A batch reads into it, or writes from it, from now on."""
         self._lent.add((id(ring), batch))
 
     def take_back(self, ring: object, batch: int) -> None:
@@ -83,9 +100,9 @@ class Iov:
         return self._memory.descriptor < 0
 
     def close(self) -> None:
-        """Have it no more. Raises: Invalid: batches that were submitted would still write into it."""
+        """Have it no more. Raises: Invalid: batches that were submitted still use it."""
         if self._lent:
-            raise Invalid(f"{len(self._lent)} batches that read into this memory are under way: wait for them first")
+            raise Invalid(f"{len(self._lent)} batches that use this memory are under way: wait for them first")
         self._memory.close()
 
     def __enter__(self) -> Iov:
@@ -104,7 +121,7 @@ class Files(Sequence[OpenFile]):
     """Open files, which ranges name by their place here; more can be added at any time. Nothing to close."""
 
     def __init__(self, files: Sequence[OpenFile] = ()) -> None:
-        self.number = next(_numbers)
+        self.number = next_number()
         self._files = list(files)
 
     def add(self, files: Sequence[OpenFile]) -> int:
@@ -112,6 +129,11 @@ class Files(Sequence[OpenFile]):
         first = len(self._files)
         self._files += files
         return first
+
+    def message(self, first: int, last: int) -> dict[str, Any]:
+        """See `FileSet`."""
+        some = [control.file_to_json(file) for file in self._files[first:last]]
+        return {"kind": "files", "number": self.number, "first": first, "files": some}
 
     def __len__(self) -> int:
         return len(self._files)

@@ -10,12 +10,14 @@ import socket
 import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from fs3.clock import deadline_after, lease_now_s
+from fs3.errors import Unavailable
 from fs3.transport.descriptors import peer_of
 from fs3.usrbio import control
-from fs3.usrbio.iov import Files, Iov
+from fs3.usrbio.iov import FileSet, Iov
 from fs3.usrbio.start import Wanted, connect
 
 _FILES_AT_ONCE = 4_096
@@ -57,7 +59,7 @@ class Link:
         """Have the ring in the file `memory` worked on. Raises: Fs3Error."""
         self.call({"kind": "ring", "bytes": size, "priority": priority}, (memory, *bells))
 
-    def know(self, iov: Iov, files: Files) -> None:
+    def know(self, iov: Iov, files: FileSet) -> None:
         """Tell of what a batch names and the process does not know yet. Raises: Fs3Error."""
         if iov.number not in self._iovs:
             self._forget_closed()
@@ -68,13 +70,13 @@ class Link:
             self._tell_files(files, known)
 
     def kill(self) -> None:
-        """End a process that does not do its work. It holds nothing that is not somewhere else."""
+        """End a process that does not do its work. What it has acknowledged is somewhere else."""
         if self._process is not None:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._process, signal.SIGKILL)
 
     def close(self, timeout_s: float = 0.0) -> bool:
-        """End the connection. With `timeout_s` wait for what the process still reads; whether it has said so."""
+        """End the connection. With `timeout_s` wait for what the process still does; whether it has said so."""
         ended = True
         if timeout_s > 0:
             with contextlib.suppress(OSError):
@@ -109,14 +111,14 @@ class Link:
                 del self._iovs[number]
                 self.call({"kind": "forget iov", "number": number})
 
-    def _tell_files(self, files: Files, known: int) -> None:
+    def _tell_files(self, files: FileSet, known: int) -> None:
         while len(self._files) >= _KNOWN_SETS and files.number not in self._files:
             oldest, _ = self._files.popitem(last=False)
             self.call({"kind": "forget files", "number": oldest})
         for first in range(known, len(files), _FILES_AT_ONCE):
-            some = [control.file_to_json(file) for file in files[first : first + _FILES_AT_ONCE]]
-            self.call({"kind": "files", "number": files.number, "first": first, "files": some})
-            self._files[files.number] = first + len(some)
+            last = min(first + _FILES_AT_ONCE, len(files))
+            self.call(files.message(first, last))
+            self._files[files.number] = last
 
     def _watched(self) -> int | None:
         """A descriptor of the process, which names it even if its number is given to another."""
@@ -152,7 +154,7 @@ class Opener:
         self._link: Link | None = Link(wanted)
 
     def call(self, message: dict[str, Any]) -> dict[str, Any]:
-        """See `control.call`; what is asked changes nothing, and is asked again if the process dies of it or before.
+        """See `control.call`; what is asked may be asked again, and is if the process dies of it or before.
 
         Raises: Fs3Error.
         """
@@ -165,6 +167,20 @@ class Opener:
                 if last:
                     raise
         raise AssertionError
+
+    def call_running(self, message: dict[str, Any]) -> dict[str, Any] | None:
+        """As `call`, but of a process that runs already; None: there is none. Raises: Fs3Error."""
+        if self._link is None or not self._link.alive:
+            self.close()
+            try:
+                self._link = Link(replace(self._wanted, start=False))
+            except Unavailable:
+                return None
+        try:
+            return self._link.call(message)
+        except control.Closed:
+            self.close()
+            return None
 
     def close(self) -> None:
         """Let go of the process."""

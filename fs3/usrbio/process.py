@@ -1,4 +1,4 @@
-"""The I/O process of one user, cluster and host: reads for applications, into their memory.
+"""The I/O process of one user, cluster and host: reads for applications into their memory, and writes from it.
 
 It is an ordinary client of the cluster, in a process whose interpreter no training loop keeps busy. Started by the
 first application it ends by itself when nobody has been connected for a while; as a daemon (`fs3 usrbio URL`) it stays.
@@ -26,6 +26,7 @@ from fs3.usrbio import control
 from fs3.usrbio.attached import Attached
 from fs3.usrbio.place import Place, place_of
 from fs3.usrbio.workers import Workers
+from fs3.usrbio.writers import Writers
 
 _log = logging.getLogger(__name__)
 MAX_CONNECTIONS = 256
@@ -62,6 +63,7 @@ class _Process:
         self._place = place
         self._workers = workers
         self._client = client
+        self._writers = Writers(lambda: client.files)
         self._applications: dict[Attached, threading.Thread] = {}
         self._lock = threading.Lock()
         self._stopping = False
@@ -111,7 +113,7 @@ class _Process:
                 control.send(sock, control.refusal(refused))
             sock.close()
             return
-        application = Attached(sock, self._client, self._workers, self._stats)
+        application = Attached(sock, self._client, self._workers, self._writers, self._stats)
         thread = threading.Thread(target=self._serve, args=(application,), name="fs3-usrbio-control", daemon=True)
         with self._lock:
             self._applications[application] = thread
@@ -134,7 +136,7 @@ class _Process:
         }
 
     def _end(self) -> None:
-        """First nobody can come, then what is being read ends, then everybody is sent away."""
+        """First nobody can come, then what is under way ends, then everybody is sent away."""
         self._place.socket.unlink(missing_ok=True)
         self._sock.close()
         self._workers.stop()

@@ -33,6 +33,7 @@ from fs3.usrbio.ring_format import (
     COMPLETION,
     HEADER_BYTES,
     MESSAGE_BYTES,
+    OF_CHUNKS,
     RANGE_RESULT,
     REAPED,
     SLOT,
@@ -40,6 +41,7 @@ from fs3.usrbio.ring_format import (
     SUBMITTED,
     TAKEN,
     WANTED,
+    Flag,
     Op,
     RingLayout,
     write_header,
@@ -50,6 +52,7 @@ I64 = NDArray[np.int64]
 _SLOT = struct.Struct("<QqHHIII")
 _SUBMISSION = struct.Struct("<QII")
 _COMPLETION = struct.Struct("<QQIHHQ")
+_FLAGS = int(Flag.IF_ABSENT | Flag.OS_DURABILITY)
 
 
 def _nothing() -> None:
@@ -109,6 +112,7 @@ class ApplicationRing:
         self._free = list(range(layout.depth - 1, -1, -1))
         self._held: dict[int, Ticket] = {}  # by slot
         self._counts: dict[int, int] = {}  # ranges of the batch in a slot
+        self._numbers: dict[int, int] = {}  # of the submission of the batch in a slot, if it was published
         self._prepared: list[Ticket] = []
         self._next_seq = 1
         self._submitted = self._reaped = 0
@@ -119,7 +123,15 @@ class ApplicationRing:
         return len(self._held)
 
     def prepare(
-        self, op: Op, count: int, parts: Sequence[tuple[int, memoryview]], *, files: int, iov: int, deadline_ns: int
+        self,
+        op: Op,
+        count: int,
+        parts: Sequence[tuple[int, memoryview]],
+        *,
+        files: int,
+        iov: int,
+        deadline_ns: int,
+        flags: Flag = Flag.NONE,
     ) -> Ticket:
         """Write a batch into a free slot; `parts` are bytes and the column at which they begin. Nobody sees it yet.
 
@@ -136,7 +148,7 @@ class ApplicationRing:
         for column, data in parts:
             at = base + column * 8 * self.layout.ranges
             memory.bytes[at : at + len(data)] = data
-        _SLOT.pack_into(memory.bytes, memory.slot_at(slot), seq, deadline_ns, op, 0, count, files, iov)
+        _SLOT.pack_into(memory.bytes, memory.slot_at(slot), seq, deadline_ns, op, flags, count, files, iov)
         self._free.pop()
         self._next_seq += 1
         ticket = self._held[slot] = Ticket(seq, slot)
@@ -151,6 +163,7 @@ class ApplicationRing:
         memory, number = self._memory, self._submitted
         for ticket in self._prepared:
             _SUBMISSION.pack_into(memory.bytes, memory.submission_at(number), ticket.seq, ticket.slot, 0)
+            self._numbers[ticket.slot] = number
             number += 1
         self._fence()
         memory.counters[SUBMITTED] = number
@@ -183,12 +196,18 @@ class ApplicationRing:
         self._fence()  # either this sees what has ended, or the other side what is wanted
         return bool(counters[COMPLETED] < wanted)
 
+    def taken(self, ticket: Ticket) -> bool:
+        """Whether the I/O process, which is no more, may have begun with a batch: it says so before it does."""
+        number = self._numbers.get(ticket.slot)
+        return number is not None and number < self._memory.counters[TAKEN]
+
     def begin_again(self) -> list[Ticket]:
         """Start over with another I/O process, once the one before is no more; what was under way, oldest first.
 
         Slots and their batches stay as they are: each is to be put back or dropped.
         """
         self._prepared.clear()
+        self._numbers.clear()
         self._submitted = self._reaped = 0
         for counter in (SUBMITTED, TAKEN, COMPLETED, REAPED, WANTED):
             self._memory.counters[counter] = 0
@@ -209,6 +228,7 @@ class ApplicationRing:
     def _let_go(self, slot: int) -> None:
         del self._held[slot]
         del self._counts[slot]
+        self._numbers.pop(slot, None)
         self._free.append(slot)
 
     def _message(self, slot: int, status: int) -> str:
@@ -223,8 +243,8 @@ class ApplicationRing:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A batch as the I/O process took it: all of it a copy. `columns` is [4, n] of READ, `ranges` RANGE [n] of
-    READ_CHUNKS; `places` [n] says where in the memory `iov` the bytes go."""
+    """A batch as the I/O process took it: all of it a copy. `columns` is [4, n] of ranges of files, `ranges` RANGE [n]
+    of chunks; `places` [n] says where in the memory `iov` the bytes go, or are."""
 
     seq: int
     slot: int
@@ -236,6 +256,7 @@ class Request:
     columns: I64
     ranges: NDArray[Any]
     places: I64
+    flags: Flag = Flag.NONE
 
 
 class IoRing:
@@ -267,22 +288,21 @@ class IoRing:
         if seq <= self._last_seq:
             raise Invalid(f"batch {seq} submitted after batch {self._last_seq}")
         found = _SLOT.unpack_from(memory.bytes, memory.slot_at(slot))
-        in_slot, deadline_ns, op, _, count, files, iov = found
-        if in_slot != seq or not 0 < count <= layout.ranges or op not in (Op.READ, Op.READ_CHUNKS):
-            raise Invalid(f"batch {seq}: slot {slot} holds batch {in_slot}, operation {op}, {count} ranges")
+        in_slot, deadline_ns, op, flags, count, files, iov = found
+        if in_slot != seq or not 0 < count <= layout.ranges or op not in list(Op) or flags & ~_FLAGS:
+            raise Invalid(f"batch {seq}: slot {slot} holds batch {in_slot}, operation {op}, {flags:#x}, {count} ranges")
         columns = memory.columns[slot, :, :count].copy()
         ranges = np.zeros(0, dtype=RANGE)
-        places = columns[COLUMNS - 1]
-        if op == Op.READ:
-            places = columns[3]
-        else:
+        places = columns[3]
+        if op in OF_CHUNKS:
+            places = columns[COLUMNS - 1]
             begin = layout.columns + slot * COLUMNS * 8 * layout.ranges
             ranges = np.frombuffer(bytes(memory.bytes[begin : begin + count * RANGE.itemsize]), dtype=RANGE).copy()
         self._taken += 1
         memory.counters[TAKEN] = self._taken
         self._last_seq = seq
         self._under_way[slot] = seq
-        return Request(seq, slot, Op(op), count, files, iov, deadline_ns, columns, ranges, places)
+        return Request(seq, slot, Op(op), count, files, iov, deadline_ns, columns, ranges, places, Flag(flags))
 
     def complete(self, request: Request, status: int, message: str, results: NDArray[Any]) -> bool:
         """Tell the application how a batch ended, `results` are RANGE_RESULT records [n]; whether it is to be woken."""

@@ -1,4 +1,4 @@
-"""The bytes of a ring, which an application and the I/O process share: version 1, frozen (docs/formats.md).
+"""The bytes of a ring, which an application and the I/O process share: version 2, frozen (docs/formats.md).
 
     header        4 KiB; counters, each in a cache line of its own and written by one side alone
     submissions   [depth]   which slots hold new batches, in order       the application writes
@@ -10,13 +10,14 @@
 
 A batch is a slot: a few numbers, and its ranges as columns, so that it is written with a handful of copies however
 many ranges it has. READ has one column each for file (its place in a set of files), offset, length and place in the
-memory; READ_CHUNKS has RANGE records in the room of the first four, and places.
+memory; READ_CHUNKS has RANGE records in the room of the first four, and places. WRITE and WRITE_CHUNKS are the same in
+the other direction; of version 1 there were only reads.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import IntEnum
+from enum import IntEnum, IntFlag
 
 import numpy as np
 
@@ -24,7 +25,7 @@ from fs3.client.storage import RANGE
 from fs3.errors import Invalid
 
 MAGIC = b"fs3ring\0"
-VERSION = 1
+VERSION = 2
 HEADER_BYTES = 4_096
 MESSAGE_BYTES = 256
 COLUMNS = 5
@@ -70,6 +71,20 @@ class Op(IntEnum):
 
     READ = 1
     READ_CHUNKS = 2
+    WRITE = 3
+    WRITE_CHUNKS = 4
+
+
+WRITES = frozenset({Op.WRITE, Op.WRITE_CHUNKS})
+OF_CHUNKS = frozenset({Op.READ_CHUNKS, Op.WRITE_CHUNKS})
+
+
+class Flag(IntFlag):
+    """How chunks are written: not those that exist; into the page cache only."""
+
+    NONE = 0
+    IF_ABSENT = 1
+    OS_DURABILITY = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +150,9 @@ def read_header(memory: memoryview) -> RingLayout:
     if bytes(memory[: len(MAGIC)]) != MAGIC:
         raise Invalid("this memory holds no ring")
     if int(header["version"]) != VERSION:
-        raise Invalid(f"a ring of version {int(header['version'])}; this I/O process knows {VERSION}: upgrade it")
+        raise Invalid(
+            f"a ring of version {int(header['version'])}; this I/O process knows {VERSION}: upgrade the older side"
+        )
     layout = RingLayout(int(header["depth"]), int(header["ranges"]))
     if layout.bytes > len(memory):
         raise Invalid(f"a ring of {layout.bytes} bytes in {len(memory)} bytes of memory")

@@ -6,8 +6,9 @@ import struct
 
 import numpy as np
 
+from fs3.client.storage import RANGE
 from fs3.usrbio.ring_core import ApplicationRing, IoRing
-from fs3.usrbio.ring_format import RANGE_RESULT, Op, RingLayout, read_header
+from fs3.usrbio.ring_format import RANGE_RESULT, Flag, Op, RingLayout, read_header
 
 DEPTH, RANGES = 2, 3
 
@@ -15,7 +16,7 @@ DEPTH, RANGES = 2, 3
 def by_hand() -> bytes:
     """After two batches were submitted, the first taken and completed with an error, and that reaped."""
     header = bytearray(4_096)
-    struct.pack_into("<8sIII", header, 0, b"fs3ring\0", 1, DEPTH, RANGES)
+    struct.pack_into("<8sIII", header, 0, b"fs3ring\0", 2, DEPTH, RANGES)
     for at, counter in ((64, 2), (128, 1), (192, 1), (256, 1), (320, 1)):
         struct.pack_into("<Q", header, at, counter)
     submissions = struct.pack("<QII", 1, 0, 0) + struct.pack("<QII", 2, 1, 0)
@@ -48,3 +49,22 @@ def test_the_bytes_are_those_of_the_document() -> None:
     assert io.complete(request, 3, "gone", results)
     assert len(application.reap()) == 1
     assert bytes(memory) == by_hand()
+
+
+def test_a_batch_that_writes() -> None:
+    """The same slot and columns, with flags for chunks."""
+    layout = RingLayout(1, 2)
+    memory = memoryview(bytearray(layout.bytes))
+    application = ApplicationRing(layout, memory)
+    ranges = np.array([(1, 2, 0, 4, 5, 0), (6, 7, 0, 9, 10, 0)], dtype=RANGE)
+    parts = [(0, ranges.view(np.uint8).data), (4, np.array([11, 12]).data.cast("B"))]
+    flags = Flag.IF_ABSENT | Flag.OS_DURABILITY
+    application.prepare(Op.WRITE_CHUNKS, 2, parts, files=0, iov=8, deadline_ns=3, flags=flags)
+    application.publish()
+    assert memory[layout.slots : layout.messages] == struct.pack("<QqHHIII", 1, 3, 4, 3, 2, 0, 8).ljust(64, b"\0")
+    columns = struct.pack("<QQIIII", 1, 2, 0, 4, 5, 0) + struct.pack("<QQIIII", 6, 7, 0, 9, 10, 0)
+    assert memory[layout.columns : layout.results] == columns + struct.pack("<2q", 11, 12)
+    assert (Op.READ, Op.READ_CHUNKS, Op.WRITE, Op.WRITE_CHUNKS) == (1, 2, 3, 4)
+    request = IoRing(read_header(memory), memory).take()
+    assert request is not None and request.flags == flags and request.places.tolist() == [11, 12]
+    assert (request.ranges == ranges).all()

@@ -152,6 +152,23 @@ def test_the_next_io_process_gets_what_was_under_way_oldest_first(ring: Ring) ->
     assert ring.prepare().seq == DEPTH + 1, "a number came again"
 
 
+def test_it_can_be_told_what_a_dead_io_process_had_begun_with(ring: Ring) -> None:
+    """It says so before it begins, so a batch that it has not told of it has not touched."""
+    tickets = [ring.prepare() for _ in range(DEPTH - 1)]
+    ring.application.publish()
+    unpublished = ring.prepare()
+    for number, ticket in enumerate(tickets):
+        assert [ring.application.taken(one) for one in tickets] == [True] * number + [False] * (DEPTH - 1 - number)
+        assert ring.take().seq == ticket.seq
+    assert ring.application.taken(tickets[-1]) and not ring.application.taken(unpublished)
+    for ticket in ring.application.begin_again()[:2]:
+        ring.application.put_back(ticket)
+    ring.application.publish()
+    ring.io = IoRing(read_header(ring.memory), ring.memory)
+    assert ring.take().seq == tickets[0].seq
+    assert [ring.application.taken(one) for one in (*tickets, unpublished)] == [True, False, False, False]
+
+
 def test_who_waits_is_woken_once_and_by_the_last_batch_that_is_awaited(ring: Ring) -> None:
     for _ in range(DEPTH):
         ring.prepare()
@@ -210,7 +227,13 @@ def _operation(ring: Ring) -> None:
     ring.counters[SUBMITTED] = 1
 
 
-@pytest.mark.parametrize("spoil", [_count, _back, _slot, _number, _ranges, _operation])
+def _flags(ring: Ring) -> None:
+    at = ring.layout.slots + ring.application.begin_again()[0].slot * 64 + 18
+    ring.memory[at] = 4
+    ring.counters[SUBMITTED] = 1
+
+
+@pytest.mark.parametrize("spoil", [_count, _back, _slot, _number, _ranges, _operation, _flags])
 def test_nonsense_ends_the_ring(ring: Ring, spoil: Spoil) -> None:
     ring.prepare()
     ring.application.publish()
@@ -238,6 +261,6 @@ def test_memory_that_is_no_ring_is_refused(ring: Ring) -> None:
         with pytest.raises(Invalid):
             read_header(memoryview(bytearray(spoiled)))
     newer = bytearray(ring.memory)
-    newer[8] = 2
-    with pytest.raises(Invalid, match="version 2"):
+    newer[8] = 3
+    with pytest.raises(Invalid, match="version 3"):
         read_header(memoryview(newer))
