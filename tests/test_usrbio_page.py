@@ -25,7 +25,7 @@ def directory(fs: Any) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("directory", "runtime_directory")
-@pytest.mark.parametrize("block", BLOCKS, ids=["one batch", "many batches"])
+@pytest.mark.parametrize("block", BLOCKS, ids=["one batch", "many batches", "writing"])
 def test_it_prints_what_stands_beside_it(block: str, cluster_url: str, tmp_path: Path) -> None:
     expected = re.findall(r"^ *print\(.*\)  # (.*)$", block, re.MULTILINE)
     assert expected and ADDRESS in block

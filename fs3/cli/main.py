@@ -37,7 +37,7 @@ COMMANDS = {
     "df": ("fs3.cli.room", "df", "Show how much room there is, by disks and quotas."),
     "bench": ("fs3.cli.bench", "bench", "Measure how fast a cluster is from here."),
     "kv": ("fs3.cli.kv", "kv", "Show or clear what the KV cache holds."),
-    "usrbio": ("fs3.cli.usrbio", "usrbio", "Read for the applications of this host."),
+    "usrbio": ("fs3.cli.usrbio", "usrbio", "Read and write for the applications of this host."),
     "mgmtd": ("fs3.cli.daemons", "mgmtd", "Run the cluster manager."),
     "meta": ("fs3.cli.daemons", "meta", "Run a metadata daemon."),
     "storage": ("fs3.cli.daemons", "storage", "Run a storage daemon."),

@@ -19,7 +19,7 @@ from fs3.url import parse_url
 @click.option("--idle", type=float, metavar="SECONDS", help="End when nobody has used it for so long. [default: never]")
 @secret_option
 def usrbio(url: str, workers: int | None, idle: float | None, secret: str) -> None:
-    """Read for the applications of this user on this host, into their memory (`fs3.usrbio`), until it is stopped.
+    """Read and write for the applications of this user on this host (`fs3.usrbio`), until it is stopped.
 
     There is one for each user and cluster. It logs to standard error.
     """

@@ -88,6 +88,17 @@ class Held:
         finally:
             self._turn.release()
 
+    def _begun(self, deadline_s: float) -> FileUpdater:
+        try:
+            return self._files.open_update(self.path, deadline_s=deadline_s)
+        except InUse as error:
+            if not self.inode_id:
+                raise
+            raise InUse(
+                f"{self.path}: nothing was written, since the I/O process that had the file open has died less than a"
+                " minute ago, or somebody else writes it by now; try again"
+            ) from error
+
     def _opened(self, deadline_s: float) -> FileUpdater:
         if self._closed:
             raise Invalid(f"{self.path}: was closed; open it for writing again")
@@ -95,7 +106,7 @@ class Held:
             self._updater.abandon()
             self._updater = None
         if self._updater is None:
-            updater = self._files.open_update(self.path, deadline_s=deadline_s)
+            updater = self._begun(deadline_s)
             if self.inode_id not in (0, updater.inode.inode_id):
                 updater.abandon()
                 raise NotFound(f"{self.path}: was removed or replaced since it was opened for writing; open it again")

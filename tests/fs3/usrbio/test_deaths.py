@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -21,19 +20,10 @@ from fs3.errors import Fs3Error, Invalid, Unavailable
 from fs3.usrbio import Ior, Iov, UsrBio
 from fs3.usrbio.ring_format import SUBMITTED
 from tests.conftest import io_processes
-from tests.fs3.usrbio.conftest import SIZES, Batch, Stalled, shared_pieces, until
+from tests.fs3.usrbio.conftest import SIZES, Batch, Stalled, kill, shared_pieces, until
 
 PATHS = list(SIZES)
 ROOT = Path(__file__).resolve().parents[3]
-
-
-def kill(pid: int) -> None:
-    """With SIGKILL, and wait until it has gone: memory goes first, and only then do its sockets hang up."""
-    process = os.pidfd_open(pid)
-    signal.pidfd_send_signal(process, signal.SIGKILL)
-    ended, _, _ = select.select([process], [], [], 10)
-    os.close(process)
-    assert ended, "it lives on"
 
 
 def test_reads_under_way_go_on_when_the_io_process_is_killed(
