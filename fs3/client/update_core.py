@@ -3,7 +3,7 @@
     ranges [n] --pieces--> what becomes of each chunk --inside--> rounds of distinct chunks, within the file's length
                                                       --beyond--> runs that make it longer, one after the other
 
-Ranges that lie side by side in the file become one piece of a chunk, wherever in memory they are.
+Ranges that lie side by side in the file become one piece of a chunk.
 """
 
 from __future__ import annotations
@@ -19,45 +19,32 @@ from fs3.client.plan_core import I64
 
 @dataclass(slots=True)
 class Piece:
-    """Bytes of one chunk, from `begin` to `end` of the file: `parts` of memory (place, length), one after the other.
-
-    `sources` are the ranges that it has something of.
-    """
+    """Bytes of one chunk, from `begin` to `end` of the file: `parts` of ranges (which, from where, how many bytes)."""
 
     chunk: int
     begin: int
     end: int
-    parts: list[tuple[int, int]] = field(default_factory=list)
-    sources: list[int] = field(default_factory=list)
+    parts: list[tuple[int, int, int]] = field(default_factory=list)
 
-    def add(self, source: int, place: int, length: int) -> None:
-        """What comes next in the file."""
-        if self.parts and sum(self.parts[-1]) == place:
-            self.parts[-1] = (self.parts[-1][0], self.parts[-1][1] + length)
-        else:
-            self.parts.append((place, length))
-        self.sources.append(source)
-        self.end += length
-
-    def data(self, memory: memoryview) -> Bytes:
-        """Its bytes: where they lie, if they lie in one stretch, else a copy."""
-        views = [memory[place : place + length] for place, length in self.parts]
+    def data(self, datas: Sequence[memoryview]) -> Bytes:
+        """Its bytes: where they lie, if they are of one range, else a copy."""
+        views = [datas[source][first : first + length] for source, first, length in self.parts]
         return views[0] if len(views) == 1 else b"".join(views)
 
 
-def pieces(offsets: I64, lengths: I64, places: I64, chunk_bytes: int) -> list[Piece]:
+def pieces(offsets: I64, lengths: Sequence[int], chunk_bytes: int) -> list[Piece]:
     """The pieces of ranges [n] that do not overlap, in the order of the file."""
     found: list[Piece] = []
-    order = np.argsort(offsets, kind="stable")
-    rows = zip(order.tolist(), offsets[order].tolist(), lengths[order].tolist(), places[order].tolist(), strict=True)
-    for source, offset, left, place in rows:
-        while left:
-            chunk, at = divmod(offset, chunk_bytes)
-            part = min(left, chunk_bytes - at)
-            if not found or (found[-1].chunk, found[-1].end) != (chunk, offset):
-                found.append(Piece(chunk, offset, offset))
-            found[-1].add(source, place, part)
-            offset, place, left = offset + part, place + part, left - part
+    for source in np.argsort(offsets, kind="stable").tolist():
+        begin, first, length = int(offsets[source]), 0, lengths[source]
+        while first < length:
+            chunk, at = divmod(begin + first, chunk_bytes)
+            part = min(length - first, chunk_bytes - at)
+            if not found or (found[-1].chunk, found[-1].end) != (chunk, begin + first):
+                found.append(Piece(chunk, begin + first, begin + first))
+            found[-1].parts.append((source, first, part))
+            found[-1].end += part
+            first += part
     return found
 
 

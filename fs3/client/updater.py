@@ -119,27 +119,28 @@ class FileUpdater:
         self._note_durable()
         return taken
 
-    def write_batch(self, offsets: I64, lengths: I64, data: memoryview, places: I64) -> list[Fs3Error | None]:
-        """Write `lengths[i]` bytes from `data[places[i] :]` at `offsets[i]`, for all i; what befell each: [n].
+    def write_batch(self, offsets: I64, datas: Sequence[memoryview]) -> list[Fs3Error | None]:
+        """Write all of `datas[i]`, bytes, at `offsets[i]`, for all i; what befell each: [n].
 
         Ranges must not overlap in the file; gaps beyond its end become zeros. What has no error is acknowledged when
-        this returns. Whole batches of chunks are sent at once, from where they lie: nothing else may change `data`.
+        this returns. All chunks are sent at once, from where the bytes lie: nothing else may change them meanwhile.
 
         Raises: as `write`; then nothing of the batch was written.
         """
         self.flush()
-        self._check(min([*offsets.tolist(), *lengths.tolist()], default=0))
-        self._check(max(map(add, offsets.tolist(), lengths.tolist()), default=0))  # in numbers that cannot overflow
-        found = update_core.pieces(offsets, lengths, places, self.layout.chunk_bytes)
+        lengths = [len(data) for data in datas]
+        self._check(int(offsets.min(initial=0)))
+        self._check(max(map(add, offsets.tolist(), lengths), default=0))  # in numbers that cannot overflow
+        found = update_core.pieces(offsets, lengths, self.layout.chunk_bytes)
         errors: list[Fs3Error | None] = [None] * len(offsets)
         failure: Fs3Error | None = None
         for some in (*update_core.inside(found, self._length), *update_core.beyond(found, self._length)):
-            befell = self._apply(some, data) if failure is None else [failure] * len(some)
+            befell = self._apply(some, datas) if failure is None else [failure] * len(some)
             for piece, error in zip(some, befell, strict=True):
                 if error is not None:
                     named = error if error is failure else self._window.fail(error)
                     failure = failure or named
-                    for source in piece.sources:
+                    for source, _, _ in piece.parts:
                         errors[source] = errors[source] or named
         self._note_durable()
         return errors
@@ -255,7 +256,7 @@ class FileUpdater:
     def _left_s(self) -> float | None:
         return None if self._deadline_s is None else max(self._deadline_s - lease_now_s(), _LEAST_S)
 
-    def _apply(self, some: Sequence[Piece], data: memoryview) -> list[Fs3Error | None]:
+    def _apply(self, some: Sequence[Piece], datas: Sequence[memoryview]) -> list[Fs3Error | None]:
         """Pieces of distinct chunks, of which the last may make the file longer; what befell each."""
         size = self.layout.chunk_bytes
         try:
@@ -270,7 +271,7 @@ class FileUpdater:
             self._presence.require(parts, self._deadline_s)
             self._dirty = True
             updates = [
-                self._update(piece.chunk, Op.REPLACE if all_of_it else Op.WRITE, piece.begin % size, piece.data(data))
+                self._update(piece.chunk, Op.REPLACE if all_of_it else Op.WRITE, piece.begin % size, piece.data(datas))
                 for piece, all_of_it in zip(some, whole, strict=True)
             ]
             _, errors = self._storage.try_write(updates, deadline_s=self._deadline_s)

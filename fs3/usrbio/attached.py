@@ -25,13 +25,14 @@ from fs3.clock import deadline_after
 from fs3.errors import Busy, Fs3Error, Invalid, MaybeApplied, Unavailable
 from fs3.transport.descriptors import close_all
 from fs3.usrbio import control
+from fs3.usrbio.held import Held
 from fs3.usrbio.memory import SharedMemory, fence, ring_bell
 from fs3.usrbio.reading import Outcome, Reading
 from fs3.usrbio.ring_core import IoRing, Request
 from fs3.usrbio.ring_format import RANGE_RESULT, WRITES, read_header
 from fs3.usrbio.schedule_core import Priority
 from fs3.usrbio.workers import Workers
-from fs3.usrbio.writers import MAX_WRITABLE, Application, Held, Writers
+from fs3.usrbio.writers import MAX_WRITABLE, Application, Writers
 from fs3.usrbio.writing import Writing
 
 T = TypeVar("T")
@@ -88,8 +89,10 @@ class RingSource:
         close_all((self.doorbell, self._completion_bell))
 
     def _work(self, request: Request) -> None:
+        self._owner.perform(request, functools.partial(self._end, request))
+
+    def _end(self, request: Request, outcome: Outcome) -> None:
         try:
-            outcome = self._owner.perform(request)
             error = outcome.error
             with self._posting:
                 awaited = self._ring.complete(
@@ -163,26 +166,27 @@ class Attached:
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RD)
 
-    def perform(self, request: Request) -> Outcome:
-        """Do what a batch asks for; what goes wrong is in the outcome."""
+    def perform(self, request: Request, ended: Callable[[Outcome], None]) -> None:
+        """Do what a batch asks for, or have it done; what goes wrong is in the outcome that `ended` is called with."""
         iov, writes = self._iovs.get(request.iov), request.op in WRITES
-        why: Fs3Error = Invalid(f"no memory {request.iov} was registered with this ring")
+        outcome = Outcome(np.zeros(request.count, dtype=RANGE_RESULT))
         try:
-            if iov is not None and writes:
-                return Writing(self._client, request, self._writable.get(request.files, []), iov.view).run()
-            if iov is not None:
-                return Reading(self._client, request, self._sets.get(request.files, []), iov.view).run()
+            if iov is None:
+                raise Invalid(f"no memory {request.iov} was registered with this ring")
+            if writes:
+                writing = Writing(self._client, request, self._writable.get(request.files, []), iov.view, ended)
+                writing.begin()
+                return
+            outcome = Reading(self._client, request, self._sets.get(request.files, []), iov.view).run()
+        except Fs3Error as error:
+            outcome.failed(np.arange(request.count), error)
         except Exception:  # noqa: BLE001  # whatever it is, the application is told, and the log
             _log.exception("batch %d failed", request.seq)
-            says = f"the log of process {os.getpid()} says why"
             why = (
-                MaybeApplied(f"the I/O process failed to write; {says}")
-                if writes
-                else Unavailable(f"the I/O process failed to read; {says}")
+                f"the I/O process failed to {'write' if writes else 'read'}; the log of process {os.getpid()} says why"
             )
-        outcome = Outcome(np.zeros(request.count, dtype=RANGE_RESULT))
-        outcome.failed(np.arange(request.count), why)
-        return outcome
+            outcome.failed(np.arange(request.count), MaybeApplied(why) if writes else Unavailable(why))
+        ended(outcome)
 
     def _let_go(self) -> None:
         if self._ring is not None:

@@ -25,7 +25,7 @@ from fs3.transport.descriptors import peer_of
 from fs3.usrbio import control
 from fs3.usrbio.attached import Attached
 from fs3.usrbio.place import Place, place_of
-from fs3.usrbio.workers import Workers
+from fs3.usrbio.workers import Errands, Workers
 from fs3.usrbio.writers import Writers
 
 _log = logging.getLogger(__name__)
@@ -63,7 +63,9 @@ class _Process:
         self._place = place
         self._workers = workers
         self._client = client
-        self._writers = Writers(lambda: client.files)
+        self._errands = Errands()
+        workers.add(self._errands)
+        self._writers = Writers(client.files, self._errands.add)
         self._applications: dict[Attached, threading.Thread] = {}
         self._lock = threading.Lock()
         self._stopping = False
@@ -140,6 +142,7 @@ class _Process:
         self._place.socket.unlink(missing_ok=True)
         self._sock.close()
         self._workers.stop()
+        self._errands.finish()
         with self._lock:
             left = dict(self._applications)
         for application in left:

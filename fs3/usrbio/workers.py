@@ -1,4 +1,4 @@
-"""The threads of an I/O process that read. None hands work to another while there is work.
+"""The threads of an I/O process that read and write. None hands work to another while there is work.
 
 Whoever has finished a batch looks into the rings itself and takes the next. If there is none, one of the idle waits at
 the doorbells of all rings (edge-triggered, so that nobody need empty them) and the others for it: a batch that comes
@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import select
 import threading
+from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
@@ -37,6 +38,38 @@ class Source(Protocol):
 
     def broken(self, error: Fs3Error) -> None:
         """`take` has raised, and the source was removed. Called with the pool's lock held."""
+
+
+class Errands(Source):
+    """What is to be done by whoever is free, in turn with the batches of rings."""
+
+    priority = Priority.NORMAL
+
+    def __init__(self) -> None:
+        self.doorbell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._waiting: deque[Callable[[], None]] = deque()
+
+    def add(self, errand: Callable[[], None]) -> None:
+        """Have it done. It raises nothing."""
+        self._waiting.append(errand)
+        os.eventfd_write(self.doorbell, 1)
+
+    def waiting(self) -> bool:
+        """See `Source`."""
+        return bool(self._waiting)
+
+    def take(self) -> Callable[[], None] | None:
+        """See `Source`."""
+        return self._waiting.popleft() if self._waiting else None
+
+    def broken(self, error: Fs3Error) -> None:
+        """See `Source`; it never is."""
+        raise AssertionError from error
+
+    def finish(self) -> None:
+        """Do all that is left, and what comes of it, once no worker does any more."""
+        while (errand := self.take()) is not None:
+            errand()
 
 
 class Workers:

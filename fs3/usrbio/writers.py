@@ -1,10 +1,7 @@
 """In the I/O process: the applications that have files open for writing, and these files.
 
 An application is a key that it made up, and that all its connections name; with the last of them its write sessions
-end. So several of its rings write the same files, one batch of a file at a time.
-
-A batch that makes a file longer tells meta before it ends. Then whatever was acknowledged is in the file whoever dies,
-and a file that is opened again, after an error or by the next I/O process, goes on where it ended.
+end. So several of its rings write the same files.
 """
 
 from __future__ import annotations
@@ -12,114 +9,25 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 
-from fs3.client.file import FileClient, FileUpdater
-from fs3.client.plan_core import I64
-from fs3.clock import deadline_after, lease_now_s
-from fs3.errors import Busy, Exists, Fs3Error, InUse, Invalid, MaybeApplied, NotFound, QuotaExceeded, Unavailable
+from fs3.client.file import FileClient
+from fs3.clock import deadline_after
+from fs3.errors import Busy, Exists, Fs3Error, InUse
+from fs3.usrbio.held import Held, Later
 
 _log = logging.getLogger(__name__)
 MAX_WRITABLE = 1_024  # files of one application
 END_S = 10.0
 
 
-class Held:
-    """A file that an application has open for writing. Thread-safe."""
-
-    def __init__(self, files: FileClient, path: str, inode_id: int = 0) -> None:
-        """It is opened when it is first needed. With `inode_id` it must still be that file."""
-        self.path = path
-        self.inode_id = inode_id
-        self._files = files
-        self._turn = threading.Lock()
-        self._updater: FileUpdater | None = None
-        self._spoiled = False
-        self._closed = False
-
-    def open(self, deadline_s: float) -> None:
-        """Begin the write session. Raises: as `FileClient.open_update`."""
-        with self._alone(deadline_s):
-            self._opened(deadline_s)
-
-    def write(
-        self, offsets: I64, lengths: I64, data: memoryview, places: I64, deadline_s: float
-    ) -> list[Fs3Error | None]:
-        """As `FileUpdater.write_batch`, and the file's length is told. Raises: Fs3Error: nothing was written."""
-        with self._alone(deadline_s):
-            updater = self._opened(deadline_s)
-            with updater.until(deadline_s):
-                errors = updater.write_batch(offsets, lengths, data, places)
-                failure = next((error for error in errors if error is not None), None) or _told(updater)
-            self._spoiled = failure is not None
-            ends, has = (offsets + lengths).tolist(), updater.inode.length
-            return [error or (failure if end > has else None) for error, end in zip(errors, ends, strict=True)]
-
-    def sync(self, deadline_s: float) -> None:
-        """Tell meta the exact length and times. Raises: Fs3Error."""
-        with self._alone(deadline_s):
-            updater = self._updater
-            if updater is not None and not self._spoiled:
-                self._spoiled = True
-                with updater.until(deadline_s):
-                    updater.sync()
-                self._spoiled = False
-
-    def close(self, deadline_s: float) -> None:
-        """`sync`, and end the session, be it without. Raises: Fs3Error: it was not synced."""
-        with self._alone(deadline_s):
-            self._closed = True
-            updater, self._updater = self._updater, None
-            if updater is None:
-                return
-            try:
-                if not self._spoiled:
-                    with updater.until(deadline_s):
-                        updater.close()
-            finally:
-                updater.abandon()  # which does nothing to one that is closed
-
-    @contextlib.contextmanager
-    def _alone(self, deadline_s: float) -> Iterator[None]:
-        if not self._turn.acquire(timeout=max(deadline_s - lease_now_s(), 0.0)):
-            raise Unavailable(f"{self.path}: another batch was written into it until this one's time was over")
-        try:
-            yield
-        finally:
-            self._turn.release()
-
-    def _begun(self, deadline_s: float) -> FileUpdater:
-        try:
-            return self._files.open_update(self.path, deadline_s=deadline_s)
-        except InUse as error:
-            if not self.inode_id:
-                raise
-            raise InUse(
-                f"{self.path}: nothing was written, since the I/O process that had the file open has died less than a"
-                " minute ago, or somebody else writes it by now; try again"
-            ) from error
-
-    def _opened(self, deadline_s: float) -> FileUpdater:
-        if self._closed:
-            raise Invalid(f"{self.path}: was closed; open it for writing again")
-        if self._updater is not None and self._spoiled:
-            self._updater.abandon()
-            self._updater = None
-        if self._updater is None:
-            updater = self._begun(deadline_s)
-            if self.inode_id not in (0, updater.inode.inode_id):
-                updater.abandon()
-                raise NotFound(f"{self.path}: was removed or replaced since it was opened for writing; open it again")
-            self._updater, self.inode_id, self._spoiled = updater, updater.inode.inode_id, False
-        return self._updater
-
-
 class Application:
     """One that writes, and its files by path. Thread-safe."""
 
-    def __init__(self, files: FileClient) -> None:
+    def __init__(self, files: FileClient, later: Later) -> None:
         self.connections = 0
         self._files = files
+        self._later = later
         self._lock = threading.Lock()
         self._held: dict[str, Held] = {}
 
@@ -167,7 +75,7 @@ class Application:
     def _add(self, path: str, inode_id: int = 0) -> Held:
         if len(self._held) >= MAX_WRITABLE:
             raise Busy(f"{MAX_WRITABLE} files are open for writing; close some")
-        held = self._held[path] = Held(self._files, path, inode_id)
+        held = self._held[path] = Held(self._files, self._later, path, inode_id)
         return held
 
     def _create(self, path: str) -> None:
@@ -193,8 +101,9 @@ class Application:
 class Writers:
     """The applications that write, each for as long as one of its connections lives."""
 
-    def __init__(self, files: Callable[[], FileClient]) -> None:
+    def __init__(self, files: FileClient, later: Later) -> None:
         self._files = files
+        self._later = later
         self._lock = threading.Lock()
         self._applications: dict[str, Application] = {}
 
@@ -203,7 +112,7 @@ class Writers:
         with self._lock:
             application = self._applications.get(key)
             if application is None:
-                application = self._applications[key] = Application(self._files())
+                application = self._applications[key] = Application(self._files, self._later)
             application.connections += 1
             return application
 
@@ -216,16 +125,3 @@ class Writers:
                 return
             del self._applications[key]
         application.end()
-
-
-def _told(updater: FileUpdater) -> Fs3Error | None:
-    """Have meta know of a length that it does not; why it does not, or may not."""
-    if updater.length <= updater.inode.length:
-        return None
-    try:
-        updater.sync()
-    except QuotaExceeded as error:
-        return error
-    except Fs3Error as error:
-        return MaybeApplied(f"the bytes are written, and whether the file has become so long is unknown: {error}")
-    return None

@@ -16,28 +16,27 @@ CHUNK = 16
 RANGES = st.lists(st.tuples(st.integers(0, 20), st.integers(0, 40)), min_size=1, max_size=12)
 
 
-def planned(ranges: list[tuple[int, int]], seed: int) -> tuple[bytearray, memoryview, list[Piece]]:
-    """What the file is to hold (0 where nothing is written), the memory, and the pieces."""
+def planned(ranges: list[tuple[int, int]], seed: int) -> tuple[bytearray, list[memoryview], list[Piece]]:
+    """What the file is to hold (0 where nothing is written), the ranges' bytes, and the pieces."""
     gaps, lengths = np.array(ranges, dtype=np.int64).T
     offsets = np.cumsum(gaps + lengths) - lengths
     chance = random.Random(seed)
     order = np.array(chance.sample(range(len(ranges)), len(ranges)))
     offsets, lengths = offsets[order], lengths[order]
-    places = np.cumsum(lengths) - lengths if seed % 2 else np.array([chance.randrange(50) for _ in ranges])
-    memory = memoryview(bytes(chance.randrange(1, 256) for _ in range(1_000)))
+    datas = [memoryview(bytes(chance.randrange(1, 256) for _ in range(length))) for length in lengths.tolist()]
     model = bytearray(int((offsets + lengths).max()))
-    for offset, length, place in zip(offsets.tolist(), lengths.tolist(), places.tolist(), strict=True):
-        model[offset : offset + length] = memory[place : place + length]
-    return model, memory, pieces(offsets, lengths, places, CHUNK)
+    for offset, data in zip(offsets.tolist(), datas, strict=True):
+        model[offset : offset + len(data)] = data
+    return model, datas, pieces(offsets, lengths.tolist(), CHUNK)
 
 
 @given(RANGES, st.integers(0, 1_000))
 def test_pieces_have_the_bytes_of_their_ranges_and_keep_to_a_chunk(ranges: list[tuple[int, int]], seed: int) -> None:
-    model, memory, found = planned(ranges, seed)
+    model, datas, found = planned(ranges, seed)
     made = bytearray(len(model))
     for piece in found:
-        assert piece.begin // CHUNK == (piece.end - 1) // CHUNK == piece.chunk and piece.sources
-        made[piece.begin : piece.end] = piece.data(memory)
+        assert piece.begin // CHUNK == (piece.end - 1) // CHUNK == piece.chunk and piece.parts
+        made[piece.begin : piece.end] = piece.data(datas)
     assert made == model
     for one, other in pairwise(found):
         assert one.end < other.begin or one.chunk < other.chunk, "side by side, and not one piece"
@@ -62,10 +61,10 @@ def test_every_piece_is_sent_once_and_never_two_of_a_chunk_at_once(
         end = run[-1].end
 
 
-def test_what_lies_in_one_stretch_is_not_copied() -> None:
-    memory = memoryview(bytes(range(100)))
-    (piece,) = pieces(np.array([4, 0]), np.array([4, 4]), np.array([54, 50]), CHUNK)
-    data = piece.data(memory)
-    assert (
-        isinstance(data, memoryview) and data == memory[50:58] and piece.parts == [(50, 8)] and piece.sources == [1, 0]
-    )
+def test_what_is_of_one_range_is_not_copied() -> None:
+    datas = [memoryview(bytes(range(40))), memoryview(b"ab")]
+    first, second, third = pieces(np.array([2, 0]), [40, 2], CHUNK)
+    assert first.data(datas) == b"ab" + datas[0][:14]
+    whole = second.data(datas)
+    assert isinstance(whole, memoryview) and whole.obj is datas[0].obj and whole == datas[0][14:30]
+    assert third.data(datas) == datas[0][30:]

@@ -43,17 +43,17 @@ def test_a_file_has_what_was_written_in_batches(
             offsets = np.cumsum(gaps + lengths) - lengths
             order = chance.permutation(len(batch))
             offsets, lengths = offsets[order], lengths[order]
-            places = (chance.random(len(batch)) * (len(memory) - lengths + 1)).astype(np.int64)
-            assert updater.write_batch(offsets, lengths, memory, places) == [None] * len(batch)
-            for offset, size, place in zip(offsets.tolist(), lengths.tolist(), places.tolist(), strict=True):
-                if size:
-                    model.extend(bytes(max(offset + size - len(model), 0)))
-                    model[offset : offset + size] = memory[place : place + size]
+            datas = [memory[int(chance.integers(0, len(memory) - size + 1)) :][:size] for size in lengths.tolist()]
+            assert updater.write_batch(offsets, datas) == [None] * len(batch)
+            for offset, data in zip(offsets.tolist(), datas, strict=True):
+                if len(data):
+                    model.extend(bytes(max(offset + len(data) - len(model), 0)))
+                    model[offset : offset + len(data)] = data
             assert updater.length == len(model)
         piece = int(chance.integers(0, len(model) + 1))
         updater.write(piece, b"among them")  # a buffered piece between batches is kept, too
         model[piece : piece + 10] = b"among them"
-        updater.write_batch(np.array([piece + 3]), np.array([2]), memory, np.array([0]))
+        updater.write_batch(np.array([piece + 3]), [memory[:2]])
         model[piece + 3 : piece + 5] = memory[:2]
     assert fs.cat_file(path) == bytes(model)
 
@@ -63,11 +63,11 @@ def test_what_was_left_beyond_the_end_is_never_seen(fs: Any, small: str) -> None
     path, memory = f"{small}/left", memoryview(b"x" * CHUNK * 4)
     fs.pipe_file(path, b"begin")
     updater = fs.file_client.open_update(path)
-    updater.write_batch(np.array([0]), np.array([4 * CHUNK]), memory, np.array([0]))
+    updater.write_batch(np.array([0]), [memory])
     updater.abandon()
     assert fs.cat_file(path) == b"xxxxx"
     with fs.file_client.open_update(path) as updater:
-        updater.write_batch(np.array([2 * CHUNK + 10]), np.array([1]), memory, np.array([0]))
+        updater.write_batch(np.array([2 * CHUNK + 10]), [memory[:1]])
     assert fs.cat_file(path) == b"xxxxx" + bytes(2 * CHUNK + 5) + b"x"
 
 
@@ -79,11 +79,10 @@ def test_a_chunk_that_was_lost_is_not_taken_for_zeros(fs: Any, small: str) -> No
         hi, lo = file_chunk(inode.inode_id, 1)
         chain = fs.file_client.opened(updater).chains[1 % 2]
         fs.file_client.storage.remove(*(np.array([one]) for one in (hi, lo)), np.array([chain]))
-        offsets, lengths = np.array([10, CHUNK + 10, 2 * CHUNK]), np.array([10, 10, CHUNK])
-        errors = updater.write_batch(offsets, lengths, memory, np.zeros(3, dtype=np.int64))
+        errors = updater.write_batch(np.array([10, CHUNK + 10, 2 * CHUNK]), [memory[:10], memory[:10], memory])
         assert all(isinstance(error, Corrupt) and path in str(error) for error in errors)
         with pytest.raises(Corrupt, match="chunk 1 on chain"):
-            updater.write_batch(offsets[:1], lengths[:1], memory, np.zeros(1, dtype=np.int64))
+            updater.write_batch(np.array([10]), [memory[:10]])
         updater.abandon()
 
 
@@ -92,7 +91,7 @@ def test_a_deadline_that_has_passed(fs: Any, small: str) -> None:
     fs.pipe_file(path, b"abc")
     updater = fs.file_client.open_update(path)
     with updater.until(deadline_after(-1)):
-        (error,) = updater.write_batch(one, one, memoryview(b"xyz"), one)
+        (error,) = updater.write_batch(one, [memoryview(b"y")])
         assert isinstance(error, Unavailable | MaybeApplied)
     updater.abandon()
     assert fs.cat_file(path) in (b"abc", b"ayc")
@@ -106,6 +105,6 @@ def test_more_than_a_file_can_have_changes_nothing(fs: Any, small: str) -> None:
     fs.pipe_file(path, b"abc")
     with fs.file_client.open_update(path) as updater:
         with pytest.raises(Invalid, match="a file has from 0 to"):
-            updater.write_batch(one * MAX_FILE_BYTES, one, memoryview(b"xyz"), one)
-        assert updater.write_batch(one, one, memoryview(b"xyz"), one) == [None]
+            updater.write_batch(one * MAX_FILE_BYTES, [memoryview(b"y")])
+        assert updater.write_batch(one, [memoryview(b"y")]) == [None]
     assert fs.cat_file(path) == b"ayc"

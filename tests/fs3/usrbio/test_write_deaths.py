@@ -76,16 +76,17 @@ def noise(count: int, seed: int) -> bytes:
 def test_what_was_begun_may_be_applied_and_what_was_not_is_not(
     cluster: LocalCluster, io: UsrBio, client: Client, home: str
 ) -> None:
-    path, old, new = f"{home}/one", noise(6, 1), noise(6, 2)
-    client.files.create_batch([path], [old])
+    """Of six files a few are being written, as many as there are threads."""
+    paths, old, new = [f"{home}/{number}" for number in range(6)], noise(6, 1), noise(6, 2)
     places = np.arange(6) * SIZE
-    with io.iov(6 * SIZE) as iov, io.ior(depth=8) as ring, io.open_for_writing([path]) as files:
+    client.files.create_batch(paths, [old[at : at + SIZE] for at in places.tolist()])
+    with io.iov(6 * SIZE) as iov, io.ior(depth=8) as ring, io.open_for_writing(paths) as files:
         iov.view[: len(new)] = new
         ring.write(files, ZERO, ZERO, ZERO, iov, ZERO)
         ring.wait()[0].check()
         with Stalled(cluster):
-            for place in places.tolist():
-                ring.write(files, ZERO, ZERO + place, ZERO + SIZE, iov, ZERO + place)
+            for number in range(6):
+                ring.write(files, ZERO + number, ZERO, ZERO + SIZE, iov, ZERO + number * SIZE)
             until(lambda: taken(ring) >= 2, "nothing was begun")
             kill(io.stats()["pid"])
             begun = taken(ring) - 1
@@ -94,19 +95,33 @@ def test_what_was_begun_may_be_applied_and_what_was_not_is_not(
         for one in done[:begun]:
             assert isinstance(one.error, MaybeApplied) and one.results["status"].tolist() == [MaybeApplied.code]
         assert "the I/O process ended while it wrote this batch" in str(done[0].error)
-        for one in done[begun:]:
+        for number, one in list(enumerate(done))[begun:]:
             assert isinstance(one.error, InUse) and "nothing was written, since" in str(one.error)
-        found = contents(client, path)
-        for place in places[begun:].tolist():
-            assert found[place : place + SIZE] == old[place : place + SIZE]
+            assert contents(client, paths[number]) == old[number * SIZE : (number + 1) * SIZE]
+        a_minute_later(cluster, client, *paths)
+        ring.write(files, np.arange(6), np.zeros(6, int), np.full(6, SIZE), iov, places)
+        ring.wait()[0].check()
+        assert b"".join(contents(client, path) for path in paths) == new
+    assert all(free(client, path) for path in paths)
+
+
+def test_what_waits_for_its_file_may_be_applied(cluster: LocalCluster, io: UsrBio, client: Client, home: str) -> None:
+    """The I/O process has taken it, and nobody knows how far it came."""
+    path, data = f"{home}/one", noise(6, 9)
+    with io.iov(6 * SIZE) as iov, io.ior(depth=8) as ring, io.open_for_writing([path], create=True) as files:
+        iov.view[: len(data)] = data
+        ring.write(files, ZERO, ZERO, ZERO, iov, ZERO)
+        ring.wait()[0].check()
+        with Stalled(cluster):
+            for number in range(6):
+                ring.write(files, ZERO, ZERO + number * SIZE, ZERO + SIZE, iov, ZERO + number * SIZE)
+            until(lambda: taken(ring) == 7, "a thread waits for another")
+            kill(io.stats()["pid"])
+        assert [type(one.error) for one in ring.wait(at_least=6)] == [MaybeApplied] * 6
         a_minute_later(cluster, client, path)
-        ring.write(files, np.zeros(6, int), places, np.full(6, SIZE), iov, places)
+        ring.write(files, ZERO, ZERO, ZERO + 6 * SIZE, iov, ZERO)
         ring.wait()[0].check()
-        assert contents(client, path) == new
-        ring.write(files, ZERO, ZERO + 6 * SIZE, ZERO + 9, iov, ZERO)
-        ring.wait()[0].check()
-    assert contents(client, path) == new + new[:9]
-    client.files.open_update(path).close()
+    assert contents(client, path) == data
 
 
 def test_chunks_that_were_not_begun_are_written_by_the_next(
@@ -228,10 +243,10 @@ def test_no_other_io_process_can_be_had(
 ) -> None:
     usrbio.open(cluster.url).close()  # starts it
     with usrbio.open(cluster.url, start=False) as io, io.iov(8_192) as iov, io.ior(depth=8) as ring:
-        files = io.open_for_writing([f"{home}/one"], create=True)
+        files = io.open_for_writing([f"{home}/{number}" for number in range(6)], create=True)
         with Stalled(cluster):
-            for _ in range(6):
-                ring.write(files, ZERO, ZERO, ZERO + 10, iov, ZERO)
+            for number in range(6):
+                ring.write(files, ZERO + number, ZERO, ZERO + 10, iov, ZERO)
             until(lambda: taken(ring) >= 2, "nothing was begun")
             kill(io.stats()["pid"])
             begun = taken(ring)

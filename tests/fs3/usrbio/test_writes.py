@@ -238,6 +238,46 @@ def test_a_batch_ends_at_its_deadline(cluster: LocalCluster, io: UsrBio, client:
     assert contents(client, f"{home}/new") == b"third"
 
 
+def test_what_waits_for_a_file_ends_in_its_own_time(
+    cluster: LocalCluster, io: UsrBio, client: Client, home: str
+) -> None:
+    pid = io.stats()["pid"]
+    with io.iov(8_192) as iov, io.ior() as ring, io.open_for_writing([f"{home}/new"], create=True) as files:
+        iov.view[:6] = b"abcdef"
+        put(ring, files, iov, 0, b"abcdef").check()
+        with Stalled(cluster):
+            first = ring.write(files, ZERO, ZERO, ZERO + 3, iov, ZERO + 3)
+            second = ring.write(files, ZERO, ZERO + 3, ZERO + 3, iov, ZERO, timeout_s=0.3)
+            third = ring.write(files, ZERO, ZERO + 6, ZERO + 3, iov, ZERO)
+            (done,) = ring.wait()
+            assert done.number == second and isinstance(done.error, Unavailable)
+            assert "something else was written into it until this one's time was over" in str(done.error)
+        rest = ring.wait(at_least=2)
+        assert sorted(one.check().number for one in rest) == [first, third]
+        assert io.stats()["pid"] == pid
+    assert contents(client, f"{home}/new") == b"defdefabc"
+
+
+def test_batches_that_write_the_same_bytes_are_not_written_together(
+    cluster: LocalCluster, io: UsrBio, client: Client, home: str
+) -> None:
+    path, size = f"{home}/new", 10_000
+    with io.iov(64 * size) as iov, io.ior(depth=64) as ring, io.open_for_writing([path], create=True) as files:
+        for number in range(64):
+            iov.view[number * size : (number + 1) * size] = bytes([number]) * size
+        put(ring, files, iov, 0, bytes(size)).check()
+        with Stalled(cluster):
+            for number in range(64):
+                begin = number % 16 * (size // 2)
+                ring.write(files, ZERO, ZERO + begin, ZERO + size, iov, ZERO + number * size)
+        assert all(one.check() for one in ring.wait(at_least=64))
+    found = contents(client, path)
+    assert len(found) == 15 * (size // 2) + size
+    for at in range(0, len(found), size // 2):
+        half = set(found[at : at + size // 2])
+        assert len(half) == 1 and (at // (size // 2) - next(iter(half))) % 16 in (0, 1), "of two batches, or of another"
+
+
 def test_chunks_are_written_by_their_ids(io: UsrBio, client: Client) -> None:
     chains = np.array(sorted(client.mgmtd.routing.chains), dtype=np.uint32)
     ranges = np.zeros(3, dtype=RANGE)
