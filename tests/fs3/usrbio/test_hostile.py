@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 
 from fs3.cluster.local import LocalCluster
-from fs3.errors import Invalid
+from fs3.errors import Busy, Invalid
 from fs3.transport.descriptors import close_all
 from fs3.usrbio import UsrBio, control
 from fs3.usrbio.memory import SharedMemory
 from fs3.usrbio.place import place_of
 from fs3.usrbio.ring_format import RingLayout, write_header
+from fs3.usrbio.writers import MAX_WRITABLE
 from tests.fs3.usrbio.conftest import shared_pieces, until
 
 
@@ -45,12 +46,30 @@ def peer(cluster: LocalCluster, io: UsrBio) -> Iterator[socket.socket]:
         {"kind": "files", "number": 1, "first": 0, "files": [[1, 2, [1, 1, 65536, 1, 0, 77], [1], 1, "x"]]},
         {"kind": "ring", "bytes": 5_000, "priority": 1},
         {"kind": "iov", "number": 1, "bytes": 1},
+        {"kind": "open for writing", "application": "x", "paths": 3, "create": False},
+        {"kind": "open for writing", "paths": [], "create": False},
+        {"kind": "writable files", "application": "x", "number": 1, "first": 0, "files": [["/noise-a"]]},
+        {"kind": "writable files", "application": "x", "number": 1, "first": 5, "files": []},
+        {"kind": "sync", "application": "x", "close": True},
     ],
 )
 def test_a_wrong_message_is_refused(io: UsrBio, peer: socket.socket, message: dict[str, Any]) -> None:
     with pytest.raises(Invalid):
         control.call(peer, message)
     assert control.call(peer, {"kind": "hello", "protocol": control.PROTOCOL}) == {"protocol": control.PROTOCOL}
+
+
+def test_a_connection_is_of_one_application(io: UsrBio, peer: socket.socket) -> None:
+    message = {"kind": "sync", "application": "one", "paths": ["/nowhere"], "close": False}
+    assert control.call(peer, message) == {}
+    with pytest.raises(Invalid, match="another application's"):
+        control.call(peer, {**message, "application": "other"})
+
+
+def test_no_more_files_than_can_be_held(io: UsrBio, peer: socket.socket) -> None:
+    files = [[f"/nowhere/{number}", 1] for number in range(MAX_WRITABLE + 1)]
+    with pytest.raises(Busy, match="are open for writing; close some"):
+        control.call(peer, {"kind": "writable files", "application": "x", "number": 1, "first": 0, "files": files})
 
 
 @pytest.mark.parametrize(
