@@ -63,7 +63,7 @@ class KVStore:
         page_bytes: int,
         ring_reads: Callable[[], RingReads] | None = None,
     ) -> None:
-        """See `open`; `ring_reads` makes what reads through USRBIO, in each process that uses the store."""
+        """See `open`; `ring_reads` makes what reads and writes through USRBIO, in each process that uses the store."""
         if not 0 < page_bytes <= MAX_CHUNK_BYTES - FOOTER_BYTES:
             raise Invalid(
                 f"KV pages of {page_bytes} bytes: a page and its footer must fit one chunk of {MAX_CHUNK_BYTES} bytes; "
@@ -91,8 +91,8 @@ class KVStore:
     ) -> KVStore:
         """The store in directory `url`, which is made if it is missing (one copy, page cache).
 
-        With `usrbio` pages are read by the host's I/O process (`fs3.usrbio`), however busy this one's interpreter is;
-        slabs that `slab` makes then lie in memory that both share.
+        With `usrbio` pages are read and stored by the host's I/O process (`fs3.usrbio`), however busy this one's
+        interpreter is; slabs that `slab` makes then lie in memory that both share.
 
         Raises: Unavailable, Invalid (not an fs3:// URL), NotADirectory.
         """
@@ -268,13 +268,18 @@ class KVStore:
         timeout_s: float = DEFAULT_TIMEOUT_S,
     ) -> list[bool]:
         """As `put_rows`, from `buffers[i]` (`page_bytes` each)."""
-        slab = PageSlab(len(keys), self.page_bytes)
-        for row, view in enumerate(self._views(keys, buffers)):
+        views = self._views(keys, buffers)
+        slab = self._spare_slab(len(keys))
+        for row, view in enumerate(views):
             slab.page(row)[:] = view
-        return self.put_rows(keys, slab, range(len(keys)), depths=depths, timeout_s=timeout_s)
+        stored = self.put_rows(keys, slab, range(len(keys)), depths=depths, timeout_s=timeout_s)
+        self._spare = slab if self._ring_reads is not None else None
+        return stored
 
     def _write(self, updates: list[ChunkUpdate], deadline_s: float) -> Sequence[Exception | None]:
         try:
+            if self._ring_reads is not None:
+                return self._own_rings().try_write(updates, deadline_s=deadline_s)
             return self._client.storage.try_write(updates, deadline_s=deadline_s)[1]
         except Fs3Error as error:
             return [error] * len(updates)

@@ -1,8 +1,8 @@
-"""Reads that are waited for, as those of `FileClient` and `StorageClient`, through rings: what the loader and the KV
-cache use instead of them.
+"""Reads and writes of whole chunks that are waited for, as those of `FileClient` and `StorageClient`, through rings:
+what the loader and the KV cache use instead of them.
 
 Each call has a ring of its own, which later ones use again. What is to be read into memory of an `Iov` made here goes
-straight there; for any other memory it is read beside, and copied.
+straight there, and what lies in one is written from there; for any other memory it is done beside, with a copy.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from numpy.typing import NDArray
 
 from fs3.client.file import OpenFile
 from fs3.client.plan_core import I64, column, out_runs, packed_offsets
+from fs3.client.storage import RANGE, ChunkUpdate, Op
 from fs3.clock import deadline_after, lease_now_s
-from fs3.errors import Invalid, Unavailable
+from fs3.errors import Fs3Error, Invalid, Unavailable, from_code
 from fs3.usrbio.application import UsrBio
 from fs3.usrbio.ior import Done, Ior
 from fs3.usrbio.iov import Files, Iov
 from fs3.usrbio.ring_format import RANGE_RESULT
 
-BESIDE_BYTES = 32 << 20  # read beside, and copied, at once
+BESIDE_BYTES = 32 << 20  # read or written beside, with a copy, at once
 PART_BYTES = 2 << 20  # a call for more is cut into several batches, to be read by several workers
 MOST_PARTS = 4
 MOST_KEPT = 8  # rings without a call
@@ -94,6 +95,21 @@ class RingReads:
         sizes = ranges["length"].astype(np.int64)
         return self._read(submit, sizes, out, column(out_offsets, len(ranges), "places in the buffer"), deadline_s)
 
+    def try_write(self, updates: Sequence[ChunkUpdate], *, deadline_s: float | None = None) -> list[Fs3Error | None]:
+        """As `StorageClient.try_write`, for whole chunks (REPLACE and PUT_IF_ABSENT); what befell each: [n].
+
+        Raises: Fs3Error: there is no I/O process, and nothing was written.
+        """
+        until_s = deadline_after(_TIMEOUT_S) if deadline_s is None else deadline_s
+        errors: list[Fs3Error | None] = [None] * len(updates)
+        kinds = [(update.op, update.durable) for update in updates]
+        for kind in dict.fromkeys(kinds):
+            mine = [place for place, one in enumerate(kinds) if one == kind]
+            befell = self._write([updates[place] for place in mine], kind, until_s)
+            for place, error in zip(mine, befell, strict=True):
+                errors[place] = error
+        return errors
+
     def close(self) -> None:
         """Close every ring, and let go of the I/O process."""
         self._io.close()
@@ -124,6 +140,54 @@ class RingReads:
             self._give_back(kept)
         return results
 
+    def _write(self, updates: Sequence[ChunkUpdate], kind: tuple[Op, bool], until_s: float) -> list[Fs3Error | None]:
+        op, durable = kind
+        assert op in (Op.REPLACE, Op.PUT_IF_ABSENT), op
+        datas = [memoryview(update.data).cast("B") for update in updates]
+        ranges = np.zeros(len(updates), dtype=RANGE)
+        for name in ("hi", "lo", "chain"):
+            ranges[name] = [getattr(update, name) for update in updates]
+        sizes = np.array([len(data) for data in datas], dtype=np.int64)
+        ranges["length"] = sizes
+
+        def submit(ring: Ior, part: slice, iov: Iov, places: I64, timeout_s: float) -> int:
+            absent = op == Op.PUT_IF_ABSENT
+            return ring.write_chunks(ranges[part], iov, places, if_absent=absent, durable=durable, timeout_s=timeout_s)
+
+        results = np.zeros(len(updates), dtype=RANGE_RESULT)
+        results["status"] = Unavailable.code  # of those that are never submitted
+        why: Fs3Error | None = None
+        kept = self._borrow()
+        try:
+            self._write_from(kept, submit, sizes, datas, until_s, results)
+        except Fs3Error as error:
+            why = error
+        finally:
+            self._give_back(kept)
+        return [from_code(code, str(why)) if code else None for code in results["status"].tolist()]
+
+    def _write_from(
+        self,
+        kept: _Kept,
+        submit: Submit,
+        sizes: I64,
+        datas: Sequence[memoryview],
+        until_s: float,
+        results: NDArray[Any],
+    ) -> None:
+        """Raises: Fs3Error: the first that befell any, when all that were submitted have ended."""
+        found = [self._place(data) for data in datas]
+        iovs = {one[0] for one in found if one is not None}
+        if len(iovs) == 1 and None not in found:
+            places = np.array([one[1] for one in found if one is not None], dtype=np.int64)
+            self._run(kept.ring, submit, iovs.pop(), slice(0, len(datas)), sizes, places, until_s, results)
+            return
+        for part in _cuts(sizes):
+            beside, starts = self._beside(kept, int(sizes[part].sum())), packed_offsets(sizes[part])
+            for start, data in zip(starts.tolist(), datas[part], strict=True):
+                beside.view[start : start + len(data)] = data
+            self._run(kept.ring, submit, beside, part, sizes, starts, until_s, results)
+
     def _run(
         self,
         ring: Ior,
@@ -135,7 +199,10 @@ class RingReads:
         until_s: float,
         results: NDArray[Any],
     ) -> None:
-        """Read ranges `part`, in several batches so that workers share them. Raises: Fs3Error, when all have ended."""
+        """Read or write ranges `part`, in several batches so that workers share them.
+
+        Raises: Fs3Error, when all have ended.
+        """
         count = part.stop - part.start
         parts = min(max(int(sizes[part].sum()) // PART_BYTES, 1), MOST_PARTS)
         step = min(-(-count // parts), ring.ranges)

@@ -1,20 +1,22 @@
-"""Reads that are waited for, through rings: the same answers as the client's own, for several threads at once."""
+"""Reads and writes that are waited for, through rings: what the client's own do, for several threads at once."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from fs3 import usrbio
 from fs3.client.connect import Client
-from fs3.client.storage import RANGE
+from fs3.client.storage import RANGE, ChunkUpdate, Op
 from fs3.clock import deadline_after
 from fs3.cluster.local import LocalCluster
-from fs3.errors import Invalid, NotFound, Unavailable
+from fs3.errors import Invalid, MaybeApplied, NotFound, Unavailable
+from fs3.kvcache.keys_core import page_chunk
 from fs3.usrbio import Files
 from fs3.usrbio.reads import BESIDE_BYTES, RingReads
 from tests.fs3.usrbio.conftest import SIZES, Batch, Stalled
@@ -121,3 +123,54 @@ def test_a_deadline(cluster: LocalCluster, reads: RingReads, noise: dict[str, by
         read(reads, batch, out, deadline_s=deadline_after(-1))
     read(reads, batch, out)
     check(batch, out)
+
+
+def updates(seed: int, sizes: list[int], datas: list[memoryview], **options: Any) -> list[ChunkUpdate]:
+    ids = [page_chunk(seed, bytes([number]) * 32) for number in range(len(sizes))]
+    return [
+        ChunkUpdate(hi=hi, lo=lo, chain=options["chain"], op=options.get("op", Op.REPLACE), data=data)
+        for (hi, lo), data in zip(ids, datas, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("where", ["in one Iov", "anywhere", "in both"])
+def test_whole_chunks_are_written_from_memory_of_any_kind(reads: RingReads, client: Client, where: str) -> None:
+    chain = min(client.mgmtd.routing.chains)
+    sizes = [100_000, 0, 1, 3 << 20, 5]
+    noise = [np.random.default_rng(size).bytes(size) for size in sizes]
+    ends = np.cumsum(sizes).tolist()
+    with reads.iov(ends[-1]) as iov:
+        for size, end, data in zip(sizes, ends, noise, strict=True):
+            iov.view[end - size : end] = data
+        inside = [iov.view[end - size : end] for size, end in zip(sizes, ends, strict=True)]
+        outside = [memoryview(data) for data in noise]
+        datas = {"in one Iov": inside, "anywhere": outside, "in both": inside[:3] + outside[3:]}[where]
+        seed = 500 + len(where)
+        assert reads.try_write(updates(seed, sizes, datas, chain=chain)) == [None] * 5
+        other = [memoryview(b"no")] * 5
+        mixed = (
+            updates(seed, sizes, other, chain=chain, op=Op.PUT_IF_ABSENT)[:4]
+            + updates(seed, sizes, other, chain=chain)[4:]
+        )
+        assert reads.try_write(mixed) == [None] * 5
+        del inside, datas
+    ranges = np.array(
+        [(one.hi, one.lo, 0, size, chain, 0) for one, size in zip(mixed, sizes, strict=True)], dtype=RANGE
+    )
+    out = memoryview(bytearray(ends[-1]))
+    found = client.storage.read(ranges, out, np.array(ends) - sizes)
+    assert found["length"].tolist() == [*sizes[:4], 2]
+    assert out[: ends[3]] == b"".join(noise[:4]) and out[ends[3] : ends[3] + 2] == b"no"
+    assert reads.try_write([]) == []
+
+
+def test_chunks_that_cannot_be_written_are_told_one_by_one(
+    cluster: LocalCluster, reads: RingReads, client: Client
+) -> None:
+    chain = min(client.mgmtd.routing.chains)
+    two = updates(700, [3, 3], [memoryview(b"abc")] * 2, chain=chain)
+    with Stalled(cluster):
+        errors = reads.try_write(two, deadline_s=deadline_after(0.2))
+    assert all(isinstance(error, Unavailable | MaybeApplied) for error in errors)
+    assert all(isinstance(error, Unavailable) for error in reads.try_write(two, deadline_s=deadline_after(-1)))
+    assert reads.try_write(two) == [None, None]
