@@ -27,6 +27,7 @@ from fs3.errors import Fs3Error, InUse, Invalid, MaybeApplied, NotFound, QuotaEx
 _log = logging.getLogger(__name__)
 TOGETHER_BYTES = 64 << 20
 TOGETHER_S = 1.0  # that the deadlines of what is written together may lie apart
+LATE_S = 1.0  # that a batch may end beyond its deadline: less than `ior.GRACE_S`
 _UNKNOWN = (MaybeApplied, Unavailable)
 
 Errors = list[Fs3Error | None]
@@ -112,8 +113,11 @@ class Held:
                 updater.abandon()  # which does nothing to one that is closed
 
     def _may_wait(self, share: Share) -> bool:
-        """Whether it is being written, or will be looked at before its time is over."""
-        return share not in self._waiting or share.deadline_s >= self._until_s
+        """Whether it is being written, or will be looked at before its time is over, or hardly later.
+
+        Of two batches submitted at once the later one may come here first, and must not keep a thread at the other.
+        """
+        return share not in self._waiting or share.deadline_s + LATE_S >= self._until_s
 
     @contextlib.contextmanager
     def _alone(self, deadline_s: float) -> Iterator[None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +19,8 @@ from fs3.errors import Busy, InUse, Invalid, IsADirectory, MaybeApplied, NotFoun
 from fs3.kvcache.keys_core import page_chunk
 from fs3.layout import MAX_FILE_BYTES, LayoutChoice
 from fs3.usrbio import Ior, Iov, UsrBio, WritableFiles
-from tests.fs3.usrbio.conftest import CHUNK_BYTES, Stalled
+from fs3.usrbio.ring_format import TAKEN
+from tests.fs3.usrbio.conftest import CHUNK_BYTES, Stalled, until
 
 ZERO = np.zeros(1, dtype=np.int64)
 SETTINGS = settings(deadline=None, max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -258,7 +260,22 @@ def test_what_waits_for_a_file_ends_in_its_own_time(
     assert contents(client, f"{home}/new") == b"defdefabc"
 
 
-def test_batches_that_write_the_same_bytes_are_not_written_together(
+def test_what_waits_for_a_file_keeps_no_thread(
+    cluster: LocalCluster, client: Client, home: str, noise: dict[str, bytes], runtime_directory: Path
+) -> None:
+    """Not even if it ends a moment sooner than what it waits for: then its thread would wait until then."""
+    with usrbio.open(cluster.url, workers=2) as io, io.iov(8_192) as iov, io.ior() as ring:
+        files = io.open_for_writing([f"{home}/one", f"{home}/other"], create=True)
+        counters = ring._memory.view[:4_096].cast("Q")
+        with Stalled(cluster):
+            for batch, file, timeout_s in ((1, 0, 20.0), (2, 0, 19.5), (3, 0, 19.0), (4, 1, 20.0)):
+                ring.write(files, ZERO + file, ZERO, ZERO + 3, iov, ZERO, timeout_s=timeout_s)
+                until(lambda: counters[TAKEN] == batch, "no thread was free for it")  # noqa: B023
+        assert all(one.check() for one in ring.wait(at_least=4))
+        counters.release()
+
+
+def test_bytes_that_several_batches_write_are_of_one_of_them(
     cluster: LocalCluster, io: UsrBio, client: Client, home: str
 ) -> None:
     path, size = f"{home}/new", 10_000
