@@ -12,8 +12,9 @@ import threading
 from collections.abc import Sequence
 
 from fs3.client.file import FileClient
-from fs3.clock import deadline_after
-from fs3.errors import Busy, Exists, Fs3Error, InUse
+from fs3.client.meta import Publish
+from fs3.clock import deadline_after, lease_now_s
+from fs3.errors import Busy, Exists, Fs3Error, InUse, Unavailable
 from fs3.usrbio.held import Held, Later
 
 _log = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ class Application:
                     held = self._add(path)
                 opened.append(held)
                 if create:
-                    self._create(path)
+                    self._create(path, deadline_s)
                 held.open(deadline_s)
         except BaseException:
             self._close(opened, deadline_after(END_S))
@@ -78,9 +79,12 @@ class Application:
         held = self._held[path] = Held(self._files, self._later, path, inode_id)
         return held
 
-    def _create(self, path: str) -> None:
+    def _create(self, path: str, deadline_s: float) -> None:
+        left_s = deadline_s - lease_now_s()
+        if left_s <= 0:
+            raise Unavailable(f"{path}: meta does not answer in time; open fewer files at once")
         with contextlib.suppress(Exists):
-            self._files.create_batch([path], [b""], replace=False)
+            self._files.meta.publish_files([Publish(0, path, 0, False)], together=False, timeout_s=left_s)
 
     def _close(self, some: Sequence[Held], deadline_s: float) -> None:
         """Raises: the first error, once all are closed."""
