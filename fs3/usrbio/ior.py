@@ -8,7 +8,7 @@ When the I/O process dies, every batch of reads under way is submitted again to 
 a dead process writes nothing more into the memory. A batch that has seen several processes die fails, and so does one
 whose time is over. A process that neither ends its batches nor dies is killed some time after their deadline.
 
-A batch of writes that a dead process had begun with is not done again: what that one sent may still be on its way to a
+A batch of writes that a dead process had taken is not done again: what that one sent may still be on its way to a
 storage daemon, and be done after anything that is acknowledged from now on. It ends as `MaybeApplied`.
 """
 
