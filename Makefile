@@ -3,7 +3,7 @@
 PYTHON ?= python3
 RUN := .venv/bin/python
 
-.PHONY: help demo test sim mutants hostile soak failover lint types house proto bench profile clean venv
+.PHONY: help demo test sim mutants hostile soak failover slow-links lint types house proto bench profile clean venv
 
 help:
 	@echo 'make demo   the whole of fs3 in about five minutes, with a report at the end'
@@ -14,6 +14,7 @@ help:
 	@echo 'make soak   MINUTES=30 of a real cluster under load with faults at random, then a check (tests/soak; needs root)'
 	@echo 'make failover  what clients feel of a killed daemon, and what recovery moves'
 	@echo 'make lint   ruff;  make types  mypy;  make house  the import and style rules of the house'
+	@echo 'make slow-links MEGABITS=1000  what large writes cost where links are slow (network namespaces; needs root)'
 	@echo 'make bench  throughput beside the limits of this machine (docs/benchmarks.md)'
 	@echo 'make profile  where the time goes of a client and of a storage daemon: a table and flame graphs in bench-out'
 	@echo 'make proto  regenerate fs3/pb from proto/'
@@ -42,6 +43,9 @@ soak: venv
 
 failover: venv
 	@$(RUN) tests/soak/failover.py --times $(or $(TIMES),5) $(FAILOVER_ARGS)
+
+slow-links: venv
+	@$(RUN) tests/soak/slow_links.py --megabits $(or $(MEGABITS),1000) --times $(or $(TIMES),15)
 
 lint: venv
 	$(RUN) -m ruff check .

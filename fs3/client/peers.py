@@ -30,6 +30,7 @@ from fs3.transport.pool import ConnectionPool
 PROTOCOL = 1
 LANE_THREADS = 16
 MOST_LANES = 4
+PIECE_BYTES = 1 << 20  # of a large chunk that goes ahead of its update
 WRITE_STALL = 3  # a durable write down a chain may be silent so many times longer than a read
 AVOID_S = 1.0  # how long an endpoint that failed is asked only if nobody else can answer
 CONNECT_S = 0.25  # to connect, where another replica can be asked, unless it is known to take long
@@ -54,6 +55,7 @@ class Peers:
         same_host: bool = True,
         verify: bool = True,
         hedging: HedgePolicy | None = None,
+        piece_bytes: int = PIECE_BYTES,
         open_connection: OpenConnection = Connection.open,
         runtime: Runtime = SYSTEM,
     ) -> None:
@@ -65,6 +67,7 @@ class Peers:
         self.stall_s = stall_s
         self._hedging = hedging
         self.write_stall_s = stall_s * WRITE_STALL
+        self.piece_bytes = piece_bytes
         cores = len(os.sched_getaffinity(0))
         self.max_lanes = max_lanes if max_lanes is not None else min(MOST_LANES, cores // 2)
         self._secret = secret

@@ -16,7 +16,7 @@ from fs3.client.hedge_core import HedgePolicy
 from fs3.client.kept_places import FEW, Kept
 from fs3.client.mapping import Mapper
 from fs3.client.mgmtd import MgmtdClient
-from fs3.client.peers import SLACK_BYTES, Peers
+from fs3.client.peers import PIECE_BYTES, SLACK_BYTES, Peers
 from fs3.client.plan_core import I64, Asked, group_by, overlap
 from fs3.client.read_one import Answer, read_one
 from fs3.client.read_path import ReadCall
@@ -53,6 +53,7 @@ class StorageClient:
         same_host: bool = True,
         verify: bool = True,
         hedging: HedgePolicy | None = HEDGING,
+        piece_bytes: int = PIECE_BYTES,
         open_connection: OpenConnection = Connection.open,
         runtime: Runtime = SYSTEM,
     ) -> None:
@@ -60,8 +61,9 @@ class StorageClient:
         another; `max_connections` is per endpoint, `max_lanes` how many of them a large read uses at once (None: half
         as many as there are cores, at most 4). Without `same_host` daemons of this host are asked like any others, and
         not read from (same_host.py); without `verify` they are asked for no sums. `hedging` says when a read that is
-        late is asked of a second replica; None: never. `client_id` stands for a session with mgmtd, which is otherwise
-        opened at the first change."""
+        late is asked of a second replica; None: never. A whole chunk of two times `piece_bytes` (a multiple of 4 KiB)
+        and more goes down a chain of several replicas piece by piece. `client_id` stands for a session with mgmtd,
+        which is otherwise opened at the first change."""
         self._timeout_s = timeout_s
         self._runtime = runtime
         self._mgmtd = mgmtd
@@ -75,6 +77,7 @@ class StorageClient:
             same_host=same_host,
             verify=verify,
             hedging=hedging,
+            piece_bytes=piece_bytes,
             open_connection=open_connection,
             runtime=runtime,
         )

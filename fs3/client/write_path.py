@@ -42,8 +42,10 @@ from fs3.errors import (
 )
 from fs3.ids import chunk_name
 from fs3.transport.connection import Connection
-from fs3.transport.frame_core import Kind
-from fs3.transport.messages import RESULT, UPDATE, Op, Records, UpdateFlag
+from fs3.transport.frame_core import Feature, Kind
+from fs3.transport.messages import AHEAD, RESULT, UPDATE, Op, Records, UpdateFlag
+
+_WHOLE_OPS = (Op.REPLACE, Op.PUT_IF_ABSENT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,12 +214,45 @@ class WriteCall:
         places = lane.waiting.popleft()
         lane.sent = places
         indexes = places.tolist()
-        head = [self._records[places].tobytes(), *(self._sums[place].tobytes() for place in indexes)]
-        body = [self._data[place] for place in indexes]
+        ahead = self._ahead(table, lane, places)
+        records = self._records[places]
+        records["flags"][ahead] |= np.uint16(UpdateFlag.AHEAD)
+        head = [records.tobytes(), *(self._sums[place].tobytes() for place in indexes)]
+        body = [self._data[place] for place, gone in zip(indexes, ahead.tolist(), strict=True) if not gone]
         try:
+            for place in places[ahead].tolist():
+                self._send_ahead(lane, place)
             lane.connection.send(Kind.WRITE, head, body, count=len(places), deadline_s=self._deadline_s)
         except Fs3Error as error:
             self._broke(table, lane, error)
+
+    def _ahead(self, table: ReplicaTable, lane: _Lane, places: I64) -> NDArray[np.bool_]:
+        """Which of these updates' bytes go ahead of them: those of large whole chunks, if there are replicas behind the
+        head that they could reach while they are still being sent; once."""
+        piece = self._peers.piece_bytes
+        ahead: NDArray[np.bool_] = (
+            (self._lengths[places] >= 2 * piece)
+            & np.isin(self._records["op"][places], _WHOLE_OPS)
+            & (self._tries[places] == 1)
+        )
+        if not ahead.any() or not lane.connection.hello_reply.features & Feature.AHEAD:
+            return np.zeros(len(places), dtype=np.bool_)
+        behind = table.endpoint[table.rows(self._records["chain"][places]), 1:2]
+        ahead &= (behind != NONE).any(axis=1)
+        return ahead
+
+    def _send_ahead(self, lane: _Lane, place: int) -> None:
+        data, sums, step = self._data[place], self._sums[place], self._peers.piece_bytes
+        record = np.zeros(1, dtype=AHEAD)
+        for name in ("hi", "lo", "chain", "chain_version", "client", "channel", "seq", "flags"):
+            record[name] = self._records[name][place]
+        record["chunk_length"] = len(data)
+        for begin in range(0, len(data), step):
+            piece = data[begin : begin + step]
+            record["offset"], record["length"] = begin, len(piece)
+            fine = sums[begin // checksum.FINE_BYTES : -(-(begin + len(piece)) // checksum.FINE_BYTES)]
+            head = [record.tobytes(), fine.tobytes()]
+            lane.connection.send(Kind.AHEAD, head, [piece], count=1, deadline_s=self._deadline_s)
 
     def _receive(self, table: ReplicaTable, lane: _Lane) -> None:
         places = lane.sent

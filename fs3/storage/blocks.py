@@ -215,9 +215,17 @@ class BlockFile:
         self, slot: int, parts: Sequence[memoryview], fine: NDArray[np.uint32], coarse: NDArray[np.uint32]
     ) -> None:
         """Put the concatenated parts and their sums into a slot. Raises: OSError."""
-        position = self.position(slot)
+        self.write_data(slot, 0, parts)
+        self.write_sums(slot, fine, coarse)
+
+    def write_data(self, slot: int, offset: int, parts: Sequence[memoryview]) -> None:
+        """Put the concatenated parts into a slot, from `offset` on. Raises: OSError."""
+        position = self.position(slot) + offset
         self._step("write data", self.file_no, position, sum(len(part) for part in parts))
         self._raw.write(parts, position)
+
+    def write_sums(self, slot: int, fine: NDArray[np.uint32], coarse: NDArray[np.uint32]) -> None:
+        """Put the sums of a slot's bytes beside them. Raises: OSError."""
         at = HEADER_BYTES + slot * self._stride * 4
         both = np.zeros(self._stride, dtype="<u4")
         both[: len(fine)] = fine

@@ -395,11 +395,11 @@ class Peer:
 
 def _check_body(header: Header) -> None:
     """Raises: Invalid: no body may follow this header."""
-    if header.kind != _WRITE_KIND:
+    if header.kind not in _WITH_BODY:
         raise Invalid(f"a request of kind {header.kind} has no body")
     if header.hop >= MAX_HOPS:
         raise Invalid(f"hop {header.hop}: chains have at most {MAX_HOPS} replicas")
 
 
 _HELLO = int(Kind.HELLO)
-_WRITE_KIND = int(Kind.WRITE)
+_WITH_BODY = (int(Kind.WRITE), int(Kind.AHEAD))

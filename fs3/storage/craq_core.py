@@ -172,6 +172,8 @@ def syncing_decides(hi: int, lo: int, version: int, chain_version: int, info: Ch
 def check_flags(op: Op, flags: UpdateFlag, *, from_client: bool, syncing: bool) -> Fs3Error | None:
     """Whether an update of this kind may come from there to a replica in this state."""
     recovery = flags & _SYNC
+    if flags & UpdateFlag.AHEAD and (recovery or op not in (Op.REPLACE, Op.PUT_IF_ABSENT)):
+        return Invalid("the bytes of whole chunks alone go ahead of their updates, and not in recovery")
     if from_client:
         if recovery or flags & (UpdateFlag.FRESH | UpdateFlag.DAMAGED) or op in (Op.FORGET, Op.NOTE):
             return Invalid("only a predecessor sends this kind of update")
@@ -194,7 +196,7 @@ class After(Enum):
 
     COMMIT = "everybody behind has it"
     RETRY = "ask again, when the routing is newer or after a pause"
-    WHOLE = "ask again with the whole chunk: the successor cannot read what it has of the old version"
+    WHOLE = "ask again with the whole chunk: the successor cannot read the old version, or lacks what went ahead"
     ABORT = "nobody behind can have it: drop it, pass the error on"
     KEEP = "keep the version, somebody behind may have it; up the chain nobody knows what becomes of it"
 

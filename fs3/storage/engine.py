@@ -42,6 +42,7 @@ from fs3.storage.engine_api import (
     Located,
     PendingChunk,
     Place,
+    Reserved,
     Staged,
     TargetRecord,
     Update,
@@ -100,7 +101,7 @@ class Engine:
         self._targets = Targets(
             disk.name, loaded.targets, self._metadata, self._committer, self._published, self._locks, runtime=runtime
         )
-        stager = Stager(self._published, self._files, self._space, self._drain)
+        self._stager = stager = Stager(self._published, self._files, self._space, self._drain)
         self._changes = Changes(self._metadata, self._published, stager, self._committer, self._locks, self._targets)
         self._closed = False
         self._corrupt = 0
@@ -257,6 +258,18 @@ class Engine:
             self._space.release(token)
 
     # Writers
+
+    def reserve(self, length: int) -> Reserved:
+        return self._stager.reserve(length)
+
+    def fill(self, reserved: Reserved, offset: int, data: memoryview) -> None:
+        self._stager.fill(reserved, offset, data)
+
+    def seal(self, reserved: Reserved, fine: NDArray[np.uint32], *, durable: bool) -> None:
+        self._stager.seal(reserved, fine, durable=durable)
+
+    def unreserve(self, reserved: Reserved) -> None:
+        self._stager.unreserve(reserved)
 
     def stage(self, updates: Sequence[Update]) -> list[Staged | Fs3Error]:
         return self._changes.stage(updates)

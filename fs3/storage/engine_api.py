@@ -52,6 +52,20 @@ class Update:
     seq: int = 0
     flags: UpdateFlag = UpdateFlag.NONE
     recorded_crc: int = 0  # with UpdateFlag.DAMAGED: of the coarse sums that the writer's bytes had
+    reserved: Reserved | None = None  # where `data`, a whole chunk, lies already, verified, and sealed with `fine`
+
+
+@dataclass(slots=True, eq=False)
+class Reserved:
+    """A block that bytes are put into before their update comes; `used` once the update has it. The byte offset of the
+    block in its file is `position`."""
+
+    file: int
+    slot: int
+    position: int
+    length: int
+    used: bool = False
+    synced: bool = False
 
 
 @dataclass(slots=True, kw_only=True)
@@ -324,6 +338,20 @@ class ChunkEngine(Protocol):
         """Raises: NotFound (no such version), Corrupt."""
 
     # writers
+    def reserve(self, length: int) -> Reserved:
+        """A block for a chunk of `length` bytes; free again when the engine is opened next. Raises: NoSpace,
+        Unavailable."""
+
+    def fill(self, reserved: Reserved, offset: int, data: memoryview) -> None:
+        """Put bytes into it. Raises: NoSpace, Unavailable."""
+
+    def seal(self, reserved: Reserved, fine: NDArray[np.uint32], *, durable: bool) -> None:
+        """All bytes are there, with these 4 KiB sums; on stable storage after this if `durable`. Raises: NoSpace,
+        Unavailable."""
+
+    def unreserve(self, reserved: Reserved) -> None:
+        """Free a block that no update has used."""
+
     def stage(self, updates: Sequence[Update]) -> list[Staged | Fs3Error]:
         """Make each update its chunk's pending version, replacing a pending one; data and record durable on return.
 

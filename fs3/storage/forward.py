@@ -21,12 +21,13 @@ from fs3.errors import Conflict, Corrupt, Fs3Error, Unavailable, from_code
 from fs3.pb import storage_pb2
 from fs3.runtime import SYSTEM, Runtime
 from fs3.transport.connection import Connection, OpenConnection
-from fs3.transport.frame_core import Flag, Kind
+from fs3.transport.frame_core import Feature, Flag, Kind
 from fs3.transport.messages import CHUNK_META, RESULT, SUM, Records
 from fs3.transport.pool import ConnectionPool
 
 RECOVERY_LANE = 255  # which no client's update waits for
 REPAIR_LANE = 254
+_AHEAD_LANES = 128  # and the hop: no piece waits for an update
 _CONNECT_S = 1.0
 
 
@@ -45,11 +46,29 @@ class Frame:
     body: Sequence[memoryview]
 
 
+@dataclass(slots=True)
+class Piece:
+    """Bytes that go ahead of their update (ahead.py): an AHEAD record [1], the 4 KiB sums, the bytes. `hop`: the
+    receiver's place in the chain."""
+
+    record: Records
+    sums: NDArray[np.uint32]
+    data: memoryview
+    hop: int
+
+    def on(self, hop: int) -> Piece:
+        """The same for the next replica."""
+        return Piece(self.record, self.sums, self.data, hop)
+
+
 class ForwardPort(Protocol):
     """Blocking; any thread."""
 
     def forward(self, frames: Sequence[Frame], *, deadline_s: float) -> list[Records | Fs3Error]:
         """Per frame its RESULT records [n], or the error of the whole frame, which may have been applied or not."""
+
+    def send_ahead(self, endpoint: str, piece: Piece, *, deadline_s: float) -> bool:
+        """Whether the piece is on its way. It is not answered."""
 
     def sync_list(
         self, endpoint: str, request: storage_pb2.SyncListRequest, *, deadline_s: float
@@ -107,6 +126,23 @@ class ChainForwarder:
             for call in calls:
                 call.end()
         return [call.error or np.concatenate(call.results) for call in calls]
+
+    def send_ahead(self, endpoint: str, piece: Piece, *, deadline_s: float) -> bool:
+        lane = _AHEAD_LANES + piece.hop
+        try:
+            connection = self.borrow(endpoint, lane, deadline_s)
+        except Fs3Error:
+            return False
+        try:
+            if not connection.hello_reply.features & Feature.AHEAD:
+                return False
+            head = [piece.record.tobytes(), piece.sums.tobytes()]
+            connection.send(Kind.AHEAD, head, [piece.data], count=1, hop=piece.hop, deadline_s=deadline_s)
+        except Fs3Error:
+            return False
+        finally:
+            self.give_back(connection, lane)
+        return True
 
     def sync_list(
         self, endpoint: str, request: storage_pb2.SyncListRequest, *, deadline_s: float

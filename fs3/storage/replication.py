@@ -348,7 +348,7 @@ class Replication:
                 elif after is After.KEEP:
                     self._leave_pending(item, f"kept, since a replica behind may have it: {refusal}")
                 else:
-                    item.first = False
+                    item.first = item.first and after is After.WHOLE  # which is a refusal, like those of ABORT
                     item.whole = item.whole or after is After.WHOLE
                     item.error = refusal
                     left.append(item)

@@ -7,6 +7,7 @@ READ, QUERY           at once, unless it would wait: many partial blocks to veri
 REPORT                on the pool of slow reads: the chunks are read whole
 WRITE                 on the pool of its hop: one that waits for a successor holds no thread that the successor's
                       own requests need (body_pool.py has the same for memory)
+AHEAD                 on another pool of its hop, for a WRITE may wait for it; never answered
 SYNC_LIST, SYNC_DONE  on a pool of their own
 """
 
@@ -27,6 +28,7 @@ from fs3.ids import node_name
 from fs3.pb import storage_pb2
 from fs3.runtime import SYSTEM, Runtime
 from fs3.storage import read_one
+from fs3.storage.ahead import Ahead, piece_of
 from fs3.storage.body_pool import Body
 from fs3.storage.config import StorageConfig
 from fs3.storage.connections import MAX_HOPS, Peer
@@ -42,6 +44,7 @@ from fs3.transport.messages import LIST_KIND, MAX_REPORTED, UPDATE, Records, rec
 _LOG = logging.getLogger("fs3.storage")
 _DEPTH = 256  # requests that wait for a thread of a pool
 _SYNC_THREADS = 4
+_AHEAD_THREADS = 4
 _DEFAULT_S = 30.0  # for a request that names no deadline
 _LONGEST_S = 120.0  # no request keeps a thread for longer, whatever it asks for
 _MAX_INSPECTED = 256  # chunks in an INSPECT
@@ -54,6 +57,8 @@ M = TypeVar("M", bound=Any)
 class Writes(Protocol):
     """What of the write path answers frames. All may block and raise Fs3Error."""
 
+    @property
+    def ahead(self) -> Ahead: ...
     def update(
         self,
         header: Header,
@@ -101,6 +106,7 @@ class Service:
             config.max_ranges * (UPDATE.itemsize + 8) + config.max_body_bytes // FINE_BYTES * 4 + (64 << 10)
         )
         self._hops = [self._pool(f"fs3-hop{hop}", config.write_threads) for hop in range(MAX_HOPS)]
+        self._ahead_hops = [self._pool(f"fs3-ahead{hop}", _AHEAD_THREADS) for hop in range(MAX_HOPS)]
         self._slow_reads = self._pool("fs3-read", config.read_threads)
         self._syncs = self._pool("fs3-sync", _SYNC_THREADS)
         self._begin: dict[int, Callable[[Peer, Frame], None]] = {
@@ -122,13 +128,16 @@ class Service:
 
     def close(self) -> None:
         """Finish what the pools have taken on."""
-        for pool in (*self._hops, self._slow_reads, self._syncs):
+        for pool in (*self._hops, *self._ahead_hops, self._slow_reads, self._syncs):
             pool.close()
 
     def begin(self, peer: Peer, frame: Frame, body: Body | None) -> None:
         """See `connections.Handler`."""
         if frame.header.kind == Kind.WRITE:
             self._write(peer, frame, body)
+            return
+        if frame.header.kind == Kind.AHEAD:
+            self._ahead(peer, frame, body)
             return
         handle = self._begin.get(frame.header.kind)
         if handle is None:
@@ -144,11 +153,11 @@ class Service:
         self._credentials.check(hello.cluster_id, hello.secret)
         peer.role = f"node {node_name(hello.node_id)}" if hello.role == "chain" else "client"
         config = self._config
-        features = Feature.NONE
+        features = Feature.AHEAD
         if hello.features & Feature.SAME_HOST:
             keep = hello.features & Feature.KEEP
             peer.descriptors = self._locates.welcome(peer.user, to_keep_places=bool(keep))
-            features = Feature.SAME_HOST | keep if peer.descriptors is not None else Feature.NONE
+            features |= Feature.SAME_HOST | keep if peer.descriptors is not None else Feature.NONE
         peer.welcomed(max_head_bytes=self._max_head_bytes, max_body_bytes=config.max_body_bytes)
         said = storage_pb2.HelloReply(
             protocol=PROTOCOL,
@@ -248,6 +257,37 @@ class Service:
         except BaseException:
             done()
             raise
+        peer.loop.figures.write_bytes += header.body_bytes
+
+    def _ahead(self, peer: Peer, frame: Frame, body: Body | None) -> None:
+        """Take a piece of a chunk whose update is to come, or leave it: the update finds out."""
+        header, ahead = frame.header, self._writes.ahead
+        deadline_s = _deadline_s(header, self._runtime.now_s())
+
+        def arrive() -> None:
+            try:
+                ahead.arrive(arrival, piece, deadline_s=deadline_s)
+            finally:
+                done()
+
+        def done() -> None:
+            if body is not None:
+                body.share.give_back(body)
+
+        try:
+            if header.hop >= MAX_HOPS:
+                raise Invalid(f"hop {header.hop}: chains have at most {MAX_HOPS} replicas")
+            if header.hop:
+                self._check_predecessor(peer)
+            piece = piece_of(header, frame.head, frame.body)
+            arrival = ahead.expect(piece.record)
+        except Fs3Error as error:
+            _LOG.debug("a piece that came ahead of its update is not taken: %s", error)
+            done()
+            return
+        if not self._ahead_hops[header.hop].submit(arrive):
+            ahead.missed(arrival)
+            done()
         peer.loop.figures.write_bytes += header.body_bytes
 
     def _updates_of(self, frame: Frame) -> tuple[Records, NDArray[np.uint32]]:

@@ -16,7 +16,7 @@ from fs3.storage.allocator_core import LARGEST_BYTES, Block
 from fs3.storage.blocks import BlockFile, BlockFiles, disk_error
 from fs3.storage.chunk_locks import Key
 from fs3.storage.content_core import DATA, OLD, Part
-from fs3.storage.engine_api import Staged, Update
+from fs3.storage.engine_api import Reserved, Staged, Update
 from fs3.storage.index import Entry
 from fs3.storage.metadata import Version
 from fs3.storage.published import Published
@@ -39,6 +39,7 @@ class Prepared:
     erases: bool = False
     data_bytes: int = 0
     damaged: bool = False
+    synced: bool = False  # its bytes are on stable storage
 
 
 class Stager:
@@ -70,8 +71,8 @@ class Stager:
         flags = 0 if update.durable else md.FLAG_OS
         op = Op.REPLACE if update.flags & UpdateFlag.SYNC_REPLACE else update.op
         parts = content.parts_of(op, update.offset, len(update.data), base.length, update.chunk_bytes)
-        damaged = bool(update.flags & UpdateFlag.DAMAGED)
-        if damaged:
+        damaged, reserved = bool(update.flags & UpdateFlag.DAMAGED), update.reserved
+        if damaged or reserved is not None:
             data_coarse: NDArray[np.uint32] | None = content.sums_as_sent(update.data, update.fine)
         else:
             data_coarse = content.check_update(update.data, update.offset if op is Op.WRITE else 0, update.fine)
@@ -86,12 +87,16 @@ class Stager:
                 coarse = None
             if coarse is None:
                 coarse = checksum.coarse_from_fine(fine, length)
-            block = self._write(parts, old, update, fine, coarse)
+            if reserved is None:
+                block = self._write(parts, old, update, fine, coarse)
+            else:
+                block, reserved.used = Block(reserved.file, reserved.slot), True
             file, slot = block.file, block.slot
             crc = update.recorded_crc if damaged else checksum.crc(coarse.tobytes())
         record = Version(version, update.chain_version, length, file, slot, crc, flags)._replace(**_origin(update))
         staged = _staged(update, version, length, applied=True)
-        return Prepared(staged, record, data_bytes=len(update.data), damaged=damaged and length > 0)
+        synced = reserved is not None and reserved.synced
+        return Prepared(staged, record, data_bytes=len(update.data), damaged=damaged and length > 0, synced=synced)
 
     def _remove(self, update: Update, base: Entry, before: Version | None) -> Prepared:
         recovery = bool(update.flags & UpdateFlag.SYNC_REMOVE)
@@ -161,12 +166,41 @@ class Stager:
             raise disk_error(error, f"writing {file.path}") from None
         return block
 
+    def reserve(self, length: int) -> Reserved:
+        """See `ChunkEngine.reserve`."""
+        self._space.check_room(makes_chunk=True)
+        block = self._space.allocate(length, self._drain)
+        return Reserved(block.file, block.slot, self._files[block.file].position(block.slot), length)
+
+    def fill(self, reserved: Reserved, offset: int, data: memoryview) -> None:
+        """See `ChunkEngine.fill`."""
+        file = self._files[reserved.file]
+        try:
+            file.write_data(reserved.slot, offset, [data])
+        except OSError as error:
+            raise disk_error(error, f"writing {file.path}") from None
+
+    def seal(self, reserved: Reserved, fine: NDArray[np.uint32], *, durable: bool) -> None:
+        """See `ChunkEngine.seal`."""
+        file = self._files[reserved.file]
+        try:
+            file.write_sums(reserved.slot, fine, checksum.coarse_from_fine(fine, reserved.length))
+            if durable:
+                file.sync()
+        except OSError as error:
+            raise disk_error(error, f"writing {file.path}") from None
+        reserved.synced = durable
+
+    def unreserve(self, reserved: Reserved) -> None:
+        """See `ChunkEngine.unreserve`."""
+        self._space.give_back([Block(reserved.file, reserved.slot)])
+
     def sync(self, prepared: Sequence[Prepared]) -> None:
         """Bytes and sums of the durable ones are on stable storage after this. Raises: Unavailable."""
         files: dict[int, BlockFile] = {
             ready.version.file: self._files[ready.version.file]
             for ready in prepared
-            if ready.version is not None and ready.version.file >= 0 and ready.staged.durable
+            if ready.version is not None and ready.version.file >= 0 and ready.staged.durable and not ready.synced
         }
         for file in files.values():
             try:

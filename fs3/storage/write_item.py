@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fs3.errors import Corrupt, Fs3Error
+from fs3.storage.ahead import Arrival
 from fs3.storage.allocator_core import LARGEST_BYTES
 from fs3.storage.chain_state import Acting, Role
 from fs3.storage.craq_core import Identity
@@ -51,6 +52,7 @@ class Item:
     whole: bool = False
     first: bool = True  # no attempt to forward it can have reached anybody
     lost: bool = False  # its pending version fails its sums here, and cannot be sent whole
+    arrival: Arrival | None = None  # its bytes came ahead of it
     staged: Staged | None = None
     done: bool = False
     error: Fs3Error | None = None
@@ -85,6 +87,7 @@ class Item:
             seq=seq,
             flags=self.flags & ~(UpdateFlag.OS_DURABILITY | UpdateFlag.FRESH | UpdateFlag.RETRY),
             recorded_crc=self.recorded_crc,
+            reserved=self.arrival.reserved if self.arrival is not None and not self.arrival.used else None,
         )
 
 
@@ -127,6 +130,9 @@ def outgoing(item: Item) -> tuple[Records, memoryview, NDArray[np.uint32]]:
         flags |= UpdateFlag.FRESH
     if not is_whole(item):
         op = Op.REPLACE if item.op is Op.PUT_IF_ABSENT else item.op
+        if item.arrival is not None and item.arrival.is_with(successor, item.role.version):
+            record = _record_of(item, op, flags | UpdateFlag.AHEAD, 0, item.data, item.fine, item.chunk_bytes)
+            return record, memoryview(b""), item.fine
         return (
             _record_of(item, op, flags, item.offset, item.data, item.fine, item.chunk_bytes),
             item.data,

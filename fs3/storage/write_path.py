@@ -19,7 +19,8 @@ from fs3.pb import mgmtd_pb2, storage_pb2
 from fs3.routing import Routing
 from fs3.runtime import SYSTEM, Lock, Runtime
 from fs3.sessions import SessionTable
-from fs3.storage import channel_core, craq_core
+from fs3.storage import ahead, channel_core, craq_core
+from fs3.storage.ahead import Ahead, Arrival
 from fs3.storage.chain_state import Acting, ChainState, Duty, Role
 from fs3.storage.chores import Chores
 from fs3.storage.engine_api import ChunkEngine, DedupEntry, DedupRecord
@@ -123,9 +124,22 @@ class WritePath:
             mend=self.repair.mend,
             bytes_s=recovery_bytes_s,
         )
+        self.ahead = Ahead(
+            self.state,
+            port,
+            may_write=may_write,
+            ask=lambda in_s: self._housekeeping.ask("ahead", 0, in_s=in_s),
+            runtime=runtime,
+        )
         tombstones = Tombstones(self.state, self._replication, tombstone_s=tombstone_s)
         self._housekeeping = Chores(
-            {"sessions": self._sessions.forget, "tombstones": tombstones.forget}, threads=1, runtime=runtime
+            {
+                "sessions": self._sessions.forget,
+                "tombstones": tombstones.forget,
+                "ahead": lambda _: self.ahead.expire(),
+            },
+            threads=1,
+            runtime=runtime,
         )
 
     def close(self) -> None:
@@ -214,8 +228,10 @@ class WritePath:
             raise Unavailable("this storage daemon has lost touch with mgmtd")
         results = np.zeros(len(updates), dtype=RESULT)
         actings: dict[tuple[int, int], tuple[Role, Acting] | Fs3Error] = {}
+        arrivals: list[Arrival] = []
         try:
-            items = self._items(updates, sums, body, hop, results, actings)
+            arrived = self._arrived(updates, sums, hop, deadline_s, arrivals)
+            items = self._items(updates, sums, body, hop, results, actings, arrived)
             self._replication.counts.updates += len(items)
             for wave in _waves(items):
                 self._run(list(wave.values()), deadline_s)
@@ -227,6 +243,8 @@ class WritePath:
             for entered in actings.values():
                 if not isinstance(entered, Fs3Error):
                     self.state.leave(entered[1])
+            for arrival in arrivals:
+                self.ahead.end(arrival)
         return results
 
     def sync_list(self, request: storage_pb2.SyncListRequest) -> tuple[storage_pb2.SyncListReply, Records]:
@@ -257,11 +275,11 @@ class WritePath:
 
     def stats(self) -> WriteStats:
         """What this write path has done, and does."""
-        return stats_of(self.state, self._replication, self.repair.counts)
+        return stats_of(self.state, self._replication, self.repair.counts, self.ahead.figures)
 
     def idle(self) -> bool:
         """Whether no upkeep runs or waits; what is to be forgotten may wait."""
-        return self._chores.idle() and self._syncs.idle() and self._housekeeping.resting()
+        return self._chores.idle() and self._syncs.idle() and self._housekeeping.resting() and self.ahead.empty()
 
     # From a frame to items
 
@@ -273,9 +291,11 @@ class WritePath:
         hop: int,
         results: Records,
         actings: dict[tuple[int, int], tuple[Role, Acting] | Fs3Error],
+        arrived: Mapping[int, Arrival | None],
     ) -> dict[int, Item]:
         """The updates that may go on, by row; the status of the others is in `results`. Raises: Invalid."""
         lengths, n_sums = updates["length"].astype(np.int64), updates["n_sums"].astype(np.int64)
+        lengths[list(arrived)] = 0
         if int(lengths.sum()) != len(body) or int(n_sums.sum()) != len(sums):
             raise Invalid(
                 f"a WRITE frame names {int(lengths.sum())} bytes and {int(n_sums.sum())} sums,"
@@ -292,6 +312,9 @@ class WritePath:
                 role, acting = self._entered(chain, actings)
                 op, flags = _op_of(columns["op"][row]), UpdateFlag(columns["flags"][row]) & _FLAGS
                 self._check_place(role, op, flags, hop)
+                arrival = arrived.get(row)
+                if row in arrived and arrival is None:
+                    raise ahead.missing(columns["hi"][row], columns["lo"][row], hop=hop)
             except Fs3Error as error:
                 _LOG.debug("chain %d: %s", chain[0], error)
                 results["status"][row] = error.code
@@ -310,19 +333,37 @@ class WritePath:
                 self.state.engine(role.target_id),
                 op,
                 columns["offset"][row],
-                body[body_at[row] : body_at[row + 1]],
+                body[body_at[row] : body_at[row + 1]] if arrival is None else arrival.data,
                 sums[sums_at[row] : sums_at[row + 1]],
-                flags,
+                flags & ~UpdateFlag.AHEAD,
                 columns["chunk_bytes"][row],
                 columns["version"][row],
                 identity,
                 recorded_crc=columns["reserved"][row] & 0xFFFF_FFFF,
                 from_client=hop == 0,
                 length=columns["offset"][row] if op is Op.NOTE else 0,
+                arrival=arrival,
             )
         for target_id, records in arriving.items():
             self._take_results(target_id, records)
         return items
+
+    def _arrived(
+        self, updates: Records, sums: NDArray[np.uint32], hop: int, deadline_s: float, taken: list[Arrival]
+    ) -> dict[int, Arrival | None]:
+        """By row, of the updates whose bytes went ahead: those bytes, if they are here; `taken` has them too."""
+        rows = np.flatnonzero(updates["flags"] & np.uint16(UpdateFlag.AHEAD)).tolist()
+        if not rows:
+            return {}
+        arrived: dict[int, Arrival | None] = {}
+        ends = np.cumsum(updates["n_sums"].astype(np.int64)).tolist()
+        for row in rows:
+            fine = sums[ends[row] - int(updates["n_sums"][row]) : ends[row]]
+            arrival = self.ahead.take(updates[row : row + 1], fine, hop=hop, deadline_s=deadline_s)
+            arrived[row] = arrival
+            if arrival is not None:
+                taken.append(arrival)
+        return arrived
 
     def _entered(
         self, chain: tuple[int, int], actings: dict[tuple[int, int], tuple[Role, Acting] | Fs3Error]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fs3.storage.ahead import AheadFigures
 from fs3.storage.chain_state import ChainState, Duty
 from fs3.storage.repair import RepairCounts
 from fs3.storage.replication import Replication
@@ -27,12 +28,17 @@ class WriteStats:
     damage_found: int
     repaired: int
     repair_failures: int
+    ahead_pieces: int
+    ahead_passed_on: int
+    ahead_used: int
+    ahead_missed: int
+    ahead_given_back: int
     locked_chunks: int
     serving_targets: int
     syncing_targets: int
 
 
-def stats_of(state: ChainState, replication: Replication, repairs: RepairCounts) -> WriteStats:
+def stats_of(state: ChainState, replication: Replication, repairs: RepairCounts, ahead: AheadFigures) -> WriteStats:
     """The figures of now."""
     counts = replication.counts
     forwarded, failures = replication.sent
@@ -52,6 +58,11 @@ def stats_of(state: ChainState, replication: Replication, repairs: RepairCounts)
         damage_found=repairs.confirmed,
         repaired=repairs.repaired,
         repair_failures=repairs.failed,
+        ahead_pieces=ahead.pieces,
+        ahead_passed_on=ahead.passed_on,
+        ahead_used=ahead.used,
+        ahead_missed=ahead.missed,
+        ahead_given_back=ahead.given_back,
         locked_chunks=replication.locks.held(),
         serving_targets=duties.count(Duty.SERVE),
         syncing_targets=duties.count(Duty.SYNC),

@@ -27,6 +27,7 @@ from fs3.errors import Corrupt, Invalid, Unavailable, from_code
 from fs3.pb import storage_pb2
 from fs3.transport.frame_core import (
     HEADER_BYTES,
+    ONE_WAY,
     TRAILER_BYTES,
     Flag,
     Header,
@@ -175,7 +176,7 @@ class Connection:
         self._send_all([pack_header(header, head), head, *body_parts])
         self._request_id += 1
         self._need_ack = False
-        if kind != Kind.ACK:
+        if kind not in ONE_WAY:
             self._awaited.append(self._request_id)
         return self._request_id
 

@@ -43,6 +43,10 @@ class Kind(IntEnum):
     INSPECT = 11
     CALL = 12
     LOCATE = 13
+    AHEAD = 14
+
+
+ONE_WAY = (Kind.ACK, Kind.AHEAD)  # never answered
 
 
 class Flag(IntFlag):
@@ -62,6 +66,7 @@ class Feature(IntFlag):
     NONE = 0
     SAME_HOST = 1  # LOCATE, and descriptors of block files
     KEEP = 2  # ... and of the counters by which a client knows whether a place still holds
+    AHEAD = 4  # the bytes of an update may go ahead of it; the reply says so to everybody
 
 
 @dataclass(slots=True)

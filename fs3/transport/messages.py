@@ -47,6 +47,17 @@ UPDATE = np.dtype(
         ("reserved", "<u8"),
     ]
 )
+AHEAD = np.dtype(
+    [
+        *[(name, RANGE[name]) for name in RANGE.names or ()],
+        ("client", "<u8"),
+        ("seq", "<u8"),
+        ("channel", "<u4"),
+        ("chunk_length", "<u4"),
+        ("flags", "<u4"),
+        ("reserved", "<u4"),
+    ]
+)
 CHUNK_META = np.dtype(
     [
         ("hi", "<u8"),
@@ -77,7 +88,7 @@ MAX_LISTED = 65_536
 MAX_REPORTED = 64  # ranges in a REPORT: each is a chunk to be read whole
 
 assert (RANGE.itemsize, RESULT.itemsize, UPDATE.itemsize, CHUNK_META.itemsize, LISTED.itemsize) == (32, 24, 80, 48, 32)
-assert PLACE.itemsize == 16
+assert (PLACE.itemsize, AHEAD.itemsize) == (16, 64)
 
 
 class Op(IntEnum):
@@ -103,6 +114,7 @@ class UpdateFlag(IntFlag):
     FRESH = 16
     DAMAGED = 32  # with SYNC_REPLACE: the sender's bytes fail their sums, and nobody has better ones
     RETRY = 64
+    AHEAD = 128  # the bytes have gone ahead of the update, in AHEAD frames
 
 
 def records(raw: bytes | bytearray | memoryview, dtype: np.dtype[Any], count: int) -> Records:

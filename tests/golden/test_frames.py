@@ -26,6 +26,7 @@ from fs3.transport.frame_core import (
     unpack_trailer,
 )
 from fs3.transport.messages import (
+    AHEAD,
     CHUNK_META,
     FILE_KEY,
     LISTED,
@@ -68,6 +69,12 @@ RECORDS = [
         "0700000000000001020000000000000003000000040000000500000006000000"
         "07000000000000000800000000000000090000000a0000000b00000000000000"
         "02000100000001000000000000000000",
+    ),
+    (
+        AHEAD,
+        (1 << 56 | 7, 2, 3, 4, 5, 6, 7, 8, 9, 10, 1, 0),
+        "0700000000000001020000000000000003000000040000000500000006000000"
+        "07000000000000000800000000000000090000000a0000000100000000000000",
     ),
     (
         CHUNK_META,
@@ -158,9 +165,9 @@ def test_records(dtype: np.dtype[Any], values: tuple[int, ...], expected: str) -
 
 def test_numbers_of_kinds_flags_and_operations() -> None:
     kinds = {"HELLO": 1, "READ": 2, "WRITE": 3, "QUERY": 4, "ACK": 5, "SYNC_LIST": 6, "SYNC_DONE": 7, "STATS": 8}
-    kinds |= {"REPORT": 9, "SCRUB": 10, "INSPECT": 11, "CALL": 12, "LOCATE": 13}
+    kinds |= {"REPORT": 9, "SCRUB": 10, "INSPECT": 11, "CALL": 12, "LOCATE": 13, "AHEAD": 14}
     assert {kind.name: kind.value for kind in Kind} == kinds
-    assert (int(Feature.SAME_HOST), int(Feature.KEEP), NO_FILE, FILE_KEY.str) == (1, 2, 0xFFFFFFFF, "<u4")
+    assert ([int(one) for one in Feature], NO_FILE, FILE_KEY.str) == ([1, 2, 4], 0xFFFFFFFF, "<u4")
     assert [int(flag) for flag in Flag] == [1, 2, 4, 8, 16]
     assert [flag.name for flag in Flag] == ["CHECKSUM", "TRAILER", "RELAXED", "NEED_ACK", "TO_KEEP"]
     assert [op.value for op in (Op.WRITE, Op.REPLACE, Op.REMOVE, Op.PUT_IF_ABSENT, Op.TRUNCATE)] == [1, 2, 3, 4, 5]
@@ -189,5 +196,5 @@ def test_how_ranges_are_cut_for_their_sums(
 
 def test_numbers_of_what_forgets_and_what_repeats() -> None:
     assert (Op.FORGET.value, Op.NOTE.value) == (6, 7)
-    assert (int(UpdateFlag.FRESH), int(UpdateFlag.RETRY)) == (16, 64)
-    assert [int(flag) for flag in UpdateFlag] == [1, 2, 4, 8, 16, 32, 64]
+    assert (int(UpdateFlag.FRESH), int(UpdateFlag.RETRY), int(UpdateFlag.AHEAD)) == (16, 64, 128)
+    assert [int(flag) for flag in UpdateFlag] == [1, 2, 4, 8, 16, 32, 64, 128]

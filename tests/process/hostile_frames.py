@@ -33,6 +33,7 @@ HOSTILE_CLIENTS = 0x6B6B_0000_0000
 _CHUNKS = 48
 _RANGE = struct.Struct("<QQIIII")
 _UPDATE = struct.Struct("<QQIIIIQQIIQHHIQ")
+_AHEAD = struct.Struct("<QQIIIIQQIIII")
 _CRC = struct.Struct("<I")
 _EDGES32 = (0, 1, 4095, 4096, 4097, 65_535, 262_144, 1 << 20, 64 << 20, (1 << 31) - 1, 1 << 31, LIST_KIND, LIST_CHUNKS)
 _EDGES64 = (0, 1, 255, 1 << 32, (1 << 63) - 1, 1 << 63, (1 << 64) - 1)
@@ -83,6 +84,7 @@ class Source:
             *([self._read] * 4),
             *([self._query] * 3),
             *([self._write] * 5),
+            *([self._ahead] * 2),
             self._flipped_inside,
             self._flipped_inside,
             self._sync,
@@ -302,6 +304,28 @@ class Source:
         if rng.random() < 0.05:
             hop = rng.randrange(8)
         return self.frame(Kind.WRITE, head, body, count=count, hop=hop, deadline_ms=self._deadline())
+
+    def _ahead(self, role: Role) -> bytes:
+        """A piece whose update never comes, mostly; of one chunk or of several, right or wrong."""
+        rng = self._rng
+        total = rng.choice((4_096, 8_192, 10_000, 65_536)) if rng.random() < 0.9 else self._u32()
+        offset = rng.choice((0, 0, 4_096, 8_192)) if rng.random() < 0.9 else self._u32()
+        data = rng.randbytes(min(4_096, max(total - offset, 0))) if rng.random() < 0.9 else rng.randbytes(5_000)
+        length = len(data) if rng.random() < 0.95 else self._u32()
+        sums = [crc32c.crc32c(data[at : at + 4_096]) for at in range(0, len(data), 4_096)]
+        if sums and rng.random() < 0.2:
+            sums[0] ^= 1 << rng.randrange(32)
+        if rng.random() < 0.05:
+            sums.append(0)
+        client, seq = HOSTILE_CLIENTS + rng.randrange(4), self._seq if rng.random() < 0.5 else self._u64()
+        head = _AHEAD.pack(
+            *(HOSTILE_HI, rng.randrange(_CHUNKS), offset, length, *self._chain()),
+            *(client, seq, rng.randrange(8), total, rng.choice((0, 0, 1, self._u32())), 0),
+        )
+        count = 1 if rng.random() < 0.95 else self._u32()
+        hop = rng.randrange(3) if role is Role.CHAIN or rng.random() < 0.2 else 0
+        head += struct.pack(f"<{len(sums)}I", *sums)
+        return self.frame(Kind.AHEAD, head, data, count=count, hop=hop, deadline_ms=self._deadline())
 
     def _flipped_inside(self, role: Role) -> bytes:
         """Flipped bits in the head of a correct-looking frame, with its checksum made right again."""

@@ -74,6 +74,7 @@ class Shape:
     drift: float = 0.0005  # clocks go wrong by at most so much
     wipes: bool = False  # disks may be replaced by empty ones: clients use no chain of one replica
     capacity_bytes: int = 64 << 20
+    piece_bytes: int = 4 << 10  # of chunks whose bytes go ahead of their updates, if they have two such pieces
     recovery_bytes_s: int = 1 << 30  # little: a replica is SYNCING for long, and meets more updates meanwhile
 
     @property
@@ -96,6 +97,7 @@ class Shape:
             session_s=chance.choice([1.5, 3.0, 10.0]),
             tombstone_s=chance.choice([0.3, 0.5, 1.0, 600.0]),
             recovery_bytes_s=chance.choice([1 << 30, 1 << 30, 200_000, 50_000]),
+            piece_bytes=chance.choice([4 << 10, 8 << 10, 32 << 10, 1 << 20]),
         )
 
 
@@ -578,6 +580,7 @@ def connect(machine: SimMachine) -> tuple[MgmtdClient, StorageClient]:
         stall_s=machine.cluster.shape.stall_s,
         max_lanes=1,
         hedging=_HEDGING,
+        piece_bytes=machine.cluster.shape.piece_bytes,
         open_connection=SimConnector(network, runtime, machine.name),  # type: ignore[arg-type]
         runtime=runtime,
     )

@@ -25,7 +25,16 @@ from fs3.pb import storage_pb2
 from fs3.storage.connections import Figures, Handler
 from fs3.storage.reassembly_core import Frame
 from fs3.storage.reply import FileRange, Reply, error_reply
-from fs3.transport.frame_core import HEADER_BYTES, TRAILER_BYTES, Flag, Header, Kind, unpack_header, unpack_trailer
+from fs3.transport.frame_core import (
+    HEADER_BYTES,
+    ONE_WAY,
+    TRAILER_BYTES,
+    Flag,
+    Header,
+    Kind,
+    unpack_header,
+    unpack_trailer,
+)
 from fs3.transport.messages import RESULT
 
 _TICK_S = 0.5
@@ -134,7 +143,7 @@ class SimConnection:
             ack_id=self._received_id,
         )
         self._need_ack = False
-        if kind != Kind.ACK:
+        if kind not in ONE_WAY:
             self._awaited.append(self._request_id)
             self._kinds[self._request_id] = (kind, hop)
         self._wire.send(0, Frame(header, head, memoryview(body)))

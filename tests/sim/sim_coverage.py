@@ -24,7 +24,7 @@ from fs3 import errors
 from fs3.client import race, read_path, retry_core, write_path
 from fs3.mgmtd import chain_core, routing_core
 from fs3.routing import LocalState, TargetState
-from fs3.storage import channel_core, craq_core, resync, resync_core, target_core
+from fs3.storage import ahead, channel_core, craq_core, resync, resync_core, target_core
 from fs3.transport.messages import Op
 
 _USERS = (read_path, write_path, routing_core, resync)  # imported before the names in them are replaced
@@ -150,6 +150,12 @@ class Coverage:
         else:
             self.note(CRAQ, f"successor: {name} -> {after.name}")
 
+    def came_ahead(self, is_of: bool, *_: Any, **__: Any) -> None:
+        self.note(CRAQ, f"ahead: {'the bytes were there' if is_of else 'other bytes, or not all, were there'}")
+
+    def missing(self, error: Any, *_: Any, hop: int, **__: Any) -> None:
+        self.note(CRAQ, f"ahead: missing {'behind the head' if hop else 'at the head'}, {type(error).__name__}")
+
     def after_read(self, step: Any, code: int, *_: Any, **__: Any) -> None:
         self.note(CLIENT, f"read: {_code_name(code)} -> {step.name}")
 
@@ -214,6 +220,8 @@ class Spies:
             (craq_core, "forget_decides", coverage.forget),
             (craq_core, "note_decides", coverage.noted),
             (craq_core, "after_forward", coverage.forwarded),
+            (ahead, "is_of", coverage.came_ahead),
+            (ahead, "missing", coverage.missing),
             (retry_core, "after_read", coverage.after_read),
             (retry_core, "after_write", coverage.after_write),
             (race, "first_of", coverage.raced),

@@ -258,7 +258,7 @@ class Invariants:
                 left = f"{stats.pending} pending versions, {stats.holds} holds and {stats.pins} pins"
                 raise Violation(f"{name}: an engine does not rest: {left}, for {owed} replies")
         service = daemon.service
-        pools = [*service._hops, service._slow_reads, service._syncs]
+        pools = [*service._hops, *service._ahead_hops, service._slow_reads, service._syncs]
         if waiting := sum(len(pool._waiting) for pool in pools):
             raise Violation(f"{name}: {waiting} requests wait for a thread")
         if busy := sum(len(pool._threads) - pool._idle for pool in pools):

@@ -31,6 +31,7 @@ from sim_mutation import Mutant, Patch
 _CRAQ = "fs3/storage/craq_core.py"
 _REPLICATION = "fs3/storage/replication.py"
 _ENGINE = "fs3/storage/engine.py"
+_AHEAD = "fs3/storage/ahead.py"
 _COMMIT = "fs3/storage/commit.py"
 _CHAIN_STATE = "fs3/storage/chain_state.py"
 _RESYNC = "fs3/storage/resync.py"
@@ -120,6 +121,34 @@ MUTANTS: tuple[Mutant, ...] = (
         "                if role.successor is not None and role.successor.syncing:\n",
         "                if role.successor is not None and role.successor.syncing and chain_id not in before:\n",
         bug=9,
+    ),
+    # Bytes ahead of their update
+    _one(
+        "ahead-not-synced",
+        "bytes that went ahead count as synced though they are not",
+        "fs3/storage/staging.py",
+        "            if durable:\n                file.sync()\n",
+        "",
+        faults=("all storages lose power", "storage power loss"),
+    ),
+    Mutant(
+        "ahead-before-all-is-there",
+        "an update takes what went ahead as soon as some of it has come, and does not compare the sums",
+        (
+            Patch(
+                _AHEAD,
+                "                whole = not arrival.left and not arrival.failed\n",
+                "                whole = not arrival.failed\n",
+            ),
+            Patch(_AHEAD, " and arrival.length == length and np.array_equal(arrival.fine, fine)\n", "\n"),
+        ),
+    ),
+    _one(
+        "ahead-given-back-twice",
+        "the block of bytes that went ahead is free again once their update is answered",
+        _AHEAD,
+        "        if not reserved.used:\n            arrival.engine.unreserve(reserved)\n",
+        "        arrival.engine.unreserve(reserved)\n",
     ),
     # Versions and order
     Mutant(

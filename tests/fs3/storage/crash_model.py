@@ -13,6 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ahead_of import ahead_of
+
 from fs3 import checksum
 from fs3.errors import Corrupt, Fs3Error, NotFound, Unavailable
 from fs3.storage.engine import Engine
@@ -211,7 +213,10 @@ class Worker:
         def change(model: Model) -> bool:
             return any([model.apply(one, commit=commit) for one in updates])
 
-        run = (lambda engine: engine.stage_and_commit(updates)) if commit else (lambda engine: engine.stage(updates))
+        def run(engine: Engine) -> object:
+            with ahead_of(engine, updates) as some:
+                return engine.stage_and_commit(some) if commit else engine.stage(some)
+
         return Call(("apply" if commit else "stage") + ("" if durable else " os"), change, run, sync=durable)
 
     def _pending(self, *, commit: bool) -> Call:

@@ -16,6 +16,8 @@ import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ahead_of import ahead_of
+
 from fs3 import checksum
 from fs3.errors import Fs3Error
 from fs3.storage.engine import Engine
@@ -122,10 +124,9 @@ def on_model(model: Model, step: Step) -> None:
 def on_engine(engine: Engine, step: Step) -> None:
     """Raises: Fs3Error, also one that came back in an update's place."""
     results: list[Staged | Fs3Error] = []
-    if step.call == "apply":
-        results = engine.stage_and_commit(step.updates)
-    elif step.call == "stage":
-        results = engine.stage(step.updates)
+    if step.call in ("apply", "stage"):
+        with ahead_of(engine, step.updates) as updates:
+            results = engine.stage_and_commit(updates) if step.call == "apply" else engine.stage(updates)
     else:
         there = {chunk.lo for chunk in engine.pending_of(TARGET)}
         staged = [engine.pending_staged(TARGET, HI, lo) for lo in step.chunks if lo in there]

@@ -28,13 +28,16 @@ from fs3.routing import Chain, LocalState, Node, NodeKind, Routing, Target, Targ
 from fs3.sessions import SessionTable
 from fs3.storage.engine import Engine
 from fs3.storage.engine_api import EngineConfig
-from fs3.storage.forward import Frame
+from fs3.storage.forward import Frame, Piece
 from fs3.storage.write_path import WritePath
 from fs3.transport.frame_core import Header, Kind
-from fs3.transport.messages import UPDATE, Op, Records, UpdateFlag
+from fs3.transport.messages import AHEAD, UPDATE, Op, Records, UpdateFlag
 
 SMALL = EngineConfig(file_bytes=64 << 20, group_bytes=1 << 20, index_chunks=256, write_buffer_bytes=1 << 20)
 CHANGES = {
+    "reserve",
+    "fill",
+    "seal",
     "stage",
     "commit",
     "stage_and_commit",
@@ -151,7 +154,8 @@ class MemoryPort:
 
     The next `delay` frames of updates are taken by the network: the sender hears of nobody, and `late` has what
     delivers each of them. While `hold_sync`, no recovery ends. The next `unheard` questions for a chunk's bytes come to
-    somebody who has not heard of the newest chain yet.
+    somebody who has not heard of the newest chain yet. `lose` tells which pieces that go ahead never arrive, though
+    they were sent; `body_bytes` counts what went with updates.
     """
 
     def __init__(self, cluster: Cluster, node: StorageNode) -> None:
@@ -162,12 +166,15 @@ class MemoryPort:
         self.late: list[Callable[[], Records]] = []
         self.hold_sync = False
         self.unheard = 0
+        self.lose: Callable[[Piece], bool] = lambda piece: False
+        self.body_bytes = 0
 
     def forward(self, frames: Sequence[Frame], *, deadline_s: float) -> list[Records | Fs3Error]:
         return [self._one(frame, deadline_s) for frame in frames]
 
     def _one(self, frame: Frame, until_s: float) -> Records | Fs3Error:
         deadline_s = until_s
+        self.body_bytes += sum(len(part) for part in frame.body)
 
         def update(there: StorageNode) -> Records:
             sums = np.concatenate([np.empty(0, dtype=np.uint32), *frame.sums])
@@ -187,6 +194,13 @@ class MemoryPort:
         except Fs3Error as error:
             return error
         return answer
+
+    def send_ahead(self, endpoint: str, piece: Piece, *, deadline_s: float) -> bool:
+        try:
+            self._call(endpoint, lambda there: self.lose(piece) or arrive(there, piece))
+        except Fs3Error:
+            return False
+        return True
 
     def sync_list(
         self, endpoint: str, request: storage_pb2.SyncListRequest, *, deadline_s: float
@@ -500,15 +514,19 @@ class Client:
         seconds: float = 30.0,
         attempt_s: float = 5.0,
         flags: UpdateFlag = UpdateFlag.NONE,
+        piece_bytes: int = 0,
     ) -> tuple[int, int]:
-        """(version, chunk length). Raises: Fs3Error."""
+        """(version, chunk length). With `piece_bytes` the bytes go ahead of the first attempt. Raises: Fs3Error."""
         if seq is None:
             self.seq += 1
             seq = self.seq
         give_up_s = deadline_after(seconds)
         while True:
             try:
-                return self.attempt(chain, chunk, op, data, offset, seq=seq, attempt_s=attempt_s, flags=flags)
+                pieces, piece_bytes = piece_bytes, 0
+                return self.attempt(
+                    chain, chunk, op, data, offset, seq=seq, attempt_s=attempt_s, flags=flags, piece_bytes=pieces
+                )
             except Fs3Error as error:
                 if not error.retryable or lease_now_s() > give_up_s:
                     raise
@@ -526,6 +544,7 @@ class Client:
         seq: int,
         attempt_s: float,
         flags: UpdateFlag = UpdateFlag.NONE,
+        piece_bytes: int = 0,
     ) -> tuple[int, int]:
         routing = self.cluster.routing
         serving = routing.serving(chain)
@@ -538,10 +557,15 @@ class Client:
         records, sums = update_record(
             chain, routing.chain(chain).version, chunk, op, data, offset, client=self.client_id, seq=seq, flags=flags
         )
-        header = Header(Kind.WRITE, 1)
+        header, body = Header(Kind.WRITE, 1), data
         with contextlib.suppress(Died):
+            if piece_bytes:
+                for piece in pieces_of(records, sums, data, piece_bytes):
+                    arrive(head, piece)
+                records["flags"] |= np.uint16(UpdateFlag.AHEAD)
+                body = b""
             results = head.write_path.update(
-                header, records, sums, memoryview(data), 0, deadline_s=deadline_after(attempt_s)
+                header, records, sums, memoryview(body), 0, deadline_s=deadline_after(attempt_s)
             )
         self.cluster.steps.step()
         if head.dead:
@@ -550,6 +574,30 @@ class Client:
         if status:
             raise BY_CODE[status]("as the head says")
         return int(results["version"][0]), int(results["chunk_length"][0])
+
+
+def arrive(there: StorageNode, piece: Piece) -> None:
+    """A piece that goes ahead of its update comes to a node."""
+    ahead = there.write_path.ahead
+    try:
+        arrival = ahead.expect(piece.record)
+    except Fs3Error:
+        return
+    ahead.arrive(arrival, piece, deadline_s=deadline_after(5.0))
+
+
+def pieces_of(records: Records, sums: Any, data: bytes, piece_bytes: int) -> list[Piece]:
+    """The bytes of the update with UPDATE record [1] as they go ahead of it."""
+    made = []
+    for begin in range(0, len(data), piece_bytes):
+        part = memoryview(data)[begin : begin + piece_bytes]
+        record = np.zeros(1, dtype=AHEAD)
+        for name in ("hi", "lo", "chain", "chain_version", "client", "channel", "seq", "flags"):
+            record[name] = records[name]
+        record["offset"], record["length"], record["chunk_length"] = begin, len(part), len(data)
+        first = begin // checksum.FINE_BYTES
+        made.append(Piece(record, sums[first : first + -(-len(part) // checksum.FINE_BYTES)], part, 0))
+    return made
 
 
 def update_record(
