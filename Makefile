@@ -27,6 +27,7 @@ demo: venv
 	@$(RUN) -m fs3_trainer.demo $(DEMO_ARGS)
 
 test: venv
+	@$(RUN) -m compileall -q fs3 loader trainer tests benchmarks # for all processes that the tests start
 	$(RUN) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(TEST_ARGS)
 
 sim: venv

@@ -97,7 +97,7 @@ class Shape:
             session_s=chance.choice([1.5, 3.0, 10.0]),
             tombstone_s=chance.choice([0.3, 0.5, 1.0, 600.0]),
             recovery_bytes_s=chance.choice([1 << 30, 1 << 30, 200_000, 50_000]),
-            piece_bytes=chance.choice([4 << 10, 8 << 10, 32 << 10, 1 << 20]),
+            piece_bytes=chance.choice([4 << 10, 16 << 10, 32 << 10, 1 << 20]),
         )
 
 

@@ -396,10 +396,12 @@ class Nemesis:
 
     def _arrives_late(self) -> End | None:
         drawn = self.chance.random()
-        if drawn < 0.3 and self.cluster.shape.tombstone_s <= 1.0:
+        if drawn < 0.25 and self.cluster.shape.tombstone_s <= 1.0:
             return self._late.updates()
-        if 0.3 <= drawn < 0.6:
+        if 0.25 <= drawn < 0.5:
             return self._late.recovery(partial(self._crashes, "storage crash"))
+        if 0.5 <= drawn < 0.75:
+            return self._late.filling()
         return None
 
     def _syncing(self) -> set[str]:

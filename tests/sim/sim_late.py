@@ -94,6 +94,35 @@ class Late:
         crash(self._chance.choice(self._cluster.storages))
         return self._catching(catch, hung)
 
+    def filling(self) -> End:
+        """A chunk for a replica that is being filled, whose sender soon finds the connection broken and goes another way;
+        until the replica has a newer version of it, or the chain has changed."""
+        carried: dict[int, Records] = {}
+
+        def catch(wire: Wire, end: int, item: Any) -> None:
+            records = self._frame_of(wire, end, item, Kind.WRITE, UPDATE)
+            if records is None or not len(records) or (records["flags"] & UpdateFlag.SYNC_RESULT).any():
+                return
+            fills = bool((records["flags"] & UpdateFlag.SYNC_REPLACE).any())
+            if fills and self._takes(carried, wire, 0.6):
+                carried[wire.number] = records
+                hung.hang(wire, 0)
+                soon_s = self._lease_s * self._chance.uniform(0.005, 0.05)
+                self._sim.after(soon_s, lambda: wire.tell(0, "broken, as its sender sees it"))
+
+        def passed_by(wire: Wire) -> bool:
+            routing, storage = self._cluster.routing, self._storage(wire.names[1])
+            for record in carried[wire.number]:
+                if routing.chain(ChainId(int(record["chain"]))).version != record["chain_version"]:
+                    return True
+                key = self._key(storage, record)
+                if key is not None and self._version(storage, key) > int(record["version"]):
+                    return True
+            return False
+
+        hung = Hung(self._sim, self._chance, self._lease_s, soon=True, when=passed_by)
+        return self._catching(catch, hung)
+
     def good_bytes(self, asking: SimStorage) -> End:
         """What a daemon asks others for to repair a chunk; until the chunk has another version, or for a while."""
         asked: dict[int, list[tuple[Key, int]]] = {}
