@@ -35,7 +35,7 @@ from fs3.transport.messages import AHEAD, SUM, Records, UpdateFlag, records
 _LOG = logging.getLogger("fs3.storage")
 KEPT_S = 10.0  # what no update comes for is given back after this
 _LOOK_S = 0.1
-_WAIT_S = 2.0  # an update waits this long for pieces that are under way
+_WAIT_S = 2.0  # an update waits this long after each piece for the next one
 _UNHEARD_S = 0.1  # ... and this long if none of them has been heard of: they came by another connection
 _MOST = 512  # updates
 _MOST_BYTES = 1 << 30
@@ -53,7 +53,7 @@ class Arrival:
 
     length: int
     durable: bool
-    begun_s: float
+    heard_s: float  # when a piece came last
     fine: NDArray[np.uint32]
     claimed: NDArray[np.bool_]  # per 4 KiB
     engine: ChunkEngine | None = None
@@ -142,16 +142,16 @@ class Ahead:
                 )
                 self._bytes += length
                 self._ask(KEPT_S)
+                self._turn.notify_all()
             if arrival.length != length:
                 raise Invalid(f"pieces of one update, of {arrival.length} and of {length} bytes")
             arrival.working += 1
+            arrival.heard_s = self._runtime.now_s()
         return arrival
 
     def missed(self, arrival: Arrival) -> None:
         """A piece that was expected is not taken: nobody waits for the others any longer."""
-        with self._turn:
-            arrival.failed = True
-            self._turn.notify_all()
+        self._fail(arrival)
         self._worked(arrival)
 
     def arrive(self, arrival: Arrival, piece: Piece, *, deadline_s: float) -> None:
@@ -165,11 +165,12 @@ class Ahead:
         try:
             if new:
                 self._take(arrival, piece, begin, end, deadline_s)
-        except (Fs3Error, OSError) as error:
+        except Fs3Error as error:
             _LOG.debug("a piece that came ahead of its update is not kept: %s", error)
-            with self._turn:
-                arrival.failed = True
-                self._turn.notify_all()
+            self._fail(arrival)
+        except BaseException:
+            self._fail(arrival)
+            raise
         finally:
             self._worked(arrival)
 
@@ -177,14 +178,13 @@ class Ahead:
         """The bytes of the update with UPDATE record [1] and these sums, once they are on stable storage here, if they
         have come; `end` must follow. None: they are not there."""
         key, now_s = _key_of(record), self._runtime.now_s()
-        patience_s = min(_WAIT_S, (deadline_s - now_s) / 2)
-        unheard_s = min(_UNHEARD_S, patience_s) if hop else 0.0
+        until_s = now_s + (deadline_s - now_s) / 2
         with self._turn:
-            if key not in self._arrivals:
-                self._turn.wait_for(lambda: key in self._arrivals, unheard_s)
+            if key not in self._arrivals and hop:
+                self._turn.wait_for(lambda: key in self._arrivals, min(_UNHEARD_S, until_s - now_s))
             arrival = self._arrivals.get(key)
             if arrival is not None:
-                self._turn.wait_for(lambda: arrival.ready or arrival.failed, patience_s)
+                self._wait_whole(arrival, until_s)
                 if self._let_go(key, arrival) and is_of(arrival, int(record["length"][0]), fine):
                     assert arrival.engine is not None
                     arrival.working += 1  # the update's
@@ -206,11 +206,11 @@ class Ahead:
         """Give back what no update has come for; in how many seconds to look again."""
         with self._turn:
             old_s = self._runtime.now_s() - KEPT_S
-            old = [(key, one) for key, one in self._arrivals.items() if one.begun_s <= old_s]
+            old = [(key, one) for key, one in self._arrivals.items() if one.heard_s <= old_s]
             for key, arrival in old:
                 arrival.failed = True
                 self._let_go(key, arrival)
-            left = [one.begun_s for one in self._arrivals.values()]
+            left = [one.heard_s for one in self._arrivals.values()]
             self._turn.notify_all()
         for _, arrival in old:
             self._give_back(arrival)
@@ -219,6 +219,19 @@ class Ahead:
     def empty(self) -> bool:
         """Whether no bytes wait for their update."""
         return not self._arrivals
+
+    def _wait_whole(self, arrival: Arrival, until_s: float) -> None:
+        """Until all of it is there, or none of it has come for a while."""
+        while not arrival.ready and not arrival.failed:
+            left_s = min(arrival.heard_s + _WAIT_S, until_s) - self._runtime.now_s()
+            if left_s <= 0:
+                return
+            self._turn.wait(left_s)
+
+    def _fail(self, arrival: Arrival) -> None:
+        with self._turn:
+            arrival.failed = True
+            self._turn.notify_all()
 
     def _take(self, arrival: Arrival, piece: Piece, begin: int, end: int, deadline_s: float) -> None:
         record = piece.record

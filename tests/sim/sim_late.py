@@ -95,8 +95,8 @@ class Late:
         return self._catching(catch, hung)
 
     def filling(self) -> End:
-        """A chunk for a replica that is being filled, whose sender soon finds the connection broken and goes another way;
-        until the replica has a newer version of it, or the chain has changed."""
+        """A chunk for a replica that is being filled, whose sender soon finds the connection broken and goes another
+        way; until the replica has a newer version of it, or the chain has changed."""
         carried: dict[int, Records] = {}
 
         def catch(wire: Wire, end: int, item: Any) -> None:

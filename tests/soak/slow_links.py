@@ -51,7 +51,7 @@ def measure(client: Client, megabytes: int, times: int, progress: Progress) -> d
 def main() -> int:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--megabits", type=int, default=1_000, help="what each link sends a second")
+    parser.add_argument("--megabits", type=int, default=1_000, help="what each link sends a second; 0: all it can")
     parser.add_argument("--mib", type=int, nargs="*", default=[4, 16], help="sizes of the chunks")
     parser.add_argument("--times", type=int, default=15)
     options = parser.parse_args()
@@ -74,24 +74,26 @@ def main() -> int:
                 console.print(f"[red]no slow links here: {network.cannot['throttle']}[/red]")
                 return 2
             for name in (_CLIENT, *(f"storage-{node}" for node in range(1, _REPLICAS + 1))):
-                network.throttle(name, options.megabits)
+                if options.megabits:
+                    network.throttle(name, options.megabits)
             table = Table("chunk", "the bytes go", "median", "of one link's time", "least", "most")
             client = connect(f"fs3://{','.join(cluster.mgmtds)}", secret=SECRET)
             with Progress(console=console, transient=True) as progress:
                 for mib in options.mib:
-                    link_s = (mib << 20) * 8 / options.megabits / 1e6
+                    link_s = (mib << 20) * 8 / options.megabits / 1e6 if options.megabits else 0.0
                     for name, seconds in measure(client, mib, options.times, progress).items():
                         middle = statistics.median(seconds)
                         table.add_row(
                             f"{mib} MiB",
                             name,
                             f"{1e3 * middle:.0f} ms",
-                            f"{middle / link_s:.2f}",
+                            f"{middle / link_s:.2f}" if link_s else "",
                             f"{1e3 * min(seconds):.0f} ms",
                             f"{1e3 * max(seconds):.0f} ms",
                         )
             client.close()
-            console.print(f"links of {options.megabits} Mbit/s, {_REPLICAS} replicas, one chunk at a time")
+            links = f"links of {options.megabits} Mbit/s" if options.megabits else "links as fast as they are"
+            console.print(f"{links}, {_REPLICAS} replicas, one chunk at a time")
             console.print(table)
         finally:
             cluster.stop()
