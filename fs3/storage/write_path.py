@@ -14,16 +14,15 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from fs3.errors import Busy, Fs3Error, Invalid, StaleRouting, Unavailable
+from fs3.errors import Busy, Fs3Error, Unavailable
 from fs3.pb import mgmtd_pb2, storage_pb2
 from fs3.routing import Routing
 from fs3.runtime import SYSTEM, Lock, Runtime
 from fs3.sessions import SessionTable
-from fs3.storage import ahead, channel_core, craq_core
 from fs3.storage.ahead import Ahead, Arrival
 from fs3.storage.chain_state import Acting, ChainState, Duty, Role
 from fs3.storage.chores import Chores
-from fs3.storage.engine_api import ChunkEngine, DedupEntry, DedupRecord
+from fs3.storage.engine_api import ChunkEngine
 from fs3.storage.forward import ForwardPort
 from fs3.storage.inspection import inspect
 from fs3.storage.read_table import ReadTable
@@ -33,24 +32,19 @@ from fs3.storage.resync import Recovery
 from fs3.storage.session_fence import SessionFence
 from fs3.storage.tombstones import Tombstones
 from fs3.storage.upkeep import Upkeep
+from fs3.storage.write_frames import Actings, Frames, waves
 from fs3.storage.write_item import Item
 from fs3.storage.write_stats import WriteStats, stats_of
 from fs3.transport.frame_core import Header
-from fs3.transport.messages import CHUNK_META, RESULT, Op, Records, UpdateFlag
+from fs3.transport.messages import CHUNK_META, RESULT, Records
 
 _LOG = logging.getLogger("fs3.storage")
 _CHORE_THREADS = 4
 _RECOVERY_THREADS = 2
 _FORGET_AFTER_S = 1.0  # one pass over the results for all sessions that end in such a time
-_FLAGS = UpdateFlag(sum(UpdateFlag))  # unknown ones are ignored
 _SUSPECT_EVERY_S = 0.5
 _REPAIR_IN_S = 1.0  # after a change of the chains
 MAX_SYNC_PAGE = 65_536
-
-_COLUMNS = (
-    *("hi", "lo", "offset", "length", "chain", "chain_version", "client", "seq", "channel"),
-    *("n_sums", "version", "op", "flags", "chunk_bytes", "reserved"),
-)
 
 
 class WritePath:
@@ -131,6 +125,7 @@ class WritePath:
             ask=lambda in_s: self._housekeeping.ask("ahead", 0, in_s=in_s),
             runtime=runtime,
         )
+        self._frames = Frames(self.state, self.ahead, self._recovering)
         tombstones = Tombstones(self.state, self._replication, tombstone_s=tombstone_s)
         self._housekeeping = Chores(
             {
@@ -227,13 +222,13 @@ class WritePath:
         if hop == 0 and not self._may_write():
             raise Unavailable("this storage daemon has lost touch with mgmtd")
         results = np.zeros(len(updates), dtype=RESULT)
-        actings: dict[tuple[int, int], tuple[Role, Acting] | Fs3Error] = {}
+        actings: Actings = {}
         arrivals: list[Arrival] = []
         try:
-            arrived = self._arrived(updates, sums, hop, deadline_s, arrivals)
-            items = self._items(updates, sums, body, hop, results, actings, arrived)
+            arrived = self._frames.arrived(updates, sums, hop, deadline_s, arrivals)
+            items = self._frames.items(updates, sums, body, hop, results, actings, arrived)
             self._replication.counts.updates += len(items)
-            for wave in _waves(items):
+            for wave in waves(items):
                 self._run(list(wave.values()), deadline_s)
             for row, item in items.items():
                 results["status"][row] = item.error.code if item.error is not None else 0
@@ -281,117 +276,6 @@ class WritePath:
         """Whether no upkeep runs or waits; what is to be forgotten may wait."""
         return self._chores.idle() and self._syncs.idle() and self._housekeeping.resting() and self.ahead.empty()
 
-    # From a frame to items
-
-    def _items(
-        self,
-        updates: Records,
-        sums: NDArray[np.uint32],
-        body: memoryview,
-        hop: int,
-        results: Records,
-        actings: dict[tuple[int, int], tuple[Role, Acting] | Fs3Error],
-        arrived: Mapping[int, Arrival | None],
-    ) -> dict[int, Item]:
-        """The updates that may go on, by row; the status of the others is in `results`. Raises: Invalid."""
-        lengths, n_sums = updates["length"].astype(np.int64), updates["n_sums"].astype(np.int64)
-        lengths[list(arrived)] = 0
-        if int(lengths.sum()) != len(body) or int(n_sums.sum()) != len(sums):
-            raise Invalid(
-                f"a WRITE frame names {int(lengths.sum())} bytes and {int(n_sums.sum())} sums,"
-                f" and carries {len(body)} and {len(sums)}"
-            )
-        body_at = np.concatenate([[0], np.cumsum(lengths)]).tolist()
-        sums_at = np.concatenate([[0], np.cumsum(n_sums)]).tolist()
-        columns = dict(zip(_COLUMNS, (updates[name].tolist() for name in _COLUMNS), strict=True))
-        items: dict[int, Item] = {}
-        arriving: defaultdict[int, list[DedupRecord]] = defaultdict(list)
-        for row in range(len(updates)):
-            chain = (columns["chain"][row], columns["chain_version"][row])
-            try:
-                role, acting = self._entered(chain, actings)
-                op, flags = _op_of(columns["op"][row]), UpdateFlag(columns["flags"][row]) & _FLAGS
-                self._check_place(role, op, flags, hop)
-                arrival = arrived.get(row)
-                if row in arrived and arrival is None:
-                    raise ahead.missing(columns["hi"][row], columns["lo"][row], hop=hop)
-            except Fs3Error as error:
-                _LOG.debug("chain %d: %s", chain[0], error)
-                results["status"][row] = error.code
-                continue
-            identity = (columns["client"][row], columns["channel"][row], columns["seq"][row])
-            if flags & UpdateFlag.SYNC_RESULT:
-                entry = DedupEntry(
-                    identity[2], columns["version"][row], columns["offset"][row], columns["reserved"][row]
-                )
-                arriving[role.target_id].append(DedupRecord(identity[0], identity[1], entry))
-                continue
-            items[row] = Item(
-                (role.target_id, columns["hi"][row], columns["lo"][row]),
-                acting,
-                role,
-                self.state.engine(role.target_id),
-                op,
-                columns["offset"][row],
-                body[body_at[row] : body_at[row + 1]] if arrival is None else arrival.data,
-                sums[sums_at[row] : sums_at[row + 1]],
-                flags & ~UpdateFlag.AHEAD,
-                columns["chunk_bytes"][row],
-                columns["version"][row],
-                identity,
-                recorded_crc=columns["reserved"][row] & 0xFFFF_FFFF,
-                from_client=hop == 0,
-                length=columns["offset"][row] if op is Op.NOTE else 0,
-                arrival=arrival,
-            )
-        for target_id, records in arriving.items():
-            self._take_results(target_id, records)
-        return items
-
-    def _arrived(
-        self, updates: Records, sums: NDArray[np.uint32], hop: int, deadline_s: float, taken: list[Arrival]
-    ) -> dict[int, Arrival | None]:
-        """By row, of the updates whose bytes went ahead: those bytes, if they are here; `taken` has them too."""
-        rows = np.flatnonzero(updates["flags"] & np.uint16(UpdateFlag.AHEAD)).tolist()
-        if not rows:
-            return {}
-        arrived: dict[int, Arrival | None] = {}
-        ends = np.cumsum(updates["n_sums"].astype(np.int64)).tolist()
-        for row in rows:
-            fine = sums[ends[row] - int(updates["n_sums"][row]) : ends[row]]
-            arrival = self.ahead.take(updates[row : row + 1], fine, hop=hop, deadline_s=deadline_s)
-            arrived[row] = arrival
-            if arrival is not None:
-                taken.append(arrival)
-        return arrived
-
-    def _entered(
-        self, chain: tuple[int, int], actings: dict[tuple[int, int], tuple[Role, Acting] | Fs3Error]
-    ) -> tuple[Role, Acting]:
-        if chain not in actings:
-            try:
-                actings[chain] = self.state.enter(*chain)
-            except Fs3Error as error:
-                actings[chain] = error
-        entered = actings[chain]
-        if isinstance(entered, Fs3Error):
-            raise entered
-        return entered
-
-    def _check_place(self, role: Role, op: Op, flags: UpdateFlag, hop: int) -> None:
-        """Raises: Invalid, StaleRouting: the update has no business at this replica."""
-        if flags & UpdateFlag.SYNC_RESULT and hop and role.duty is Duty.SYNC:
-            return
-        if hop == 0 and not role.head:
-            raise StaleRouting(f"target {role.target_id} is not the head of chain {role.chain_id}")
-        if hop and role.head:
-            raise StaleRouting(f"target {role.target_id} is the head of chain {role.chain_id}, nobody precedes it")
-        wrong = craq_core.check_flags(
-            op, flags & ~UpdateFlag.OS_DURABILITY, from_client=hop == 0, syncing=role.duty is Duty.SYNC
-        )
-        if wrong is not None:
-            raise wrong
-
     def _run(self, items: list[Item], deadline_s: float) -> None:
         """One wave. At a SYNCING replica live updates and the predecessor's results must not overtake each other."""
         targets = sorted({item.key[0] for item in items if item.role.duty is Duty.SYNC})
@@ -411,16 +295,6 @@ class WritePath:
             for lock in held[:taken]:
                 lock.release()
 
-    def _take_results(self, target_id: int, records: list[DedupRecord]) -> None:
-        engine = self.state.engine(target_id)
-        with self._recovering[target_id]:
-            known = {}
-            for record in records:
-                entry = engine.dedup(target_id, record.client, record.channel)
-                if entry is not None:
-                    known[record.client, record.channel] = entry
-            engine.put_dedup(target_id, channel_core.newer_results(known, records))
-
     def _enter_syncing(self, chain_id: int, chain_version: int) -> tuple[Role, Acting]:
         role, acting = self.state.enter(chain_id, chain_version)
         if role.duty is not Duty.SYNC:
@@ -439,23 +313,3 @@ class WritePath:
         if now_s - self._suspected_s.get(key, -_SUSPECT_EVERY_S) >= _SUSPECT_EVERY_S:
             self._suspected_s[key] = now_s
             self._suspect_mgmtd(node_id, generation)
-
-
-def _op_of(op: int) -> Op:
-    try:
-        return Op(op)
-    except ValueError:
-        raise Invalid(f"an update with the unknown operation {op}") from None
-
-
-def _waves(items: dict[int, Item]) -> list[dict[int, Item]]:
-    """The items in runs of distinct chunks; of one chunk's updates each is in a later run than the one before it."""
-    waves: list[dict[int, Item]] = []
-    seen: defaultdict[tuple[int, int, int], int] = defaultdict(int)
-    for row, item in items.items():
-        number = seen[item.key]
-        seen[item.key] += 1
-        if number == len(waves):
-            waves.append({})
-        waves[number][row] = item
-    return waves
