@@ -149,6 +149,8 @@ def test_after_a_forward() -> None:
 @pytest.mark.parametrize("flags", [UpdateFlag.NONE, *UpdateFlag, UpdateFlag.SYNC_REPLACE | UpdateFlag.DAMAGED])
 def test_flags(op: Op, flags: UpdateFlag) -> None:
     plain = flags & ~(UpdateFlag.OS_DURABILITY | UpdateFlag.SYNC_RESULT)
+    if op in (Op.REPLACE, Op.PUT_IF_ABSENT):
+        plain &= ~UpdateFlag.AHEAD  # it makes no difference to these, and does not fit the others
     clients = op not in (Op.FORGET, Op.NOTE) and not plain & ~UpdateFlag.RETRY
     assert (check_flags(op, flags, from_client=True, syncing=False) is None) == clients
     fits = not plain & ~(UpdateFlag.RETRY | UpdateFlag.FRESH) and op is not Op.PUT_IF_ABSENT

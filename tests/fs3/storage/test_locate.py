@@ -150,7 +150,7 @@ def test_descriptors_can_only_read(daemon: Any, chunks: dict[int, bytes], local:
 
 def test_over_tcp_there_are_no_descriptors(daemon: Any) -> None:
     connection = daemon.connect(features=int(Feature.SAME_HOST))
-    assert connection.hello_reply.features == 0
+    assert connection.hello_reply.features == Feature.AHEAD
     connection.send(Kind.LOCATE, [daemon.ranges([(6, 0, 1)]).tobytes()], count=1, deadline_s=deadline_after(10))
     with pytest.raises(Invalid, match="LOCATE is for clients of the daemon's own user"):
         connection.receive_head()
@@ -158,7 +158,7 @@ def test_over_tcp_there_are_no_descriptors(daemon: Any) -> None:
 
 def test_who_did_not_offer_to_read_by_itself_gets_none(daemon: Any) -> None:
     connection = _connect(daemon, features=0)
-    assert connection.hello_reply.features == 0
+    assert connection.hello_reply.features == Feature.AHEAD
     _ask(daemon, connection, [(6, 0, 1)])
     with pytest.raises(Invalid, match="offered it in HELLO"):
         connection.receive_head()
@@ -322,7 +322,7 @@ def test_another_user_gets_none(daemon: Any) -> None:
             os._exit(0)
     os.waitpid(child, 0)
     os.close(write)
-    assert os.read(read, 100) == b"features 0"
+    assert os.read(read, 100) == b"features %d" % Feature.AHEAD
     os.close(read)
 
 

@@ -268,7 +268,7 @@ def test_the_pool_acknowledges_with_the_next_request_or_when_none_comes() -> Non
                 sock.sendall(reply(asked, b"", b"12345", flags=Flag.NEED_ACK | Flag.TRAILER))
 
     with peer(script) as endpoint:
-        pool = ConnectionPool(HELLO)
+        pool = ConnectionPool(HELLO, max_per_endpoint=1)
         asked = []
         for parts in ([(5, None)], [(2, 2), (3, None)]):
             with pool.lent(endpoint, deadline_s=deadline_after(5.0)) as connection:
