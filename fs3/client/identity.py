@@ -50,10 +50,11 @@ def identity_of(sessions: Sessions, deadline_s: float | None = None, *, runtime:
         return known
 
 
-def _forget_after_fork() -> None:
+def forget_all() -> None:
+    """As in a forked child: nobody has changed anything yet."""
     global _guard
     _guard = threading.Lock()
     _identities.clear()
 
 
-os.register_at_fork(after_in_child=_forget_after_fork)
+os.register_at_fork(after_in_child=forget_all)

@@ -96,12 +96,17 @@ class _Call:
         sim = network.sim
         there = network.of(address)
         sim.after(network.delay(machine, there.name), lambda: self._arrive(there))
-        if twice:
+        kept = network.kept.get(machine) if method == "Heartbeat" else None
+        if twice or kept is not None:
             late_s = 2 * network.delay(machine, there.name)
             if (method == "Heartbeat" or hasattr(request, "id")) and network.random.random() < 0.5:
                 late_s += network.random.random() * _LATE_S  # after others, of a later run of the daemon too
             server = there.process  # a connection ends with its server: what is late reaches no later run of it
-            sim.after(late_s, lambda: self._arrive(there) if there.process is server else None)
+            again = lambda: self._arrive(there) if there.process is server else None  # noqa: E731
+            if kept is not None:
+                kept.append(again)
+            else:
+                sim.after(late_s, again)
             self._tell("twice")
 
     def left_s(self) -> float:

@@ -668,11 +668,13 @@ class Nemesis:
 
     def _boots_with_an_older_clock(self, kind: str, storage: SimStorage) -> bool:
         """So that a run of its daemon seems older than the one before it, of which heartbeats still arrive; often once
-        more before that run has had its turn."""
+        more before that run has had its turn, of which heartbeats arrive then when the last one may have had its own.
+        """
         if not storage.alive or storage.misplaced or storage.held:
             return False
         self._requests_met_twice("requests met twice")
         by_s = self.chance.choice([-3_600.0, -60.0])
+        kept = self.cluster.network.kept
 
         over = False
 
@@ -685,8 +687,12 @@ class Nemesis:
             nonlocal over
             over = True
             storage.start_again()
+            for late in kept.pop(storage.name, ()):
+                self.sim.after(self._lease_s * self.chance.uniform(0.0, 2.0), late)
             if self.sim.now < self._until_s and self.chance.random() < 0.5:
-                self._boots_with_an_older_clock(kind, storage)
+                kept[storage.name] = []
+                if not self._boots_with_an_older_clock(kind, storage):
+                    del kept[storage.name]
 
         self.sim.after(self._lease_s * self.chance.uniform(0.2, 0.6), boots)
         return self._begin(kind, storage, end, self._lease_s * self.chance.uniform(0.7, 0.9), by_s=by_s)

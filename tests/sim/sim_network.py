@@ -44,6 +44,7 @@ class Network:
         self.loss = 0.0  # of a control message, or of a packet of a connection: then it comes late
         self.twice = 0.0  # how likely a control request is met twice
         self.catch: Callable[[Wire, int, Any], None] | None = None  # sees what an end of a wire is about to send
+        self.kept: dict[str, list[Callable[[], None]]] = {}  # machine -> copies of its heartbeats, to come late
         self.extra_s: dict[str, float] = {}  # machine -> slow network card
         self._cut: dict[tuple[str, str], int] = {}
         self._cut_since_s: dict[tuple[str, str], float] = {}

@@ -22,6 +22,8 @@ from sim_story import Story
 from sim_underway import UnderWay
 from sim_workload import Mix, Workload
 
+from fs3.client.identity import forget_all
+
 OPERATIONS = 220
 _WORK_S = 400.0  # virtual: in which all operations must have ended once the faults are over
 _HEAL_S = 120.0
@@ -171,6 +173,7 @@ def _run(
         violation, kind = "".join(traceback.format_exception(error)), type(error).__name__
     finally:
         run.sim.close()
+        forget_all()  # channels hold the runtime, and so the whole cluster, which holds what they are found by
     history = run.workload.history.operations if run.workload is not None else []
     result = Result(
         seed,
