@@ -3,6 +3,7 @@
 ENGINE      JSON: format, cluster_id; written once
 LOCK        flocked while open, holds the process id
 BOOT        the boot id of the machine when the folder was last opened; from the first opening on
+SYNCED      how far the records are known to be on stable storage (sequence_floor.py)
 blocks/     block files
 metadata/   RocksDB
 worker-N/   the same again: the engine of worker N, where workers of a daemon share the disk (share_core.py)

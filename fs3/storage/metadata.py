@@ -13,7 +13,8 @@ Values are fixed-size, little-endian structs; docs/formats.md has them, tests/go
 
 rocksdict 0.3.29, what to know: `write(batch)` holds the GIL, so it goes unsynced and `flush_wal(True)`, which does not,
 makes it durable. The default recovery silently drops everything after a flipped bit in the log: the mode set here
-refuses, and only a torn tail, which no acknowledged batch can be part of, is cut off. `items()` silently ends at a
+refuses, and only a torn tail, which no acknowledged batch can be part of, is cut off. No mode misses a log that is
+gone (the option that would is not to be had): see sequence_floor.py. `items()` silently ends at a
 damaged table block (630 of 2,000 records were returned): `scan` asks an iterator's status where it ended. An iterator
 reads its upper bound from the ReadOptions that it was made with, and does not keep them: they must outlive it, or it
 ends wherever the memory that was the bound says.
@@ -34,6 +35,7 @@ from rocksdict import BlockBasedOptions, Cache, DBRecoveryMode, Options, Rdict, 
 
 from fs3 import ids
 from fs3.errors import Corrupt, Fs3Error, NoSpace, Unavailable
+from fs3.storage.sequence_floor import SequenceFloor
 
 Put = tuple[bytes, bytes | None]  # key, value; None deletes
 
@@ -206,7 +208,15 @@ class Metadata:
         """Raises: Corrupt, Unavailable (in use, or unreadable)."""
         self._path = path
         self._write_buffer_bytes = write_buffer_bytes
-        self._db = self._open()
+        try:
+            self._floor = SequenceFloor(path.parent / "SYNCED")
+        except OSError as error:
+            raise Unavailable(f"{path.parent / 'SYNCED'}: {error.strerror}; the daemon must write there") from None
+        try:
+            self._db = self._open()
+        except BaseException:
+            self._floor.close()
+            raise
 
     def _open(self) -> Rdict:
         options = Options(raw_mode=True)
@@ -223,20 +233,27 @@ class Metadata:
         tables.set_block_cache(Cache(16 << 20))
         options.set_block_based_table_factory(tables)
         try:
-            return Rdict(str(self._path), options)
+            db = Rdict(str(self._path), options)
         except Exception as error:  # noqa: BLE001 (rocksdict raises nothing more exact)
             raise self._error(error, "cannot be opened") from None
+        if (number := db.latest_sequence_number()) < self._floor.number:
+            db.close()
+            raise self._damaged(f"it ends at update {number} and had synced {self._floor.number}: a log is gone")
+        return db
 
     def _error(self, error: Exception, what: str) -> Fs3Error:
         text = str(error)
         if "Corruption" in text or "No such file" in text:
-            return Corrupt(
-                f"metadata in {self._path} is damaged ({text}); nothing was dropped or changed. Its chunks are on the "
-                f"other replicas: move this disk's folder away and start again, and recovery refills it"
-            )
+            return self._damaged(text)
         if "No space" in text:
             return NoSpace(f"metadata in {self._path} {what}: the disk is full; remove data or add a disk")
         return Unavailable(f"metadata in {self._path} {what}: {text}")
+
+    def _damaged(self, how: str) -> Corrupt:
+        return Corrupt(
+            f"metadata in {self._path} is damaged ({how}); nothing was dropped or changed. Its chunks are on the "
+            f"other replicas: move this disk's folder away and start again, and recovery refills it"
+        )
 
     def apply(self, puts: Iterable[Put]) -> None:
         """One atomic batch, not yet durable. Raises: NoSpace, Unavailable, Corrupt."""
@@ -254,13 +271,15 @@ class Metadata:
     def sync(self) -> None:
         """Every batch applied so far is on stable storage after this. Raises: NoSpace, Unavailable, Corrupt."""
         try:
+            number = self._db.latest_sequence_number()
             self._db.flush_wal(True)
         except Exception as error:  # noqa: BLE001
             raise self._error(error, "cannot be synced") from None
+        self._floor.synced(number)
 
     def reopen(self) -> None:
         """After an error of writing: a store that has met one takes no more. Raises: as the constructor."""
-        self.close()
+        self._close_db()
         self._db = self._open()
 
     def get(self, key: bytes) -> bytes | None:
@@ -295,6 +314,10 @@ class Metadata:
 
     def close(self) -> None:
         """Never raises: what the last flush could not write is in the log, and an earlier error is told once more."""
+        self._close_db()
+        self._floor.close()
+
+    def _close_db(self) -> None:
         try:
             self._db.close()
         except Exception as error:  # noqa: BLE001

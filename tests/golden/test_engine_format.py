@@ -109,11 +109,14 @@ def test_a_folder(tmp_path: Path) -> None:
         "CHANGES",
         "ENGINE",
         "LOCK",
+        "SYNCED",
         "blocks",
         "metadata",
     ]
     assert json.loads((tmp_path / "disk" / "ENGINE").read_text()) == {"format": 1, "cluster_id": "north", "node_id": 0}
     assert [path.name for path in (tmp_path / "disk" / "blocks").iterdir()] == ["00-0000.blk"]
+    note = (3).to_bytes(8, "little")
+    assert (tmp_path / "disk" / "SYNCED").read_bytes() == note + checksum.crc(note).to_bytes(4, "little")
     metadata = md.Metadata(tmp_path / "disk" / "metadata", write_buffer_bytes=1 << 20)
     crc = checksum.crc(checksum.crc(b"chunk").to_bytes(4, "little"))
     assert metadata.scan(b"") == [

@@ -1,6 +1,7 @@
 """The chunk engine: random histories against a plain model, what readers are promised, limits, damage, locks."""
 
 import importlib.util
+import os
 import random
 import shutil
 import sys
@@ -494,7 +495,7 @@ def test_a_disk_that_fails_a_sync_takes_no_more_durable_writes(step: str, tmp_pa
 
 def test_damaged_metadata_is_refused_with_the_way_out(engine: Engine, tmp_path: Path) -> None:
     for lo in range(50):
-        engine.stage_and_commit([update(lo, Op.REPLACE, b"x", durable=lo == 49)])
+        engine.stage_and_commit([update(lo, Op.REPLACE, b"x", durable=lo == 48)])
     shutil.copytree(tmp_path / "disk", tmp_path / "copy")  # as a crash leaves it: closing empties the log
     (log,) = (tmp_path / "copy" / "metadata").glob("*.log")
     flip(log, log.stat().st_size // 2)
@@ -504,9 +505,14 @@ def test_damaged_metadata_is_refused_with_the_way_out(engine: Engine, tmp_path: 
     flip(log, log.stat().st_size // 2)
     with log.open("r+b") as file:  # a torn tail is what a crash leaves
         file.truncate(log.stat().st_size - 3)
+    shutil.copytree(tmp_path / "copy", tmp_path / "cut")
     whole = Engine.open(tmp_path / "copy", cluster_id="c", config=CONFIG)
     assert located(whole, *range(50)).found.tolist() == [True] * 49 + [False]
     whole.close()
+    with (tmp_path / "cut/metadata" / log.name).open("r+b") as file:  # but not in what had been synced
+        file.truncate(os.fstat(file.fileno()).st_size // 2)
+    with pytest.raises(Corrupt, match=r"ends at update .* had synced"):
+        Engine.open(tmp_path / "cut", cluster_id="c", config=CONFIG)
 
 
 def test_a_damaged_table_is_refused(engine: Engine, tmp_path: Path) -> None:

@@ -29,13 +29,30 @@ def folder(tmp_path: Path) -> Path:
     """An engine with chunks, closed."""
     engine = opened(tmp_path / "disk")
     engine.create_target(TARGET, 1)
-    for lo in range(CHUNKS):
+    fill(engine, range(CHUNKS))
+    engine.close()
+    return tmp_path / "disk"
+
+
+def fill(engine: Engine, chunks: range) -> None:
+    for lo in chunks:
         data = memoryview(random.Random(lo).randbytes(5_000))
         fine = checksum.fine_sums(data)
         update = Update(target_id=TARGET, hi=HI, lo=lo, op=Op.REPLACE, offset=0, data=data, fine=fine)
         assert isinstance(engine.stage_and_commit([update])[0], Staged)
+
+
+@pytest.fixture
+def killed(tmp_path: Path) -> Path:
+    """As a daemon leaves it that was killed: the last chunks are in RocksDB's log only."""
+    engine = opened(tmp_path / "disk")
+    engine.create_target(TARGET, 1)
+    fill(engine, range(CHUNKS // 2))
+    shutil.copytree(tmp_path / "disk/metadata", tmp_path / "earlier")
+    fill(engine, range(CHUNKS // 2, CHUNKS))
+    shutil.copytree(tmp_path / "disk", tmp_path / "killed")
     engine.close()
-    return tmp_path / "disk"
+    return tmp_path / "killed"
 
 
 def only(folder: Path, pattern: str) -> Path:
@@ -80,3 +97,41 @@ def test_a_damaged_note_of_the_last_boot_only_costs_a_check(folder: Path) -> Non
     engine = opened(folder)
     assert engine.lost_power and engine.stats().chunks == CHUNKS
     engine.close()
+
+
+def chunks_in(folder: Path) -> int:
+    engine = opened(folder)
+    try:
+        return engine.stats().chunks
+    finally:
+        engine.close()
+
+
+def remove_logs(folder: Path) -> None:
+    logs = list(folder.glob("metadata/*.log"))
+    assert logs
+    for log in logs:
+        log.unlink()
+
+
+def bring_back_the_earlier(folder: Path) -> None:
+    shutil.rmtree(folder / "metadata")
+    shutil.copytree(folder / "../earlier", folder / "metadata")
+
+
+@pytest.mark.parametrize("breaks", [remove_logs, bring_back_the_earlier])
+def test_records_that_end_before_what_was_synced_are_refused(killed: Path, breaks: Callable[[Path], None]) -> None:
+    """RocksDB itself opens without a word where a log is gone, and without what it held."""
+    breaks(killed)
+    for _ in range(2):
+        with pytest.raises(Corrupt, match=r"a log is gone.*refills it"):
+            opened(killed)
+    (killed / "SYNCED").unlink()
+    assert chunks_in(killed) < CHUNKS, "it was the note that told"
+
+
+@pytest.mark.parametrize("note", [None, b"", b"short", bytes(range(12))])
+def test_a_note_that_is_gone_or_damaged_condemns_nothing(killed: Path, note: bytes | None) -> None:
+    (killed / "SYNCED").unlink() if note is None else (killed / "SYNCED").write_bytes(note)
+    assert chunks_in(killed) == CHUNKS
+    assert len((killed / "SYNCED").read_bytes()) == 12, "it is begun anew"

@@ -61,6 +61,8 @@ def lose_power(path: Path, lines: list[list[str]], rng: random.Random) -> None:
                         handle.write(rng.randbytes(min(4096, offset + length - at)))
     logs = sorted(path.glob("metadata/*.log"))
     if logs:
+        # Behind the last sync that the workload knew to be over; if one more was, the note of it is lost as well.
+        (path / "SYNCED").unlink()
         with logs[-1].open("r+b") as handle:
             handle.truncate(rng.randint(log_bytes, logs[-1].stat().st_size))
 
