@@ -14,7 +14,7 @@ Answers are given in time     (read_path.py, service.py) a read or a client's up
 Recovery leaves nothing out   (resync.py) a replica that serves from now on has every committed chunk and removal of the
                               one in front of it, and no others
 Runs do not come back         (lease_core.py) a node's generation in the routing is never again one that another has
-                              replaced
+                              replaced, unless that other is gone itself
 One daemon a node             (lease_core.py) a daemon gets a node's id only once the one before it serves no more
 Marked damage is not sent     (repair.py) a range of a chunk that is marked gets no bytes
 Damage is the last resort     (resync.py) recovery passes damaged bytes on only where nobody who serves has good ones
@@ -302,10 +302,16 @@ class Promises:
             if node.generation != before:
                 self._replaced.add((node.node_id, before))
                 two = any(twin.node_id == node.node_id for twin in self._cluster.twins)  # then the first may come back
-                if (node.node_id, node.generation) in self._replaced and not two:
+                back = (node.node_id, node.generation) in self._replaced
+                if back and not two and self._is_up(node.node_id, before):
                     raise Violation(f"node {node.node_id} is back to a run that another has replaced")
                 self._is_gone(node.node_id, before)
             self._generation[node.node_id] = node.generation
+
+    def _is_up(self, node_id: int, generation: int) -> bool:
+        """False of a storage daemon that is gone: a late heartbeat then costs the next one the time of a lease."""
+        storage = next((one for one in self._cluster.storages if one.node_id == node_id), None)
+        return storage is None or (storage.daemon is not None and storage.daemon.generation == generation)
 
     def _is_gone(self, node_id: int, generation: int) -> None:
         """Another daemon has taken a node's id: the one before it must not serve any more."""
