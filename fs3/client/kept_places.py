@@ -80,9 +80,13 @@ class KeptPlaces:
         except (OSError, ValueError):
             return  # places of this engine are not kept
 
+    def counters_of(self, run: Run, file: int) -> CounterView | None:
+        """Those of the engine that a block file is of, if the daemon has sent them."""
+        return self._counters.get((run, file >> 16))
+
     def keep(self, run: Run, chunk: Chunk, read: BlockRead, state: int, file: int, position: int) -> None:
         """Remember where `read`, which was answered with `state`, was read from."""
-        counters = self._counters.get((run, file >> 16))
+        counters = self.counters_of(run, file)
         if state == NOT_KEPT or counters is None:
             return
         if len(self._files) >= MOST_FILES:

@@ -5,23 +5,30 @@ description, and with it the lock: so a block that is mapped is reused by nobody
 this process or in a forked child, whatever becomes of the daemon. (Ranges of one call and block file share a
 description, and so their pins end together.) Bytes are verified before they are handed out, or were in the last minutes
 (verified_core.py). As with any mapped file, a sector that turns bad later is a SIGBUS.
+
+Where the daemon's change counters can tell how long it stays the newest, the whole chunk is mapped and handed out again
+(kept_mappings.py).
 """
 
 from __future__ import annotations
 
 import errno
 import mmap
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fs3.checksum import FINE_BYTES, crc, pieces
+from fs3.client.kept_mappings import BlockPlace, Mapped
+from fs3.client.kept_places import Chunk, are_counters
 from fs3.client.local_reads import parsed
 from fs3.client.plan_core import I64
 from fs3.client.same_host import SameHost
 from fs3.client.select_core import ReplicaTable
-from fs3.client.verified_core import blocks_mask
+from fs3.client.verified_core import Identity, blocks_mask
 from fs3.errors import Corrupt, Fs3Error
+from fs3.transport.change_counters import NOT_KEPT, CounterView, word_of
 from fs3.transport.descriptors import close_all
 from fs3.transport.frame_core import Flag, Kind
 from fs3.transport.local import LocalConnection
@@ -29,6 +36,17 @@ from fs3.transport.messages import Records
 
 _POPULATE_READ = 22  # MADV_POPULATE_READ, Linux 5.14: faults the pages in, and says EFAULT where the disk cannot
 _FLAGS = int(Flag.CHECKSUM | Flag.TO_KEEP)
+
+
+class _Chunk(NamedTuple):
+    """Where a chunk of `length` bytes lies, and what its mapping and its verified blocks are known by."""
+
+    fd: int
+    position: int
+    length: int
+    chunk: Chunk
+    place: BlockPlace
+    identity: Identity
 
 
 class Mapper:
@@ -90,19 +108,24 @@ class Mapper:
         try:
             if len(fresh) != len(keys):
                 raise Corrupt(f"{connection.endpoint} sent {len(fresh)} of {len(keys)} descriptors")
+            run = (connection.endpoint, connection.hello_reply.generation)
             files = dict(zip(keys.tolist(), fresh, strict=True))
+            for key in [key for key in files if are_counters(key)]:
+                self._here.counters(run, key, files.pop(key))
             ends = np.cumsum(results["n_sums"].astype(np.int64)).tolist()
-            wanted = self._ranges[["hi", "lo", "offset", "length"]][places].tolist()
+            wanted = self._ranges[["hi", "lo", "chain", "offset", "length"]][places].tolist()
             found = results[["status", "n_sums", "length", "chunk_length", "version"]].tolist()
             rows = zip(places.tolist(), wanted, found, where.tolist(), ends, strict=True)
-            for place, (hi, lo, offset, length), (status, count, got, size, version), (file, _, at), end in rows:
+            for place, (hi, lo, chain, offset, length), (status, count, got, size, version), at, end in rows:
+                file, state, position = at
                 fd = files.get(file)
                 if fd is None or status or got != length:
                     continue
-                known = (connection.endpoint, connection.hello_reply.generation, file, at)
-                range_ = (offset, length, size)
+                known = (*run, file, position)
+                chunk = _Chunk(fd, position, size, (hi, lo, chain), known, (hi, lo, version))
+                counters = self._here.kept.counters_of(run, file) if state != NOT_KEPT else None
                 try:
-                    self.views[place] = self._view(fd, at, range_, sums[end - count : end], known, (hi, lo, version))
+                    self.views[place] = self._view(chunk, offset, length, sums[end - count : end], counters, state)
                 except Corrupt:
                     self.damaged.append(place)
                 except OSError:
@@ -112,34 +135,53 @@ class Mapper:
 
     def _view(
         self,
-        fd: int,
-        position: int,
-        range_: tuple[int, int, int],
+        chunk: _Chunk,
+        offset: int,
+        length: int,
         sums: NDArray[np.uint32],
-        known: tuple[str, int, int, int],
-        identity: tuple[int, int, int],
+        counters: CounterView | None,
+        state: int,
     ) -> memoryview:
         """One range, verified. Raises: OSError, Corrupt."""
-        offset, length, chunk_length = range_
         begin = offset - offset % FINE_BYTES
-        end = min(-(-(offset + length) // FINE_BYTES) * FINE_BYTES, chunk_length)
-        start = position + begin
-        page = start % mmap.ALLOCATIONGRANULARITY
-        mapped = mmap.mmap(fd, page + end - begin, access=mmap.ACCESS_READ, offset=start - page)
-        view = memoryview(mapped)[page:]
+        end = min(-(-(offset + length) // FINE_BYTES) * FINE_BYTES, chunk.length)
+        kept = self._here.mappings.same(chunk.chunk, chunk.place, chunk.identity)
+        if kept is not None:
+            first, memory, view = 0, kept.memory, kept.view
+        else:
+            first, last = (begin, end) if counters is None else (0, chunk.length)
+            memory, view = _mapped(chunk.fd, chunk.position + first, last - first)
         blocks = blocks_mask(begin // FINE_BYTES, -(-end // FINE_BYTES) - begin // FINE_BYTES)
-        if blocks & ~self._here.verified.of(known, identity, self._here.now_s()):
-            try:
-                mapped.madvise(_POPULATE_READ)
-            except OSError as error:
-                if error.errno != errno.EFAULT:
-                    raise
-                raise Corrupt("the disk cannot read it") from None
-            cuts = pieces(begin, end - begin, chunk_length)
+        if blocks & ~self._here.verified.of(chunk.place, chunk.identity, self._here.now_s()):
+            _populate(memory, view, begin - first, end - first)
+            cuts = pieces(begin, end - begin, chunk.length)
             if len(cuts) != len(sums) or any(
-                crc(view[a - begin : b - begin]) != wanted for (a, b), wanted in zip(cuts, sums.tolist(), strict=True)
+                crc(view[a - first : b - first]) != wanted for (a, b), wanted in zip(cuts, sums.tolist(), strict=True)
             ):
                 raise Corrupt("the bytes do not match their sums")
-            self._here.matched(known, identity, blocks)
+            self._here.matched(chunk.place, chunk.identity, blocks)
+        if counters is not None:
+            word = word_of(*chunk.identity[:2])
+            mapped = Mapped(memory, view, chunk.place, chunk.identity, counters, word, state)
+            self._here.mappings.keep(chunk.chunk, mapped)
         self._here.read_bytes += length
-        return view[offset - begin : offset - begin + length]
+        return view[offset - first : offset - first + length]
+
+
+def _mapped(fd: int, position: int, length: int) -> tuple[mmap.mmap, memoryview]:
+    """Raises: OSError."""
+    skip = position % mmap.ALLOCATIONGRANULARITY
+    memory = mmap.mmap(fd, skip + length, access=mmap.ACCESS_READ, offset=position - skip)
+    return memory, memoryview(memory)[skip:]
+
+
+def _populate(memory: mmap.mmap, view: memoryview, begin: int, end: int) -> None:
+    """Raises: Corrupt: the disk cannot read it; OSError: this kernel cannot do that."""
+    skip = len(memory) - len(view)
+    start = (skip + begin) // mmap.PAGESIZE * mmap.PAGESIZE
+    try:
+        memory.madvise(_POPULATE_READ, start, skip + end - start)
+    except OSError as error:
+        if error.errno != errno.EFAULT:
+            raise
+        raise Corrupt("the disk cannot read it") from None

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fs3.client.block_read import BlockRead
+from fs3.client.kept_mappings import KeptMappings
 from fs3.client.kept_places import Chunk, Kept, KeptPlaces, Run
 from fs3.client.plan_core import Asked
 from fs3.client.select_core import ReplicaTable
@@ -49,6 +50,7 @@ class SameHost:
         self._enabled = enabled
         self.verified = Verified()
         self.kept = KeptPlaces(self.verified)
+        self.mappings = KeptMappings(self.verified, runtime)
         self.read_bytes = 0  # about: threads may lose an addition
         self._pool = ConnectionPool(
             said, max_per_endpoint=max_connections, open_connection=LocalConnection.open, runtime=runtime
@@ -62,6 +64,7 @@ class SameHost:
     def close(self) -> None:
         """Close every connection."""
         self._pool.close()
+        self.mappings.close()
 
     def near(self, table: ReplicaTable) -> NDArray[np.bool_] | None:
         """Which endpoints of `table` can be read here, None if none can: [endpoints]."""
@@ -133,6 +136,13 @@ class SameHost:
             return None
         self.read_bytes += sum(len(out) for out in outs)
         return found
+
+    def mapped(self, asked: Asked) -> memoryview | None:
+        """A range that this process has mapped already, if it may be handed out again (kept_mappings.py)."""
+        view = self.mappings.of(asked, self.now_s())
+        if view is not None:
+            self.read_bytes += asked.length
+        return view
 
     def keep(self, run: Run, chunk: Chunk, read: BlockRead, state: int, file: int, position: int) -> None:
         """Remember where a range was read from."""

@@ -21,7 +21,7 @@ from fs3.client.plan_core import I64, Asked, group_by, overlap
 from fs3.client.read_one import Answer, read_one
 from fs3.client.read_path import ReadCall
 from fs3.client.same_host import SameHost
-from fs3.client.select_core import NONE, choose
+from fs3.client.select_core import NONE, ReplicaTable, choose
 from fs3.client.write_path import ChunkUpdate, WriteCall
 from fs3.errors import Fs3Error, Invalid, NotFound, StaleRouting
 from fs3.ids import file_chunk
@@ -32,6 +32,9 @@ from fs3.transport.frame_core import Kind
 from fs3.transport.messages import LIST_CHUNKS, LIST_KIND, MAX_LISTED, RANGE, RESULT, Op, Records
 
 __all__ = ["RANGE", "ChunkUpdate", "Op", "StorageClient"]
+
+_ASKED = list(Asked._fields)
+_CHUNK = ["hi", "lo", "chain"]
 
 UPDATES_AT_ONCE = 1_024
 HEDGING = HedgePolicy()
@@ -186,17 +189,28 @@ class StorageClient:
     def map(self, ranges: Records, *, deadline_s: float | None = None) -> list[memoryview | None]:
         """RANGE records [n], each wholly within its chunk, as read-only memory of this host's daemons (mapping.py).
 
-        None where a range cannot be mapped, for whatever reason: read it. Each view takes a descriptor of the process.
+        None where a range cannot be mapped, for whatever reason: read it. Mappings take descriptors of the process.
         """
         _, deadline_s = self._times(deadline_s)
-        table = self._peers.table()
+        here, table = self._peers.same_host, self._peers.table()
+        kept = len(here.mappings) > 0
+        views = [here.mapped(Asked(*row)) if kept else None for row in ranges[_ASKED].tolist()]
+        left = np.flatnonzero([view is None for view in views])
+        if len(left):
+            fresh = self._map(table, ranges[left], deadline_s)
+            for place, row in enumerate(left.tolist()):
+                views[row] = fresh.get(place)
+        return views
+
+    def _map(self, table: ReplicaTable, ranges: Records, deadline_s: float) -> dict[int, memoryview]:
+        """By their number, those that daemons of this host could tell the places of."""
         near = self._peers.same_host.near(table)
-        if near is None or not len(ranges):
-            return [None] * len(ranges)
+        if near is None:
+            return {}
         try:
             rows = table.rows(ranges["chain"])
         except StaleRouting:
-            return [None] * len(ranges)
+            return {}
         ranges["chain_version"] = table.chain_version[rows]
         candidates = table.endpoint[rows]
         columns = choose(
@@ -208,6 +222,7 @@ class StorageClient:
             rotation=self._peers.rotation(),
             groups=rows,
         )
+        self._prefer_mapped(ranges, candidates, columns, near)
         reachable = np.flatnonzero(columns != NONE)
         with Mapper(self._peers.same_host, table, ranges, deadline_s) as mapper:
             for endpoint, mine in group_by(candidates[reachable, columns[reachable]]):
@@ -215,8 +230,17 @@ class StorageClient:
             mapper.finish()
         for place in mapper.damaged:
             target = int(table.target[rows[place], columns[place]])
-            self._peers.report(target, *ranges[["hi", "lo", "chain"]][place].tolist())
-        return [mapper.views.get(place) for place in range(len(ranges))]
+            self._peers.report(target, *ranges[_CHUNK][place].tolist())
+        return mapper.views
+
+    def _prefer_mapped(self, ranges: Records, candidates: I64, columns: I64, near: NDArray[np.bool_]) -> None:
+        """Change `columns` [n] to the daemon of which a chunk is mapped already, so that it stays one mapping."""
+        here = self._peers.same_host
+        for row, chunk in enumerate(ranges[_CHUNK].tolist() if len(here.mappings) else ()):
+            socket = here.mappings.mapped_by(chunk)
+            for column, endpoint in enumerate(candidates[row].tolist() if socket else ()):
+                if endpoint != NONE and near[endpoint] and here.socket(endpoint) == socket:
+                    columns[row] = column
 
     def write(self, updates: Sequence[ChunkUpdate], *, deadline_s: float | None = None) -> Records:
         """Apply updates of distinct chunks, in any order; RESULT records [n], with each chunk's version and length.

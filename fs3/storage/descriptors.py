@@ -16,6 +16,7 @@ from collections.abc import Callable
 from fs3.storage import file_locks
 from fs3.storage.engine_api import ChunkEngine
 from fs3.transport.change_counters import ChangeCounters
+from fs3.transport.messages import COUNTERS
 
 MOST_FILES = 128  # descriptions of one connection
 
@@ -74,9 +75,11 @@ class Descriptors:
         self._unsent.append(key)
         return True
 
-    def unsent(self) -> tuple[list[FileKey], list[int]]:
-        """The files of which the client has no descriptor yet, and these, which the next reply must bring."""
-        keys, self._unsent = self._unsent, []
+    def unsent(self, *, counters: bool = False) -> tuple[list[FileKey], list[int]]:
+        """The files of which the client has no descriptor yet, and these, which the next reply must bring; or only
+        change counters."""
+        keys = [key for key in self._unsent if not counters or key & COUNTERS == COUNTERS]
+        self._unsent = [key for key in self._unsent if key not in keys]
         return keys, [self._fds[key] for key in keys]
 
     def lock(self, blocks: list[Block]) -> Callable[[], None]:

@@ -63,12 +63,13 @@ class LocatePath:
             Unavailable: this daemon's lease has run out, or blocks cannot be locked here.
         """
         reads, kept, to_keep = self._reads, Kept(), bool(header.flags & _TO_KEEP)
+        known = descriptors  # what the client has of this connection, its change counters too
         if to_keep:
             descriptors = Descriptors(self._budget)
             kept.also(descriptors.let_go)
         try:
-            found = self._few(header, ranges, kept, descriptors) if len(ranges) <= FEW else None
-            found = found or self._many(header, ranges, kept)
+            found = self._few(header, ranges, kept, known) if len(ranges) <= FEW else None
+            found = found or self._many(header, ranges, kept, known if to_keep else None)
             places = np.zeros(len(ranges), dtype=PLACE)
             places["file"], unlock = self._lock(found.places, descriptors)
             places["position"] = [max(at, 0) for _, at in found.places]
@@ -80,6 +81,9 @@ class LocatePath:
             kept.release()
             raise
         keys, fds = descriptors.unsent()
+        if to_keep:
+            more_keys, more_fds = known.unsent(counters=True)
+            keys, fds = keys + more_keys, fds + more_fds
         head = b"".join([found.results, found.sums, places.tobytes(), np.array(keys, FILE_KEY).tobytes()])
         reply = plain_reply(header, head, count=len(ranges), flags=_CHECKSUM if to_keep else _CHECKSUM | _NEED_ACK)
         reply.failed, reply.located_bytes = found.failed, found.bytes
@@ -89,7 +93,7 @@ class LocatePath:
     def _few(self, header: Header, ranges: Records, kept: Kept, descriptors: Descriptors) -> Found | None:
         """Ranges looked up one by one, in plain Python (read_one.py); None if one is not the plain case.
 
-        Only what is looked up here can be kept: that is worth it for few, and large, ranges.
+        Of what is read, only what is looked up here can be kept: that is worth it for few, and large, ranges.
         """
         reads, results, sums, places, states, bytes_ = self._reads, [], [], [], [], 0
         for range_ in ranges:
@@ -115,9 +119,10 @@ class LocatePath:
         has = descriptors.has_counters(number << _ENGINE_SHIFT | COUNTERS, engine.counters)
         return engine.counters.state(asked[0], asked[1]) if has else NOT_KEPT
 
-    def _many(self, header: Header, ranges: Records, kept: Kept) -> Found:
-        """The same for any ranges."""
+    def _many(self, header: Header, ranges: Records, kept: Kept, known: Descriptors | None) -> Found:
+        """The same for any ranges; their places can be kept if the client has `known`."""
         reads = self._reads
+        states = [NOT_KEPT if known is None else self._state(range_.item(), known) for range_ in ranges]
         results, file, position = reads.find(header, ranges, kept)
         reads.refuse_damaged(ranges, results)
         length = results["length"].astype(np.int64)
@@ -127,7 +132,6 @@ class LocatePath:
         results["n_sums"] = plan.count
         sums = reads.sums_of(plan, file, position, [])
         places = list(zip(np.where(length > 0, file, -1).tolist(), position.tolist(), strict=True))
-        states = [NOT_KEPT] * len(places)
         return Found(results.tobytes(), sums.tobytes(), places, states, int(length.sum()), failed_of(results))
 
     def _lock(

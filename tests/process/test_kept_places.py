@@ -132,6 +132,44 @@ def stopped(cluster: LocalCluster, node: int) -> Iterator[None]:
             os.kill(pid, signal.SIGCONT)
 
 
+def mapped(client: Client, file: OpenFile, offset: int = 0, length: int = SIZE) -> memoryview:
+    (view,) = client.files.map_batch([file], np.zeros(1, dtype=np.int64), np.array([offset]), np.array([length]))
+    return view
+
+
+def test_what_is_mapped_is_handed_out_again_without_asking_until_it_changes(
+    cluster: LocalCluster, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, data = written(client, "/mapped", chunks=20)
+    many = np.arange(20, dtype=np.int64) * SIZE
+    for _ in range(20):  # until both replicas' counters are known, and each chunk was mapped
+        client.files.map_batch([file], np.zeros(20, dtype=np.int64), many, np.full(20, SIZE))
+    assert len(client.storage.same_host.mappings) == 20
+    asking = Asking(client, monkeypatch)
+    old = mapped(client, file)
+    assert old == data[:SIZE] and mapped(client, file, SIZE - 5, 5) == data[SIZE - 5 : SIZE]
+    assert b"".join(client.files.map_batch([file], np.zeros(20, dtype=np.int64), many, np.full(20, SIZE))) == data
+    assert asking.count == 0
+
+    writer = connect(cluster.url)
+    new = np.random.default_rng(0).bytes(SIZE)
+    overwrite(writer, file, new)
+    assert mapped(client, file) == new and asking.count > 0
+    assert old == data[:SIZE]
+    writer.close()
+
+
+def test_part_by_part_a_chunk_is_mapped_once(client: Client) -> None:
+    file, data = written(client, "/parts")
+    mappings = client.storage.same_host.mappings
+    memory = set()
+    for offset in range(0, SIZE, SIZE // 8):
+        for _ in range(4):
+            assert mapped(client, file, offset, SIZE // 8) == data[offset : offset + SIZE // 8]
+            memory |= {id(one.memory) for one in mappings._kept.values()}
+    assert len(memory) <= 2, "one of each replica"
+
+
 def test_a_daemon_that_is_stopped_is_relied_on_no_longer_than_its_lease(cluster: LocalCluster, client: Client) -> None:
     """The other replica goes on without it, and its counters say nothing of that."""
     file, data = written(client, "/stopped")

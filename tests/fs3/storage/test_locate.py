@@ -353,7 +353,7 @@ def test_few_ranges_are_located_as_many_are(daemon: Any, chunks: dict[int, bytes
             ranges["chain_version"][0] += 1
         header, few_kept, many_kept = Header(Kind.LOCATE, number, count=len(asked)), Kept(), Kept()
         few = path._few(header, ranges, few_kept, Descriptors(Budget(0)))
-        many = path._many(header, ranges, many_kept)
+        many = path._many(header, ranges, many_kept, None)
         few_kept.release()
         many_kept.release()
         if few is not None:

@@ -116,6 +116,12 @@ def test_one_that_is_stopped_politely_ends_what_it_reads(
         assert not failed and io_processes(runtime_directory) == [io.stats()["pid"]] != [pid]
 
 
+def stands_still(pid: int) -> bool:
+    """Whether no thread of the process runs any more: a signal to stop takes a moment."""
+    stats = [task.read_text() for task in Path(f"/proc/{pid}/task").glob("*/stat")]
+    return all(stat.rpartition(")")[2].split()[0] == "T" for stat in stats)
+
+
 def test_one_that_hangs_is_killed(io: UsrBio, noise: dict[str, bytes]) -> None:
     files = io.open_files(PATHS)
     pid = io.stats()["pid"]
@@ -124,6 +130,7 @@ def test_one_that_hangs_is_killed(io: UsrBio, noise: dict[str, bytes]) -> None:
         batch.submit(ring, iov)
         ring.wait()[0].check()
         os.kill(pid, signal.SIGSTOP)
+        until(lambda: stands_still(pid), "it runs on")
         batch.submit(ring, iov, timeout_s=0.1)
         (done,) = ring.wait()
         assert isinstance(done.error, Unavailable)

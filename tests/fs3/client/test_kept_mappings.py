@@ -1,0 +1,135 @@
+"""Mappings that are handed out again: of the newest version only, verified only, and not many at a time."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fs3.client import kept_mappings
+from fs3.client.kept_mappings import KeptMappings, Mapped
+from fs3.client.plan_core import Asked
+from fs3.client.verified_core import Verified
+from fs3.clock import lease_now_s
+from fs3.runtime import SYSTEM
+from fs3.transport.change_counters import ChangeCounters, CounterView, word_of
+
+SIZE = 1 << 16
+HI, CHAIN, WHOLE = 1 << 56 | 7, 3, (1 << SIZE // 4096) - 1
+
+
+class Engine:
+    """Change counters as a daemon has them, and a block file of which each chunk is one piece."""
+
+    def __init__(self, folder: Path) -> None:
+        self.counters = ChangeCounters(folder / "CHANGES")
+        self.counters.rely_until(lease_now_s() + 60)
+        fd = self.counters.share()
+        self.view = CounterView(fd)
+        os.close(fd)
+        self.file = folder / "blocks"
+        self.file.write_bytes(b"".join(bytes([lo]) * SIZE for lo in range(64)))
+        self.verified = Verified()
+
+    def mapped(self, lo: int, *, blocks: int = WHOLE) -> Mapped:
+        with self.file.open("rb") as file:
+            memory = mmap.mmap(file.fileno(), SIZE, access=mmap.ACCESS_READ, offset=lo * SIZE)
+        identity, place = (HI, lo, 1), ("daemon", 1, 0, lo * SIZE)
+        if blocks:
+            self.verified.add(place, identity, blocks, SYSTEM.now_s())
+        view = memoryview(memory)
+        return Mapped(memory, view, place, identity, self.view, word_of(HI, lo), self.counters.state(HI, lo))
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Engine:
+    return Engine(tmp_path)
+
+
+@pytest.fixture
+def mappings(engine: Engine) -> Iterator[KeptMappings]:
+    made = KeptMappings(engine.verified, SYSTEM)
+    yield made
+    made.close()
+
+
+def asked(lo: int, offset: int = 0, length: int = SIZE) -> Asked:
+    return Asked(HI, lo, offset, length, CHAIN)
+
+
+def keep(mappings: KeptMappings, engine: Engine, *los: int) -> None:
+    for lo in los:
+        mappings.keep((HI, lo, CHAIN), engine.mapped(lo))
+
+
+def test_any_part_of_a_chunk_is_handed_out_until_it_changes(mappings: KeptMappings, engine: Engine) -> None:
+    keep(mappings, engine, 5)
+    for offset, length in ((0, SIZE), (1, 1), (4095, 2), (SIZE - 1, 1)):
+        view = mappings.of(asked(5, offset, length), SYSTEM.now_s())
+        assert view is not None and view.readonly and view == bytes([5]) * length
+    assert mappings.of(asked(5, 0, 0), SYSTEM.now_s()) is None
+    assert mappings.of(asked(5, 1, SIZE), SYSTEM.now_s()) is None, "more than the chunk has"
+    assert mappings.of(asked(6), SYSTEM.now_s()) is None
+    engine.counters.begin(HI, 5)
+    assert mappings.of(asked(5), SYSTEM.now_s()) is None, "while it is being changed"
+    engine.counters.end(HI, 5)
+    assert mappings.of(asked(5), SYSTEM.now_s()) is None
+    assert view == bytes([5]), "a view that was handed out stays"
+
+
+def test_nothing_is_relied_on_once_the_daemon_may_be_gone(mappings: KeptMappings, engine: Engine) -> None:
+    keep(mappings, engine, 5)
+    engine.counters.rely_until(lease_now_s() - 0.001)
+    assert mappings.of(asked(5), SYSTEM.now_s()) is None
+
+
+def test_only_verified_blocks_are_handed_out(mappings: KeptMappings, engine: Engine) -> None:
+    mappings.keep((HI, 5, CHAIN), engine.mapped(5, blocks=0b110))
+    assert mappings.of(asked(5), SYSTEM.now_s()) is None
+    assert mappings.of(asked(5, 4095, 2), SYSTEM.now_s()) is None
+    assert mappings.of(asked(5, 4096, 8192), SYSTEM.now_s()) is not None
+    engine.verified.clear()
+    assert mappings.of(asked(5, 4096, 8192), SYSTEM.now_s()) is None
+
+
+def test_there_are_not_many_and_the_oldest_goes(
+    mappings: KeptMappings, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kept_mappings, "MOST_BYTES", 8 * SIZE)
+    keep(mappings, engine, *range(20), 19, 19)
+    assert len(mappings) == 8
+    assert [mappings.of(asked(lo), SYSTEM.now_s()) is not None for lo in range(20)] == [False] * 12 + [True] * 8
+    monkeypatch.setattr(kept_mappings, "MOST_BYTES", 2 * SIZE)
+    mappings.keep((HI, 30, CHAIN), engine.mapped(30))
+    assert mappings.of(asked(30), SYSTEM.now_s()) is None, "one that would take the place of many"
+
+
+def test_what_is_not_asked_for_or_does_not_hold_is_let_go(engine: Engine) -> None:
+    mappings = KeptMappings(engine.verified, SYSTEM, idle_s=0.05)
+    keep(mappings, engine, 1, 2, 3)
+    engine.counters.begin(HI, 2)
+    engine.counters.end(HI, 2)
+    end_s = time.monotonic() + 20
+    while len(mappings) != 1:  # the first time all were used, when they were kept
+        assert mappings.of(asked(3), SYSTEM.now_s()) is not None
+        assert time.monotonic() < end_s
+    assert mappings.of(asked(3), SYSTEM.now_s()) is not None
+    wait = threading.Event().wait
+    while len(mappings):
+        assert not wait(0.01) and time.monotonic() < end_s
+    keep(mappings, engine, 1)  # and another thread looks again
+    while len(mappings):
+        assert not wait(0.01) and time.monotonic() < end_s
+
+
+def test_nothing_is_kept_by_one_that_was_closed(mappings: KeptMappings, engine: Engine) -> None:
+    keep(mappings, engine, 1)
+    mappings.close()
+    assert len(mappings) == 0
+    keep(mappings, engine, 1)
+    assert len(mappings) == 0
