@@ -27,6 +27,7 @@ BASE = [
     "sessions",
     "layout",
     "checksum",
+    "block_file",
     "clock",
     "runtime",
     "config",

@@ -104,8 +104,12 @@ class KeptMappings:
                 self._runtime.spawn(self._let_go, name="fs3-mappings")
 
     def close(self) -> None:
-        """Let all go; whoever has a view of one keeps it."""
+        """Let all go, and keep none from now on."""
         self._closed.set()
+        self.clear()
+
+    def clear(self) -> None:
+        """Let all go; whoever has a view of one keeps it."""
         with self._lock:
             self._kept, self._bytes = {}, 0
 

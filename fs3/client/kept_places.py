@@ -2,28 +2,31 @@
 
 Whether one still holds is in the daemon's change counters, which are memory of this process too (change_counters.py).
 They are looked at after the bytes were read: if the place holds then, it held while they were read, so they are the
-chunk's newest version, and the daemon might have answered with them at that moment. Only ranges whose blocks have all
-been verified are read like this, as far as the page cache has them; anything else is asked for.
+chunk's newest version, and the daemon might have answered with them at that moment. Blocks that have not been verified
+are compared with their sums, which lie in the block file too (block_file.py). What cannot be read, or does not match,
+is asked for.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from fs3.checksum import FINE_BYTES
+from fs3.block_file import HEADER_BYTES, PACKED_BYTES, BlockLayout, sums_of_pieces
+from fs3.checksum import FINE_BYTES, pieces
 from fs3.client.block_read import BlockRead
 from fs3.client.plan_core import Asked
 from fs3.client.verified_core import MOST_CHUNKS, Identity, Place, Verified, blocks_mask
 from fs3.transport.change_counters import NOT_KEPT, CounterView, word_of
-from fs3.transport.messages import COUNTERS
+from fs3.transport.messages import COUNTERS, SUM
 
 FEW = 16  # ranges of a call that are looked for here
 MOST_FILES = 256
-_NO_SUMS = np.empty(0, dtype=np.uint32)
 
 Run = tuple[str, int]  # a daemon's endpoint and generation
 Chunk = tuple[int, int, int]  # hi, lo, chain
@@ -32,11 +35,22 @@ Chunk = tuple[int, int, int]  # hi, lo, chain
 class BlockFile:
     """A description of a block file of this client's own: locks on the daemon's must not last as long."""
 
-    __slots__ = ("fd",)
+    __slots__ = ("fd", "layout")
 
     def __init__(self, fd: int) -> None:
-        """Of the file that `fd`, which stays the caller's, is open for. Raises: OSError."""
+        """Of the file that `fd`, which stays the caller's, is open for. Raises: OSError, ValueError: no block file."""
         self.fd = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+        self.layout = BlockLayout.unpack(os.pread(self.fd, PACKED_BYTES, 0))
+
+    def sums(self, position: int, begin: int, end: int, chunk_length: int) -> NDArray[np.uint32]:
+        """Of the pieces of [begin, end), whole blocks of the chunk in the block at `position`. Raises: OSError."""
+        layout = self.layout
+        at = HEADER_BYTES + layout.fine_at(position) * SUM.itemsize
+        raw = os.pread(self.fd, layout.stride * SUM.itemsize, at)
+        if len(raw) != layout.stride * SUM.itemsize:
+            raise OSError(errno.EIO, "the block file is too short")
+        cuts = pieces(begin, end - begin, chunk_length)
+        return sums_of_pieces(np.frombuffer(raw, dtype=SUM), layout.fine_sums, cuts, chunk_length)
 
     def __del__(self) -> None:
         fd = getattr(self, "fd", -1)
@@ -55,6 +69,13 @@ class Kept(NamedTuple):
     chunk_length: int
     place: Place
     identity: Identity
+
+
+class Read(NamedTuple):
+    """A range that was read where `kept` says, and the blocks of it, as bits, that have matched their sums just now."""
+
+    kept: Kept
+    matched: int
 
 
 class KeptPlaces:
@@ -96,7 +117,7 @@ class KeptPlaces:
         if ours is None:
             try:
                 ours = self._files[run, file] = BlockFile(read.fd)
-            except OSError:
+            except (OSError, ValueError):
                 return
         if chunk not in self._kept and len(self._kept) >= self._most:
             del self._kept[next(iter(self._kept))]
@@ -116,7 +137,7 @@ class KeptPlaces:
             self._files = {key: file for key, file in self._files.items() if key[0] not in over}
             self._counters = {key: counters for key, counters in self._counters.items() if key[0] not in over}
 
-    def read(self, asked: Sequence[Asked], outs: Sequence[memoryview], now_s: float) -> list[Kept] | None:
+    def read(self, asked: Sequence[Asked], outs: Sequence[memoryview], now_s: float) -> list[Read] | None:
         """Read each of `asked` into its `outs`, and where each was; None, and no byte counts, unless all could be."""
         kept_of, of, found = self._kept, self._verified.of, []
         for one, out in zip(asked, outs, strict=True):
@@ -126,14 +147,17 @@ class KeptPlaces:
                 return None
             end = offset + length
             blocks = blocks_mask(offset // FINE_BYTES, -(-end // FINE_BYTES) - offset // FINE_BYTES)
-            if of(kept.place, kept.identity, now_s) & blocks != blocks:
-                return None
+            known = of(kept.place, kept.identity, now_s) & blocks
             whole = not (offset % FINE_BYTES or (end % FINE_BYTES and end != kept.chunk_length))
-            if not (_from_cache(kept, offset, out) if whole else _cut_from_cache(kept, offset, length, out)):
+            if known == blocks and whole and _from_cache(kept, offset, out):
+                found.append(Read(kept, 0))
+                continue
+            fresh = _verified(kept, offset, length, out, known)
+            if fresh is None:
                 self._verified.forget(kept.place)
                 return None
-            found.append(kept)
-        if all([one.counters.hold(one.word, one.state) for one in found]):
+            found.append(Read(kept, fresh))
+        if all([one.kept.counters.hold(one.kept.word, one.kept.state) for one in found]):
             return found
         for one in asked:
             kept_of.pop((one.hi, one.lo, one.chain), None)
@@ -148,11 +172,23 @@ def _from_cache(kept: Kept, offset: int, out: memoryview) -> bool:
         return False
 
 
-def _cut_from_cache(kept: Kept, offset: int, length: int, out: memoryview) -> bool:
+def _verified(kept: Kept, offset: int, length: int, out: memoryview, known: int) -> int | None:
+    """Read a range, and compare what is not `known`, or not in the page cache, with its sums: the blocks, as bits, that
+    have matched just now. None if it could not be read, or does not match."""
     edges = memoryview(bytearray(FINE_BYTES)), memoryview(bytearray(FINE_BYTES))
-    range_ = (offset, length, kept.chunk_length)
-    file, place, identity = kept.file, kept.place, kept.identity
-    return BlockRead(file.fd, kept.position, range_, out, edges, _NO_SUMS, place=place, identity=identity).from_cache()
+    file, size = kept.file, kept.chunk_length
+    begin = offset - offset % FINE_BYTES
+    end = min(-(-(offset + length) // FINE_BYTES) * FINE_BYTES, size)
+    try:
+        sums = file.sums(kept.position, begin, end, size)
+    except OSError:
+        return None
+    range_, place, identity = (offset, length, size), kept.place, kept.identity
+    read = BlockRead(file.fd, kept.position, range_, out, edges, sums, place=place, identity=identity)
+    trusted = read.bytes(known)
+    if trusted is None or not read.matches(trusted):
+        return None
+    return read.blocks & ~trusted
 
 
 def are_counters(key: int) -> bool:

@@ -134,8 +134,11 @@ class SameHost:
         found = self.kept.read(asked, outs, self.now_s())
         if found is None:
             return None
+        for kept, matched in found:
+            if matched:
+                self.matched(kept.place, kept.identity, matched)
         self.read_bytes += sum(len(out) for out in outs)
-        return found
+        return [one.kept for one in found]
 
     def mapped(self, asked: Asked) -> memoryview | None:
         """A range that this process has mapped already, if it may be handed out again (kept_mappings.py)."""

@@ -1,42 +1,33 @@
-"""The block files: data and its sums in one file, so that one fdatasync covers both.
-
-    header (4 KiB) | sums area: per slot, 4 B per 4 KiB and then 4 B per 256 KiB | data area: slots, one after the other
+"""The block files: data and its sums in one file (block_file.py), so that one fdatasync covers both.
 
 (A sidecar in a file of its own would cost every durable write a second flush of the disk: 3 ms on the machine where
 this was measured.) A file has its full length from the start and holes where it has not been grown, so that its mapping
 never changes and is never shorter than what a reader was told; groups of slots are allocated with `posix_fallocate`,
-their sums too, so that a full disk shows there. docs/formats.md has the bytes.
+their sums too, so that a full disk shows there.
 """
 
 from __future__ import annotations
 
 import errno
-import functools
 import os
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fs3 import checksum
+from fs3.block_file import HEADER_BYTES, PACKED_BYTES, BlockLayout
 from fs3.errors import Corrupt, Fs3Error, NoSpace, Unavailable
 from fs3.runtime import SYSTEM, Runtime
 from fs3.storage import file_locks
 from fs3.storage.allocator_core import CLASS_BYTES, FILES_PER_CLASS, Growth
 from fs3.storage.raw_file import FileFolder, RawFile
 
-MAGIC = b"FS3BLK\x00\x01"
-FORMAT = 1
-HEADER_BYTES = 4096
-_HEADER = struct.Struct("<8sIIQQQQ")
 _CRC = struct.Struct("<I")
 _GROWN_AT = 2048  # its own sector: written when the file grows
 _GROWN = struct.Struct("<QI")
-_DATA_ALIGN = 1 << 20
 
-Position = TypeVar("Position", int, NDArray[np.int64])
 Step = Callable[[str, int, int, int], None]  # what, file number, offset, bytes: called before each step that can fail
 
 
@@ -94,20 +85,15 @@ class _SharedSync:
             raise failure
 
 
-class BlockFile:
+class BlockFile(BlockLayout):
     """One block file; safe for any number of threads that write different slots."""
 
-    def __init__(self, raw: RawFile, file_no: int, slots: int, *, step: Step, runtime: Runtime) -> None:
+    def __init__(self, raw: RawFile, layout: BlockLayout, *, step: Step, runtime: Runtime) -> None:
+        super().__init__(layout.file_no, layout.block_bytes, layout.slots)
         self.path = raw.path
-        self.file_no = file_no
-        self.slots = slots
-        self.block_bytes = CLASS_BYTES[file_no // FILES_PER_CLASS]
-        self._fine = self.block_bytes // checksum.FINE_BYTES
-        self._stride = _stride(self.block_bytes)
-        self._data_at = _data_offset(self._stride, slots)
         self._raw = raw
         self._step = step
-        self._sums = np.frombuffer(raw.view, dtype="<u4", count=slots * self._stride, offset=HEADER_BYTES)
+        self._sums = np.frombuffer(raw.view, dtype="<u4", count=self.slots * self.stride, offset=HEADER_BYTES)
         self._shared_sync = _SharedSync(self._fdatasync, runtime)
 
     @classmethod
@@ -115,33 +101,26 @@ class BlockFile:
         cls, folder: FileFolder, file_no: int, slots: int, *, step: Step = no_step, runtime: Runtime = SYSTEM
     ) -> BlockFile:
         """Raises: OSError."""
-        block_bytes = CLASS_BYTES[file_no // FILES_PER_CLASS]
-        data_at = _data_offset(_stride(block_bytes), slots)
-        header = _HEADER.pack(MAGIC, FORMAT, file_no, block_bytes, slots, HEADER_BYTES, data_at)
-        size = data_at + slots * block_bytes
-        raw = folder.create(name_of(file_no), size, header + _CRC.pack(checksum.crc(header)))
-        return cls(raw, file_no, slots, step=step, runtime=runtime)
+        layout = BlockLayout(file_no, CLASS_BYTES[file_no // FILES_PER_CLASS], slots)
+        raw = folder.create(name_of(file_no), layout.file_bytes, layout.pack())
+        return cls(raw, layout, step=step, runtime=runtime)
 
     @classmethod
     def open(cls, folder: FileFolder, file_no: int, *, step: Step = no_step, runtime: Runtime = SYSTEM) -> BlockFile:
         """Raises: Corrupt (not a block file of this format)."""
         file = folder.open(name_of(file_no))
         try:
-            path, size = file.path, len(file.view)
-            raw = bytearray(_HEADER.size + _CRC.size)
-            if file.read(memoryview(raw), 0) < len(raw) or raw[:8] != MAGIC:
-                raise Corrupt(f"{path}: not a block file; restore the file, or empty the disk to refill it")
-            _magic, version, number, block_bytes, slots, sums_at, data_at = _HEADER.unpack_from(raw)
-            if version != FORMAT:
-                raise Corrupt(f"{path}: block file format {version}; this fs3 reads format {FORMAT}")
-            expected = (file_no, CLASS_BYTES[file_no // FILES_PER_CLASS], HEADER_BYTES)
-            if checksum.crc(raw[: _HEADER.size]) != _CRC.unpack_from(raw, _HEADER.size)[0] or (
-                expected != (number, block_bytes, sums_at)
-            ):
-                raise Corrupt(f"{path}: its header is damaged; restore the file, or empty the disk to refill it")
-            if size < data_at + slots * block_bytes:
-                raise Corrupt(f"{path}: shorter than its header says; restore the file, or empty the disk to refill it")
-            return cls(file, file_no, slots, step=step, runtime=runtime)
+            raw = bytearray(PACKED_BYTES)
+            raw = raw[: file.read(memoryview(raw), 0)]
+            try:
+                layout = BlockLayout.unpack(raw)
+                if (layout.file_no, layout.block_bytes) != (file_no, CLASS_BYTES[file_no // FILES_PER_CLASS]):
+                    raise ValueError("its header is damaged")
+                if len(file.view) < layout.file_bytes:
+                    raise ValueError("shorter than its header says")
+            except ValueError as error:
+                raise Corrupt(f"{file.path}: {error}; restore the file, or empty the disk to refill it") from None
+            return cls(file, layout, step=step, runtime=runtime)
         except BaseException:
             file.close()
             raise
@@ -162,14 +141,6 @@ class BlockFile:
     def sync_calls(self) -> int:
         return self._shared_sync.calls
 
-    def position(self, slot: int) -> int:
-        """The byte offset of a slot's data."""
-        return self._data_at + slot * self.block_bytes
-
-    def slot(self, position: int) -> int:
-        """The slot whose data begins at `position`."""
-        return (position - self._data_at) // self.block_bytes
-
     def open_to_read(self) -> int:
         """A descriptor of another description of this file, open for reading alone. Raises: OSError."""
         return os.open(f"/proc/self/fd/{self.fd}", os.O_RDONLY | os.O_CLOEXEC)
@@ -182,18 +153,12 @@ class BlockFile:
         """The slots of which clients have locked bytes, rising. Raises: OSError (locks are unknown there)."""
         if self.fd < 0:
             return np.empty(0, dtype=np.int64)
-        first, end = self._data_at, self.position(self.slots)
+        first, end = self.data_at, self.position(self.slots)
         found = [
             np.arange(self.slot(begin), self.slot(stop - 1) + 1, dtype=np.int64)
             for begin, stop in file_locks.locks(self.fd, first, end - first)
         ]
         return np.unique(np.concatenate(found)) if found else np.empty(0, dtype=np.int64)
-
-    def fine_at(self, position: Position) -> Position:
-        return (position - self._data_at) // self.block_bytes * self._stride
-
-    def coarse_at(self, position: Position) -> Position:
-        return (position - self._data_at) // self.block_bytes * self._stride + self._fine
 
     def grown_slots(self) -> int:
         """How many slots were ever allocated on disk, as far as the header knows (a crash may have lost the last)."""
@@ -205,7 +170,7 @@ class BlockFile:
     def grow(self, growth: Growth) -> None:
         """Allocate slots on disk. Raises: OSError; nothing is lost then, and trying again is right."""
         self._step("fallocate", self.file_no, self.position(growth.first), growth.slots * self.block_bytes)
-        sums_bytes = self._stride * 4
+        sums_bytes = self.stride * 4
         self._raw.allocate(HEADER_BYTES + growth.first * sums_bytes, growth.slots * sums_bytes)
         self._raw.allocate(self.position(growth.first), growth.slots * self.block_bytes)
         count = struct.pack("<Q", growth.first + growth.slots)
@@ -226,10 +191,10 @@ class BlockFile:
 
     def write_sums(self, slot: int, fine: NDArray[np.uint32], coarse: NDArray[np.uint32]) -> None:
         """Put the sums of a slot's bytes beside them. Raises: OSError."""
-        at = HEADER_BYTES + slot * self._stride * 4
-        both = np.zeros(self._stride, dtype="<u4")
+        at = HEADER_BYTES + slot * self.stride * 4
+        both = np.zeros(self.stride, dtype="<u4")
         both[: len(fine)] = fine
-        both[self._fine : self._fine + len(coarse)] = coarse
+        both[self.fine_sums : self.fine_sums + len(coarse)] = coarse
         self._step("write sums", self.file_no, at, both.nbytes)
         self._raw.write([both.data.cast("B")], at)
 
@@ -341,13 +306,3 @@ def _number_of(name: str) -> int:
         return int(cls) * FILES_PER_CLASS + int(number)
     except ValueError:
         raise Corrupt(f"{name}: not a block file's name") from None
-
-
-def _stride(block_bytes: int) -> int:
-    """Sums of a slot."""
-    return block_bytes // checksum.FINE_BYTES + -(-block_bytes // checksum.COARSE_BYTES)
-
-
-@functools.cache
-def _data_offset(stride: int, slots: int) -> int:
-    return -(-(HEADER_BYTES + slots * stride * 4) // _DATA_ALIGN) * _DATA_ALIGN

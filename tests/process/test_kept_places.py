@@ -84,10 +84,12 @@ def node_of(client: Client, file: OpenFile) -> int:
     return int(str(endpoint).rpartition("-")[2].removesuffix(".sock"))
 
 
+@pytest.mark.parametrize("forgets", [False, True])
 def test_any_part_of_what_was_read_is_read_again_without_asking(
-    client: Client, monkeypatch: pytest.MonkeyPatch
+    client: Client, monkeypatch: pytest.MonkeyPatch, forgets: bool
 ) -> None:
-    file, data = written(client, "/again", chunks=3)
+    """Also when it forgets what it has verified: it compares with the sums in the block file."""
+    file, data = written(client, f"/again-{forgets}", chunks=3)
     known(client, file, data)
     asking = Asking(client, monkeypatch)
     rng = np.random.default_rng(3)
@@ -98,10 +100,25 @@ def test_any_part_of_what_was_read_is_read_again_without_asking(
         if turn % 4 == 0:
             offsets, lengths = offsets // 4_096 * 4_096, np.full(count, 4_096)
         out = bytearray(int(lengths.sum()))
+        if forgets:
+            client.storage.same_host.verified.clear()
         client.files.read_batch([file], np.zeros(count, dtype=np.int64), offsets, lengths, out)
         ranges = zip(offsets.tolist(), lengths.tolist(), strict=True)
         assert out == b"".join(data[begin : begin + length] for begin, length in ranges)
     assert asking.count < 30, "but for moments in which a daemon had no time to say that it may be relied on"
+
+
+def test_a_part_that_was_never_read_is_verified_without_asking(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, data = written(client, "/part")
+    head = bytearray(64 << 10)
+    for _ in range(20):
+        client.files.read_batch(
+            [file], np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64), np.array([64 << 10]), head
+        )
+    asking = Asking(client, monkeypatch)
+    for _ in range(3):
+        assert client.files.read(file) == data
+    assert head == data[: 64 << 10] and asking.count <= 1
 
 
 def test_a_write_is_seen_by_the_next_read_of_another_client(cluster: LocalCluster, client: Client) -> None:
