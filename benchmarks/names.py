@@ -47,7 +47,13 @@ def measure(context: Context) -> list[Row]:
         create = {MOOSEFS_SYNCED: AT_LEAST_TIMES}
         stat = {MOOSEFS: AT_LEAST_TIMES}
         rows = [
-            names.row("create and publish, one at a time", "files/s", lambda folder: folder.create, CHANGES, create),
+            names.row("create, one at a time", "files/s", lambda folder: folder.create, CHANGES, create),
+            names.row_of(
+                "create as if to be written, then publish, one at a time",
+                "files/s",
+                lambda _: functools.partial(for_seconds, names.ours.create_to_write, seconds),
+                [],
+            ),
             names.row("stat, one at a time", "calls/s", lambda folder: folder.stat, READS, stat),
             names.row("open, one at a time", "calls/s", lambda folder: folder.open, READS),
             names.row("rename, one at a time", "calls/s", lambda folder: folder.rename, CHANGES),
@@ -79,6 +85,11 @@ class _Fs3Folder:
             self.publish(self.there[begin : begin + BATCH])
 
     def create(self, _: int) -> float:
+        """An empty file, as the others make them: one call."""
+        self.meta.publish_files([Publish(0, next(self.fresh), 0)])
+        return 1
+
+    def create_to_write(self, _: int) -> float:
         self.publish([next(self.fresh)])
         return 1
 
@@ -118,7 +129,7 @@ class _Fs3Folder:
         self.publish(self._doomed[-count:])
 
     def publish(self, paths: list[str]) -> None:
-        """New empty files."""
+        """New files by the two calls that one with content takes."""
         made = self.meta.create_files(paths)
         self.meta.publish_files([Publish(one.inode_id, path, 0) for one, path in zip(made, paths, strict=True)])
 
