@@ -2,20 +2,27 @@
 
 A mapping keeps its block from being reused, and the daemon's change counters tell whether the block is still the
 chunk's newest version (kept_places.py). So ranges of a chunk that is mapped already cost a look at both, and pages that
-were touched before are not faulted in again. Each mapping takes a descriptor of the process, and place on the disk once
-the chunk has changed: so there are not many, and a thread lets go of those that do not hold or are not asked for.
+were touched before are not faulted in again. Blocks that were not verified yet are compared with the sums in the block
+file. Each mapping takes a descriptor of the process, and place on the disk once the chunk has changed: so there are not
+many, and a thread lets go of those that do not hold or are not asked for.
 """
 
 from __future__ import annotations
 
+import errno
 import mmap
 import resource
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from fs3.checksum import FINE_BYTES
-from fs3.client.kept_places import Chunk
+import numpy as np
+from numpy.typing import NDArray
+
+from fs3.checksum import FINE_BYTES, crc, pieces
+from fs3.client.kept_places import BlockFile, Chunk
 from fs3.client.plan_core import Asked
 from fs3.client.verified_core import Identity, Verified, blocks_mask
+from fs3.errors import Corrupt
 from fs3.runtime import Runtime
 from fs3.transport.change_counters import CounterView
 
@@ -23,6 +30,7 @@ MOST_BYTES = 1 << 30
 IDLE_S = 10.0  # what was not handed out for so long is let go, at most once more so long after
 _MOST = 512
 _SHARE_OF_DESCRIPTORS = 8
+_POPULATE_READ = 22  # MADV_POPULATE_READ, Linux 5.14: faults the pages in, and says EFAULT where the disk cannot
 
 BlockPlace = tuple[str, int, int, int]  # a daemon's socket and generation, the file's number, the position there
 
@@ -35,6 +43,7 @@ class Mapped:
     view: memoryview
     place: BlockPlace
     identity: Identity
+    file: BlockFile
     counters: CounterView
     word: int
     state: int
@@ -42,6 +51,14 @@ class Mapped:
     def holds(self) -> bool:
         """Whether it was the newest version still when this was called."""
         return self.counters.hold(self.word, self.state)
+
+
+class Handed(NamedTuple):
+    """A range as read-only memory, and its blocks, as bits, if they were compared with their sums just now."""
+
+    view: memoryview
+    mapped: Mapped
+    matched: int
 
 
 class KeptMappings:
@@ -62,20 +79,19 @@ class KeptMappings:
     def __len__(self) -> int:
         return len(self._kept)
 
-    def of(self, asked: Asked, now_s: float) -> memoryview | None:
-        """The range as read-only memory, if it is mapped, verified, and of the chunk's newest version just now."""
+    def of(self, asked: Asked, now_s: float) -> Handed | None:
+        """The range, if it is mapped, has its sums, and is of the chunk's newest version just now."""
         hi, lo, offset, length, chain = asked
         chunk = (hi, lo, chain)
         kept = self._kept.get(chunk)
         if kept is None or offset + length > len(kept.view) or not length:
             return None
         blocks = blocks_mask(offset // FINE_BYTES, -(-(offset + length) // FINE_BYTES) - offset // FINE_BYTES)
-        if blocks & ~self._verified.of(kept.place, kept.identity, now_s) or not kept.counters.hold(
-            kept.word, kept.state
-        ):
+        fresh = blocks & ~self._verified.of(kept.place, kept.identity, now_s)
+        if (fresh and not _matches(kept, offset, length)) or not kept.holds():
             return None
         self._used.add(chunk)
-        return kept.view[offset : offset + length]
+        return Handed(kept.view[offset : offset + length], kept, blocks if fresh else 0)
 
     def same(self, chunk: Chunk, place: BlockPlace, identity: Identity) -> Mapped | None:
         """The mapping of this very version in this very place, whatever its counters say."""
@@ -127,3 +143,43 @@ class KeptMappings:
                 self._looks = bool(self._kept)
                 if not self._looks:
                     return
+
+
+def whole_blocks(offset: int, length: int, chunk_length: int) -> tuple[int, int]:
+    """Where the blocks begin and end that a range touches."""
+    return offset - offset % FINE_BYTES, min(-(-(offset + length) // FINE_BYTES) * FINE_BYTES, chunk_length)
+
+
+def verify(
+    memory: mmap.mmap, view: memoryview, first: int, blocks: tuple[int, int], size: int, sums: NDArray[np.uint32]
+) -> None:
+    """Compare whole blocks, [begin, end), of a chunk of `size` bytes with their sums; `view`, the end of `memory`, has
+    the chunk's bytes from `first` on.
+
+    Raises: Corrupt; OSError: this kernel cannot tell what the disk can read.
+    """
+    begin, end = blocks
+    skip = len(memory) - len(view) - first
+    start = (skip + begin) // mmap.PAGESIZE * mmap.PAGESIZE
+    try:
+        memory.madvise(_POPULATE_READ, start, skip + end - start)
+    except OSError as error:
+        if error.errno != errno.EFAULT:
+            raise
+        raise Corrupt("the disk cannot read it") from None
+    cuts = pieces(begin, end - begin, size)
+    if len(cuts) != len(sums) or any(
+        crc(view[a - first : b - first]) != wanted for (a, b), wanted in zip(cuts, sums.tolist(), strict=True)
+    ):
+        raise Corrupt("the bytes do not match their sums")
+
+
+def _matches(kept: Mapped, offset: int, length: int) -> bool:
+    size = len(kept.view)
+    blocks = whole_blocks(offset, length, size)
+    try:
+        sums = kept.file.sums(kept.place[3], *blocks, size)
+        verify(kept.memory, kept.view, 0, blocks, size, sums)
+    except (OSError, Corrupt):
+        return False  # whoever asks the daemon hears why
+    return True

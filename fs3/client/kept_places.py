@@ -101,27 +101,32 @@ class KeptPlaces:
         except (OSError, ValueError):
             return  # places of this engine are not kept
 
-    def counters_of(self, run: Run, file: int) -> CounterView | None:
-        """Those of the engine that a block file is of, if the daemon has sent them."""
-        return self._counters.get((run, file >> 16))
-
-    def keep(self, run: Run, chunk: Chunk, read: BlockRead, state: int, file: int, position: int) -> None:
-        """Remember where `read`, which was answered with `state`, was read from."""
-        counters = self.counters_of(run, file)
-        if state == NOT_KEPT or counters is None:
-            return
+    def holds_by(self, run: Run, file: int, fd: int) -> tuple[BlockFile, CounterView] | None:
+        """A block file that the daemon has sent, `fd`, which stays the caller's, and its engine's counters; None if
+        places in it cannot be kept."""
+        counters = self._counters.get((run, file >> 16))
+        if counters is None:
+            return None
         if len(self._files) >= MOST_FILES:
             self.clear()
-            return
+            return None
         ours = self._files.get((run, file))
         if ours is None:
             try:
-                ours = self._files[run, file] = BlockFile(read.fd)
+                ours = self._files[run, file] = BlockFile(fd)
             except (OSError, ValueError):
-                return
+                return None
+        return ours, counters
+
+    def keep(self, run: Run, chunk: Chunk, read: BlockRead, state: int, file: int, position: int) -> None:
+        """Remember where `read`, which was answered with `state`, was read from."""
+        holds = self.holds_by(run, file, read.fd) if state != NOT_KEPT else None
+        if holds is None:
+            return
         if chunk not in self._kept and len(self._kept) >= self._most:
             del self._kept[next(iter(self._kept))]
         word = word_of(chunk[0], chunk[1])
+        ours, counters = holds
         self._kept[chunk] = Kept(counters, word, state, ours, position, read.chunk_length, read.place, read.identity)
 
     def clear(self) -> None:

@@ -12,16 +12,15 @@ Where the daemon's change counters can tell how long it stays the newest, the wh
 
 from __future__ import annotations
 
-import errno
 import mmap
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fs3.checksum import FINE_BYTES, crc, pieces
-from fs3.client.kept_mappings import BlockPlace, Mapped
-from fs3.client.kept_places import Chunk, are_counters
+from fs3.checksum import FINE_BYTES
+from fs3.client.kept_mappings import BlockPlace, Mapped, verify, whole_blocks
+from fs3.client.kept_places import BlockFile, Chunk, are_counters
 from fs3.client.local_reads import parsed
 from fs3.client.plan_core import I64
 from fs3.client.same_host import SameHost
@@ -34,7 +33,6 @@ from fs3.transport.frame_core import Flag, Kind
 from fs3.transport.local import LocalConnection
 from fs3.transport.messages import Records
 
-_POPULATE_READ = 22  # MADV_POPULATE_READ, Linux 5.14: faults the pages in, and says EFAULT where the disk cannot
 _FLAGS = int(Flag.CHECKSUM | Flag.TO_KEEP)
 
 
@@ -123,9 +121,9 @@ class Mapper:
                     continue
                 known = (*run, file, position)
                 chunk = _Chunk(fd, position, size, (hi, lo, chain), known, (hi, lo, version))
-                counters = self._here.kept.counters_of(run, file) if state != NOT_KEPT else None
+                holds = self._here.holds_by(run, file, fd) if state != NOT_KEPT else None
                 try:
-                    self.views[place] = self._view(chunk, offset, length, sums[end - count : end], counters, state)
+                    self.views[place] = self._view(chunk, offset, length, sums[end - count : end], holds, state)
                 except Corrupt:
                     self.damaged.append(place)
                 except OSError:
@@ -139,30 +137,25 @@ class Mapper:
         offset: int,
         length: int,
         sums: NDArray[np.uint32],
-        counters: CounterView | None,
+        holds: tuple[BlockFile, CounterView] | None,
         state: int,
     ) -> memoryview:
-        """One range, verified. Raises: OSError, Corrupt."""
-        begin = offset - offset % FINE_BYTES
-        end = min(-(-(offset + length) // FINE_BYTES) * FINE_BYTES, chunk.length)
+        """One range, verified; `holds`: what its chunk is handed out again by. Raises: OSError, Corrupt."""
+        begin, end = whole_blocks(offset, length, chunk.length)
         kept = self._here.mappings.same(chunk.chunk, chunk.place, chunk.identity)
         if kept is not None:
             first, memory, view = 0, kept.memory, kept.view
         else:
-            first, last = (begin, end) if counters is None else (0, chunk.length)
+            first, last = (begin, end) if holds is None else (0, chunk.length)
             memory, view = _mapped(chunk.fd, chunk.position + first, last - first)
         blocks = blocks_mask(begin // FINE_BYTES, -(-end // FINE_BYTES) - begin // FINE_BYTES)
         if blocks & ~self._here.verified.of(chunk.place, chunk.identity, self._here.now_s()):
-            _populate(memory, view, begin - first, end - first)
-            cuts = pieces(begin, end - begin, chunk.length)
-            if len(cuts) != len(sums) or any(
-                crc(view[a - first : b - first]) != wanted for (a, b), wanted in zip(cuts, sums.tolist(), strict=True)
-            ):
-                raise Corrupt("the bytes do not match their sums")
+            verify(memory, view, first, (begin, end), chunk.length, sums)
             self._here.matched(chunk.place, chunk.identity, blocks)
-        if counters is not None:
+        if holds is not None:
+            file, counters = holds
             word = word_of(*chunk.identity[:2])
-            mapped = Mapped(memory, view, chunk.place, chunk.identity, counters, word, state)
+            mapped = Mapped(memory, view, chunk.place, chunk.identity, file, counters, word, state)
             self._here.mappings.keep(chunk.chunk, mapped)
         self._here.read_bytes += length
         return view[offset - first : offset - first + length]
@@ -173,15 +166,3 @@ def _mapped(fd: int, position: int, length: int) -> tuple[mmap.mmap, memoryview]
     skip = position % mmap.ALLOCATIONGRANULARITY
     memory = mmap.mmap(fd, skip + length, access=mmap.ACCESS_READ, offset=position - skip)
     return memory, memoryview(memory)[skip:]
-
-
-def _populate(memory: mmap.mmap, view: memoryview, begin: int, end: int) -> None:
-    """Raises: Corrupt: the disk cannot read it; OSError: this kernel cannot do that."""
-    skip = len(memory) - len(view)
-    start = (skip + begin) // mmap.PAGESIZE * mmap.PAGESIZE
-    try:
-        memory.madvise(_POPULATE_READ, start, skip + end - start)
-    except OSError as error:
-        if error.errno != errno.EFAULT:
-            raise
-        raise Corrupt("the disk cannot read it") from None

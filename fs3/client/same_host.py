@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 
 from fs3.client.block_read import BlockRead
 from fs3.client.kept_mappings import KeptMappings
-from fs3.client.kept_places import Chunk, Kept, KeptPlaces, Run
+from fs3.client.kept_places import BlockFile, Chunk, Kept, KeptPlaces, Run
 from fs3.client.plan_core import Asked
 from fs3.client.select_core import ReplicaTable
 from fs3.client.verified_core import Identity, Place, Verified
 from fs3.errors import Unavailable
 from fs3.pb import storage_pb2
 from fs3.runtime import SYSTEM, Runtime
+from fs3.transport.change_counters import CounterView
 from fs3.transport.connection import Connection
 from fs3.transport.frame_core import Feature
 from fs3.transport.local import LocalConnection
@@ -142,10 +143,18 @@ class SameHost:
 
     def mapped(self, asked: Asked) -> memoryview | None:
         """A range that this process has mapped already, if it may be handed out again (kept_mappings.py)."""
-        view = self.mappings.of(asked, self.now_s())
-        if view is not None:
-            self.read_bytes += asked.length
-        return view
+        found = self.mappings.of(asked, self.now_s())
+        if found is None:
+            return None
+        if found.matched:
+            self.matched(found.mapped.place, found.mapped.identity, found.matched)
+        self.read_bytes += asked.length
+        return found.view
+
+    def holds_by(self, run: Run, file: int, fd: int) -> tuple[BlockFile, CounterView] | None:
+        """As of `KeptPlaces`."""
+        with self._lock:
+            return self.kept.holds_by(run, file, fd)
 
     def keep(self, run: Run, chunk: Chunk, read: BlockRead, state: int, file: int, position: int) -> None:
         """Remember where a range was read from."""

@@ -9,10 +9,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from fs3 import checksum
+from fs3.block_file import HEADER_BYTES, BlockLayout
 from fs3.client import kept_mappings
 from fs3.client.kept_mappings import KeptMappings, Mapped
+from fs3.client.kept_places import BlockFile
 from fs3.client.plan_core import Asked
 from fs3.client.verified_core import Verified
 from fs3.clock import lease_now_s
@@ -32,18 +36,32 @@ class Engine:
         fd = self.counters.share()
         self.view = CounterView(fd)
         os.close(fd)
-        self.file = folder / "blocks"
-        self.file.write_bytes(b"".join(bytes([lo]) * SIZE for lo in range(64)))
+        layout = BlockLayout(0, SIZE, 64)
+        self.position, self.path = layout.position, folder / "blocks"
+        data = [bytes([lo]) * SIZE for lo in range(64)]
+        sums = b"".join(self._sums(layout, one) for one in data)
+        head = (layout.pack().ljust(HEADER_BYTES, b"\0") + sums).ljust(layout.data_at, b"\0")
+        self.path.write_bytes(head + b"".join(data))
+        with self.path.open("rb") as file:
+            self.file = BlockFile(file.fileno())
         self.verified = Verified()
 
+    def _sums(self, layout: BlockLayout, data: bytes) -> bytes:
+        fine = checksum.fine_sums(memoryview(data))
+        sums = np.concatenate([fine, checksum.coarse_from_fine(fine, len(data))])
+        assert len(sums) == layout.stride
+        return sums.astype("<u4").tobytes()
+
     def mapped(self, lo: int, *, blocks: int = WHOLE) -> Mapped:
-        with self.file.open("rb") as file:
-            memory = mmap.mmap(file.fileno(), SIZE, access=mmap.ACCESS_READ, offset=lo * SIZE)
-        identity, place = (HI, lo, 1), ("daemon", 1, 0, lo * SIZE)
+        position = self.position(lo)
+        with self.path.open("rb") as file:
+            memory = mmap.mmap(file.fileno(), SIZE, access=mmap.ACCESS_READ, offset=position)
+        identity, place = (HI, lo, 1), ("daemon", 1, 0, position)
         if blocks:
             self.verified.add(place, identity, blocks, SYSTEM.now_s())
         view = memoryview(memory)
-        return Mapped(memory, view, place, identity, self.view, word_of(HI, lo), self.counters.state(HI, lo))
+        state = self.counters.state(HI, lo)
+        return Mapped(memory, view, place, identity, self.file, self.view, word_of(HI, lo), state)
 
 
 @pytest.fixture
@@ -70,8 +88,9 @@ def keep(mappings: KeptMappings, engine: Engine, *los: int) -> None:
 def test_any_part_of_a_chunk_is_handed_out_until_it_changes(mappings: KeptMappings, engine: Engine) -> None:
     keep(mappings, engine, 5)
     for offset, length in ((0, SIZE), (1, 1), (4095, 2), (SIZE - 1, 1)):
-        view = mappings.of(asked(5, offset, length), SYSTEM.now_s())
-        assert view is not None and view.readonly and view == bytes([5]) * length
+        found = mappings.of(asked(5, offset, length), SYSTEM.now_s())
+        assert found is not None and not found.matched
+        assert found.view.readonly and found.view == bytes([5]) * length
     assert mappings.of(asked(5, 0, 0), SYSTEM.now_s()) is None
     assert mappings.of(asked(5, 1, SIZE), SYSTEM.now_s()) is None, "more than the chunk has"
     assert mappings.of(asked(6), SYSTEM.now_s()) is None
@@ -79,7 +98,7 @@ def test_any_part_of_a_chunk_is_handed_out_until_it_changes(mappings: KeptMappin
     assert mappings.of(asked(5), SYSTEM.now_s()) is None, "while it is being changed"
     engine.counters.end(HI, 5)
     assert mappings.of(asked(5), SYSTEM.now_s()) is None
-    assert view == bytes([5]), "a view that was handed out stays"
+    assert found.view == bytes([5]), "a view that was handed out stays"
 
 
 def test_nothing_is_relied_on_once_the_daemon_may_be_gone(mappings: KeptMappings, engine: Engine) -> None:
@@ -88,13 +107,18 @@ def test_nothing_is_relied_on_once_the_daemon_may_be_gone(mappings: KeptMappings
     assert mappings.of(asked(5), SYSTEM.now_s()) is None
 
 
-def test_only_verified_blocks_are_handed_out(mappings: KeptMappings, engine: Engine) -> None:
+def test_blocks_that_were_not_verified_are_compared_with_their_sums(mappings: KeptMappings, engine: Engine) -> None:
     mappings.keep((HI, 5, CHAIN), engine.mapped(5, blocks=0b110))
-    assert mappings.of(asked(5), SYSTEM.now_s()) is None
-    assert mappings.of(asked(5, 4095, 2), SYSTEM.now_s()) is None
-    assert mappings.of(asked(5, 4096, 8192), SYSTEM.now_s()) is not None
-    engine.verified.clear()
-    assert mappings.of(asked(5, 4096, 8192), SYSTEM.now_s()) is None
+    now_s = SYSTEM.now_s()
+    known, cut, whole = (mappings.of(one, now_s) for one in (asked(5, 4096, 8192), asked(5, 4095, 2), asked(5)))
+    assert known is not None and cut is not None and whole is not None
+    assert (known.matched, cut.matched, whole.matched) == (0, 0b11, WHOLE)
+    with engine.path.open("r+b") as file:
+        file.seek(engine.position(5) + 3 * 4096)
+        file.write(b"x")
+    assert mappings.of(asked(5), now_s) is None
+    assert mappings.of(asked(5, 3 * 4096 + 5, 1), now_s) is None
+    assert mappings.of(asked(5, 0, 3 * 4096), now_s) is not None
 
 
 def test_there_are_not_many_and_the_oldest_goes(
