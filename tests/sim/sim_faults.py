@@ -402,6 +402,8 @@ class Nemesis:
             return self._late.recovery(partial(self._crashes, "storage crash"))
         if 0.5 <= drawn < 0.75:
             return self._late.filling()
+        if 0.75 <= drawn < 0.9:
+            return self._late.attempts()
         return None
 
     def _syncing(self) -> set[str]:

@@ -66,6 +66,24 @@ class Late:
         hung = Hung(self._sim, self._chance, self._lease_s, soon=True, when=forgotten)
         return self._catching(catch, hung)
 
+    def attempts(self) -> End:
+        """Updates on their way from a client that finds the connection broken: a little later, when it has sent them
+        again under the same numbers, and perhaps others after them."""
+        carried: dict[int, Frame] = {}
+
+        def catch(wire: Wire, end: int, item: Any) -> None:
+            servers = {storage.name for storage in self._cluster.storages}
+            if end or wire.names[0] in servers or not isinstance(item, Frame) or item.header.kind != Kind.WRITE:
+                return
+            if self._takes(carried, wire, 0.2):
+                carried[wire.number] = item
+                hung.hang(wire, 0)
+                soon_s = self._lease_s * self._chance.uniform(0.005, 0.05)
+                self._sim.after(soon_s, lambda: wire.tell(0, "broken, as its sender sees it"))
+
+        hung = Hung(self._sim, self._chance, self._lease_s, soon=True)
+        return self._catching(catch, hung)
+
     def recovery(self, crash: Callable[[SimStorage], object]) -> End:
         """Chunks for a replica that is being filled, which are locked meanwhile; until the chain has changed, for its
         head is made to `crash`, of which updates wait for these chunks then. Another one does so now, to be filled."""
