@@ -38,8 +38,7 @@ from fs3.transport.frame_core import (
 from fs3.transport.messages import RESULT
 
 _TICK_S = 0.5
-_CONGESTED = 0.03  # how often a socket takes nothing more, and for about how long
-_CONGESTED_S = (0.001, 0.01, 0.3)
+_CONGESTED_S = (0.001, 0.01, 0.3)  # for about how long a socket takes nothing more
 _SETTLE_AFTER_S = 0.5
 _NEED_ACK, _TRAILER = int(Flag.NEED_ACK), int(Flag.TRAILER)
 _MAX_UNACKED = 256
@@ -426,9 +425,10 @@ class SimPeer:
     def _flush(self) -> None:
         """Send what is queued; now and then the socket is full for a while."""
         self._congested = False
-        chance = self._wire.network.random
+        network = self._wire.network
+        chance = network.random
         while self._outbox:
-            if chance.random() < _CONGESTED:
+            if chance.random() < network.congested:
                 self._congested = True
                 self._later(chance.expovariate(1.0) * chance.choice(_CONGESTED_S), self._flush)
                 return

@@ -16,7 +16,7 @@ from sim_cluster import Cluster, SimMachine, SimMgmtd, SimStorage
 from sim_identity import mistake
 from sim_kernel import SimProcess, Simulation
 from sim_late import Late
-from sim_network import Hung, Wire
+from sim_network import CONGESTED, Hung, Wire
 from sim_operator import SimOperator
 from sim_store import STORE
 
@@ -433,7 +433,14 @@ class Nemesis:
             return False
         extra_s[machine.name] = self.chance.choice([0.005, 0.05, 0.3])
         by_s = extra_s[machine.name]
-        return self._begin(kind, machine, lambda: extra_s.pop(machine.name, None), self._lasts(), by_s=by_s)
+        network = self.cluster.network
+        network.congested = self.chance.choice([CONGESTED, 0.5])  # of all sockets
+
+        def end() -> None:
+            extra_s.pop(machine.name, None)
+            network.congested = CONGESTED
+
+        return self._begin(kind, machine, end, self._lasts(), by_s=by_s, congested=network.congested)
 
     def _disk_full(self, kind: str) -> bool:
         storage = self._one(self.cluster.storages)

@@ -698,6 +698,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "fs3/storage/allocator_core.py",
         "            if order >= oldest or batch > self._synced_batch:\n",
         "            if (oldest and False) or batch > self._synced_batch:\n",
+        faults=("slow network",),
     ),
     # Orderly stops, and nodes that are not what they should be
     _one(

@@ -33,6 +33,9 @@ class Machine:
         return self.process is not None and self.process.alive
 
 
+CONGESTED = 0.03  # how often a socket takes nothing more for a while
+
+
 class Network:
     """All machines, links and wires. Endpoints are "machine:port"; a machine has a data port and one for control."""
 
@@ -42,6 +45,7 @@ class Network:
         self.wires: dict[int, Wire] = {}
         self.latency_s = latency_s
         self.loss = 0.0  # of a control message, or of a packet of a connection: then it comes late
+        self.congested = CONGESTED
         self.twice = 0.0  # how likely a control request is met twice
         self.catch: Callable[[Wire, int, Any], None] | None = None  # sees what an end of a wire is about to send
         self.kept: dict[str, list[Callable[[], None]]] = {}  # machine -> copies of its heartbeats, to come late
