@@ -83,7 +83,7 @@ def test_the_data_plane(tmp_path: Path) -> None:
 
 def test_names_and_checkpoints(tmp_path: Path) -> None:
     result, said = quick(tmp_path, "names", "checkpoint")
-    assert len(result.rows) == 11 + 4
+    assert len(result.rows) == 12 + 4
     assert all(row.beside for row in result.rows)
     absent = {one.name for row in result.rows for one in row.absent}
     assert absent <= MOOSEFS
