@@ -28,6 +28,7 @@ BASE = [
     "layout",
     "checksum",
     "block_file",
+    "page_cache",
     "clock",
     "runtime",
     "config",

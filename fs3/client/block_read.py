@@ -7,7 +7,7 @@ import os
 import numpy as np
 from numpy.typing import NDArray
 
-from fs3 import checksum
+from fs3 import checksum, page_cache
 from fs3.checksum import FINE_BYTES
 from fs3.client.verified_core import Identity, Place, blocks_mask
 
@@ -26,6 +26,7 @@ class BlockRead:
         "_after",
         "_before",
         "_begin",
+        "_cold",
         "_end",
         "_out",
         "_position",
@@ -59,15 +60,19 @@ class BlockRead:
         self._position = position + self._begin
         self.chunk_length = chunk_length
         self._before, self._out, self._after = edges[0][: offset - self._begin], out, edges[1][: self._end - stop]
+        self._cold = False  # brought from the disk, so that all of it is to be verified
         first = self._begin // FINE_BYTES
         self.blocks = blocks_mask(first, -(-self._end // FINE_BYTES) - first)
 
     def foresee(self) -> None:
-        """Have the disk begin with it, if a look at its first byte tells that the page cache does not have it."""
+        """Have the disk begin with it, or load it if it is large, if a look at its first byte tells that the page cache
+        does not have it."""
         try:
             os.preadv(self.fd, [_BYTE], self._position, os.RWF_NOWAIT)
         except BlockingIOError:
-            os.posix_fadvise(self.fd, self._position, self._end - self._begin, os.POSIX_FADV_WILLNEED)
+            self._cold = True
+            if not page_cache.load(self.fd, self._position, self._end - self._begin):
+                os.posix_fadvise(self.fd, self._position, self._end - self._begin, os.POSIX_FADV_WILLNEED)
         except OSError:
             pass  # a filesystem that cannot tell, or a bad sector, which reading finds
 
@@ -79,7 +84,7 @@ class BlockRead:
         has closed the connection (`still_open` is asked once all are read), and if it dies, none that is locked on the
         description read here, as all of these were before it said where they are.
         """
-        known &= self.blocks
+        known &= self.blocks if not self._cold else 0
         if known and self.from_cache():
             return known
         try:

@@ -23,6 +23,7 @@ from fs3.client.kept_places import BlockFile, Chunk
 from fs3.client.plan_core import Asked
 from fs3.client.verified_core import Identity, Verified, blocks_mask
 from fs3.errors import Corrupt
+from fs3.page_cache import populate
 from fs3.runtime import Runtime
 from fs3.transport.change_counters import CounterView
 
@@ -30,7 +31,6 @@ MOST_BYTES = 1 << 30
 IDLE_S = 10.0  # what was not handed out for so long is let go, at most once more so long after
 _MOST = 512
 _SHARE_OF_DESCRIPTORS = 8
-_POPULATE_READ = 22  # MADV_POPULATE_READ, Linux 5.14: faults the pages in, and says EFAULT where the disk cannot
 
 BlockPlace = tuple[str, int, int, int]  # a daemon's socket and generation, the file's number, the position there
 
@@ -160,11 +160,10 @@ def verify(
     """
     begin, end = blocks
     skip = len(memory) - len(view) - first
-    start = (skip + begin) // mmap.PAGESIZE * mmap.PAGESIZE
     try:
-        memory.madvise(_POPULATE_READ, start, skip + end - start)
+        populate(memory, skip + begin, skip + end)
     except OSError as error:
-        if error.errno != errno.EFAULT:
+        if error.errno != errno.EIO:
             raise
         raise Corrupt("the disk cannot read it") from None
     cuts = pieces(begin, end - begin, size)

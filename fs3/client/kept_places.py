@@ -190,6 +190,7 @@ def _verified(kept: Kept, offset: int, length: int, out: memoryview, known: int)
         return None
     range_, place, identity = (offset, length, size), kept.place, kept.identity
     read = BlockRead(file.fd, kept.position, range_, out, edges, sums, place=place, identity=identity)
+    read.foresee()
     trusted = read.bytes(known)
     if trusted is None or not read.matches(trusted):
         return None

@@ -8,7 +8,9 @@ their sums too, so that a full disk shows there.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import mmap
 import os
 import struct
 from collections.abc import Callable, Iterator, Sequence
@@ -209,6 +211,37 @@ class BlockFile(BlockLayout):
             if got == 0:
                 raise Corrupt(f"{self.path} at byte {position + done}: the file ends there")
             done += got
+
+    @contextlib.contextmanager
+    def from_disk(self, most: int) -> Iterator[Callable[[int, int], memoryview]]:
+        """Reads of (position, up to `most` bytes) that ask the disk itself, and leave the page cache as it is: whoever
+        reads these bytes next should not find them gone, or in small pages. What one returns is there until the next.
+
+        Where that cannot be had they are dropped from the page cache first. The reads raise: Corrupt.
+        """
+        scratch = memoryview(mmap.mmap(-1, -(-most // mmap.PAGESIZE) * mmap.PAGESIZE))  # on a page, as O_DIRECT asks
+        direct = -1
+        if self.fd >= 0:
+            with contextlib.suppress(OSError):
+                direct = os.open(f"/proc/self/fd/{self.fd}", os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+
+        def read(position: int, length: int) -> memoryview:
+            part = scratch[:length]
+            if direct >= 0:
+                with contextlib.suppress(OSError):  # alignment of another kind; or a bad sector, which is told below
+                    whole = scratch[: -(-length // checksum.FINE_BYTES) * checksum.FINE_BYTES]
+                    if os.preadv(direct, [whole], position) >= length:
+                        return part
+            if self.fd >= 0:
+                os.posix_fadvise(self.fd, position, length, os.POSIX_FADV_DONTNEED)
+            self.read(position, part)
+            return part
+
+        try:
+            yield read
+        finally:
+            if direct >= 0:
+                os.close(direct)
 
     def fine(self, position: int, length: int, first: int = 0) -> NDArray[np.uint32]:
         """The 4 KiB sums of the block at `position` from number `first` on, up to byte `length`; not by the mapping,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+from fs3 import page_cache
 from fs3.storage.engine_api import BlockView, ChunkEngine
 from fs3.storage.read_core import Parts
 from fs3.storage.reply import FileRange, Origin, Part, Reply
@@ -77,7 +78,7 @@ class Bodies:
 
     def load(self, reply: Reply) -> None:
         """Have what a reply takes from the disk in the page cache; blocks for as long as the disk takes."""
-        places = self._places(reply)
+        places = [place for place in self._places(reply) if not page_cache.load(*place)]
         for fd, position, length in places:
             os.posix_fadvise(fd, position, length, os.POSIX_FADV_WILLNEED)
         scratch = memoryview(bytearray(_LOAD_BYTES))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 
 import numpy as np
 
@@ -76,18 +75,15 @@ def verify(files: BlockFiles, key: Key, raw: bytes | None) -> Verdict:
     file, length = files[record.file], record.length
     position = file.position(record.slot)
     what = f"{file.path} ({ids.chunk_name(key[1], key[2])} of target {key[0]})"
-    if file.fd >= 0:  # from the disk, as far as the kernel lets go of what it has of it
-        os.posix_fadvise(file.fd, position, length, os.POSIX_FADV_DONTNEED)
     try:
         fine, coarse = file.fine(position, length), file.coarse(position, length)
         if checksum.crc(coarse.tobytes()) != record.crc:
             raise Corrupt(f"{what}: its sums are not those that were recorded")
         content.check_sums(fine, coarse, length, what)
-        scratch = memoryview(bytearray(min(length, _VERIFY_BYTES)))
-        for at in range(0, length, _VERIFY_BYTES):
-            part = scratch[: min(_VERIFY_BYTES, length - at)]
-            file.read(position + at, part)
-            content.check_old(part, at, length, fine, coarse, what)
+        with file.from_disk(min(length, _VERIFY_BYTES)) as read:
+            for at in range(0, length, _VERIFY_BYTES):
+                part = read(position + at, min(_VERIFY_BYTES, length - at))
+                content.check_old(part, at, length, fine, coarse, what)
     except Corrupt as error:
         return Verdict(record.version, length, str(error))
     return Verdict(record.version, length, "")

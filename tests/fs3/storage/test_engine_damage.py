@@ -1,6 +1,7 @@
 """Damaged chunks in the engine: found wherever the damage is, marked until a new version or a repair; a repair takes
 only the bytes that were recorded. Damage is done to the files behind the engine's back."""
 
+import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -116,6 +117,18 @@ def test_damage_is_found_and_repaired(engine: Engine, what: str, at: int) -> Non
     assert again.verify(TARGET, HI, 1) == (version, len(DATA), "")
     assert again.stats().used_bytes == used
     again.close()
+
+
+def test_to_verify_a_chunk_leaves_the_page_cache_as_it_is(engine: Engine) -> None:
+    """Or the next reader finds it gone, or in small pages."""
+    put(engine, 1)
+    where = engine.lookup(np.array([TARGET], np.uint32), np.array([HI], np.uint64), np.array([1], np.uint64))
+    file, position = engine.file(int(where.file[0])), int(where.position[0])
+    os.fsync(file.fd)
+    os.posix_fadvise(file.fd, position, len(DATA), os.POSIX_FADV_DONTNEED)
+    assert not engine.verify(TARGET, HI, 1).fault
+    with pytest.raises(BlockingIOError):  # not in the page cache
+        os.preadv(file.fd, [bytearray(4096)], position + (256 << 10), os.RWF_NOWAIT)
 
 
 def test_a_repair_takes_only_the_recorded_bytes_of_the_committed_version(engine: Engine) -> None:
