@@ -51,8 +51,10 @@ def measure(context: Context) -> list[Row]:
             names.row_of(
                 "create as if to be written, then publish, one at a time",
                 "files/s",
-                lambda _: functools.partial(for_seconds, names.ours.create_to_write, seconds),
-                [],
+                lambda folder: functools.partial(
+                    for_seconds, names.ours.create_to_write if folder is names.ours else folder.create, seconds
+                ),
+                [OS_SYNCED],
             ),
             names.row("stat, one at a time", "calls/s", lambda folder: folder.stat, READS, stat),
             names.row("open, one at a time", "calls/s", lambda folder: folder.open, READS),
