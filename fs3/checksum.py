@@ -161,6 +161,11 @@ def pieces(offset: int, length: int, chunk_length: int) -> list[tuple[int, int]]
     return out
 
 
+def whole_blocks(offset: int, length: int, chunk_length: int) -> tuple[int, int]:
+    """Where the 4 KiB blocks begin and end that a range of a chunk touches."""
+    return offset - offset % FINE_BYTES, min(-(-(offset + length) // FINE_BYTES) * FINE_BYTES, chunk_length)
+
+
 def is_coarse(begin: int, end: int, chunk_length: int) -> bool:
     """Whether a piece is a whole unit of the 256 KiB grid with more than one block."""
     return begin % COARSE_BYTES == 0 and end == min(begin + COARSE_BYTES, chunk_length) and end - begin > FINE_BYTES

@@ -53,9 +53,8 @@ class BlockRead:
     ) -> None:
         offset, self.length, chunk_length = range_
         self._sums, self.place, self.identity = sums, place, identity
-        self._begin = offset - offset % FINE_BYTES
+        self._begin, self._end = checksum.whole_blocks(offset, self.length, chunk_length)
         stop = offset + self.length
-        self._end = min(-(-stop // FINE_BYTES) * FINE_BYTES, chunk_length)
         self.fd = fd
         self._position = position + self._begin
         self.chunk_length = chunk_length

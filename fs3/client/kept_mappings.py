@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fs3.checksum import FINE_BYTES, crc, pieces
+from fs3.checksum import FINE_BYTES, crc, pieces, whole_blocks
 from fs3.client.kept_places import BlockFile, Chunk
 from fs3.client.plan_core import Asked
 from fs3.client.verified_core import Identity, Verified, blocks_mask
@@ -143,11 +143,6 @@ class KeptMappings:
                 self._looks = bool(self._kept)
                 if not self._looks:
                     return
-
-
-def whole_blocks(offset: int, length: int, chunk_length: int) -> tuple[int, int]:
-    """Where the blocks begin and end that a range touches."""
-    return offset - offset % FINE_BYTES, min(-(-(offset + length) // FINE_BYTES) * FINE_BYTES, chunk_length)
 
 
 def verify(

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fs3.block_file import HEADER_BYTES, PACKED_BYTES, BlockLayout, sums_of_pieces
-from fs3.checksum import FINE_BYTES, pieces
+from fs3.checksum import FINE_BYTES, pieces, whole_blocks
 from fs3.client.block_read import BlockRead
 from fs3.client.plan_core import Asked
 from fs3.client.verified_core import MOST_CHUNKS, Identity, Place, Verified, blocks_mask
@@ -182,10 +182,8 @@ def _verified(kept: Kept, offset: int, length: int, out: memoryview, known: int)
     have matched just now. None if it could not be read, or does not match."""
     edges = memoryview(bytearray(FINE_BYTES)), memoryview(bytearray(FINE_BYTES))
     file, size = kept.file, kept.chunk_length
-    begin = offset - offset % FINE_BYTES
-    end = min(-(-(offset + length) // FINE_BYTES) * FINE_BYTES, size)
     try:
-        sums = file.sums(kept.position, begin, end, size)
+        sums = file.sums(kept.position, *whole_blocks(offset, length, size), size)
     except OSError:
         return None
     range_, place, identity = (offset, length, size), kept.place, kept.identity

@@ -18,8 +18,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fs3.checksum import FINE_BYTES
-from fs3.client.kept_mappings import BlockPlace, Mapped, verify, whole_blocks
+from fs3.checksum import FINE_BYTES, whole_blocks
+from fs3.client.kept_mappings import BlockPlace, Mapped, verify
 from fs3.client.kept_places import BlockFile, Chunk, are_counters
 from fs3.client.local_reads import parsed
 from fs3.client.plan_core import I64
