@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fs3 import checksum, page_cache
-from fs3.checksum import FINE_BYTES
 from fs3.client.verified_core import Identity, Place, blocks_mask
 
 _BYTE = bytearray(1)
@@ -60,8 +59,7 @@ class BlockRead:
         self.chunk_length = chunk_length
         self._before, self._out, self._after = edges[0][: offset - self._begin], out, edges[1][: self._end - stop]
         self._cold = False  # brought from the disk, so that all of it is to be verified
-        first = self._begin // FINE_BYTES
-        self.blocks = blocks_mask(first, -(-self._end // FINE_BYTES) - first)
+        self.blocks = blocks_mask(self._begin, self._end)
 
     def foresee(self) -> None:
         """Have the disk begin with it, or load it if it is large, if a look at its first byte tells that the page cache
@@ -113,10 +111,8 @@ class BlockRead:
             return False
         out, shift, stop = self._out, self._begin + len(self._before), self._end - len(self._after)
         for (begin, end), wanted in zip(cuts, self._sums.tolist(), strict=True):
-            if trusted:
-                first = begin // FINE_BYTES
-                if not blocks_mask(first, -(-end // FINE_BYTES) - first) & ~trusted:
-                    continue
+            if trusted and not blocks_mask(begin, end) & ~trusted:
+                continue
             if begin >= shift and end <= stop:
                 value = checksum.crc(out[begin - shift : end - shift])
             else:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fs3.checksum import FINE_BYTES, crc, pieces, whole_blocks
+from fs3.checksum import crc, pieces, whole_blocks
 from fs3.client.kept_places import BlockFile, Chunk
 from fs3.client.plan_core import Asked
 from fs3.client.verified_core import Identity, Verified, blocks_mask
@@ -86,7 +86,7 @@ class KeptMappings:
         kept = self._kept.get(chunk)
         if kept is None or offset + length > len(kept.view) or not length:
             return None
-        blocks = blocks_mask(offset // FINE_BYTES, -(-(offset + length) // FINE_BYTES) - offset // FINE_BYTES)
+        blocks = blocks_mask(offset, offset + length)
         fresh = blocks & ~self._verified.of(kept.place, kept.identity, now_s)
         if (fresh and not _matches(kept, offset, length)) or not kept.holds():
             return None

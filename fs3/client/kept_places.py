@@ -26,7 +26,8 @@ from fs3.transport.change_counters import NOT_KEPT, CounterView, word_of
 from fs3.transport.messages import COUNTERS, SUM
 
 FEW = 16  # ranges of a call that are looked for here
-MOST_FILES = 256
+MOST_FILES = 256  # each a descriptor of this process
+MOST_ENGINES = 256
 
 Run = tuple[str, int]  # a daemon's endpoint and generation
 Chunk = tuple[int, int, int]  # hi, lo, chain
@@ -81,10 +82,11 @@ class Read(NamedTuple):
 class KeptPlaces:
     """Of all daemons of this host. `read` from any thread, the others one at a time."""
 
-    def __init__(self, verified: Verified, most: int = MOST_CHUNKS) -> None:
+    def __init__(self, verified: Verified, most: int = MOST_CHUNKS, most_files: int = MOST_FILES) -> None:
         """`verified`: which blocks need no sum."""
         self._verified = verified
         self._most = most
+        self._most_files = most_files
         self._kept: dict[Chunk, Kept] = {}
         self._files: dict[tuple[Run, int], BlockFile] = {}
         self._counters: dict[tuple[Run, int], CounterView] = {}
@@ -94,12 +96,12 @@ class KeptPlaces:
 
     def know(self, run: Run, key: int, fd: int) -> None:
         """A daemon has sent the counters of an engine; `fd` stays the caller's."""
-        if len(self._counters) >= MOST_FILES:
-            self.clear()
+        if len(self._counters) >= MOST_ENGINES:
+            return  # places of this engine are not kept
         try:
             self._counters[run, key >> 16] = CounterView(fd)
         except (OSError, ValueError):
-            return  # places of this engine are not kept
+            return
 
     def holds_by(self, run: Run, file: int, fd: int) -> tuple[BlockFile, CounterView] | None:
         """A block file that the daemon has sent, `fd`, which stays the caller's, and its engine's counters; None if
@@ -107,11 +109,10 @@ class KeptPlaces:
         counters = self._counters.get((run, file >> 16))
         if counters is None:
             return None
-        if len(self._files) >= MOST_FILES:
-            self.clear()
-            return None
         ours = self._files.get((run, file))
         if ours is None:
+            if len(self._files) >= self._most_files:
+                self._make_room()
             try:
                 ours = self._files[run, file] = BlockFile(fd)
             except (OSError, ValueError):
@@ -129,9 +130,12 @@ class KeptPlaces:
         ours, counters = holds
         self._kept[chunk] = Kept(counters, word, state, ours, position, read.chunk_length, read.place, read.identity)
 
-    def clear(self) -> None:
-        """Forget everything."""
-        self._kept, self._files, self._counters = {}, {}, {}
+    def _make_room(self) -> None:
+        """Let go of the files that were known first, a quarter of them, and of the places in them. (Not of counters: a
+        connection brings an engine's only once.)"""
+        first = [self._files.pop(key) for key in list(self._files)[: -(-self._most_files // 4)]]
+        gone = {id(file) for file in first}
+        self._kept = {chunk: one for chunk, one in self._kept.items() if id(one.file) not in gone}
 
     def clean(self) -> None:
         """Forget the daemons' runs that are over."""
@@ -151,7 +155,7 @@ class KeptPlaces:
             if kept is None or offset + length > kept.chunk_length or not length:
                 return None
             end = offset + length
-            blocks = blocks_mask(offset // FINE_BYTES, -(-end // FINE_BYTES) - offset // FINE_BYTES)
+            blocks = blocks_mask(offset, end)
             known = of(kept.place, kept.identity, now_s) & blocks
             whole = not (offset % FINE_BYTES or (end % FINE_BYTES and end != kept.chunk_length))
             if known == blocks and whole and _from_cache(kept, offset, out):

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fs3.checksum import FINE_BYTES, whole_blocks
+from fs3.checksum import whole_blocks
 from fs3.client.kept_mappings import BlockPlace, Mapped, verify
 from fs3.client.kept_places import BlockFile, Chunk, are_counters
 from fs3.client.local_reads import parsed
@@ -37,7 +37,8 @@ _FLAGS = int(Flag.CHECKSUM | Flag.TO_KEEP)
 
 
 class _Chunk(NamedTuple):
-    """Where a chunk of `length` bytes lies, and what its mapping and its verified blocks are known by."""
+    """Where a chunk of `length` bytes lies, what its mapping and its verified blocks are known by, and what tells how
+    long it stays the newest (None: nothing does)."""
 
     fd: int
     position: int
@@ -45,6 +46,8 @@ class _Chunk(NamedTuple):
     chunk: Chunk
     place: BlockPlace
     identity: Identity
+    holds: tuple[BlockFile, CounterView] | None
+    state: int  # of its counter when the daemon answered
 
 
 class Mapper:
@@ -120,10 +123,10 @@ class Mapper:
                 if fd is None or status or got != length:
                     continue
                 known = (*run, file, position)
-                chunk = _Chunk(fd, position, size, (hi, lo, chain), known, (hi, lo, version))
                 holds = self._here.holds_by(run, file, fd) if state != NOT_KEPT else None
+                chunk = _Chunk(fd, position, size, (hi, lo, chain), known, (hi, lo, version), holds, state)
                 try:
-                    self.views[place] = self._view(chunk, offset, length, sums[end - count : end], holds, state)
+                    self.views[place] = self._view(chunk, offset, length, sums[end - count : end])
                 except Corrupt:
                     self.damaged.append(place)
                 except OSError:
@@ -131,31 +134,23 @@ class Mapper:
         finally:
             close_all(fresh)  # the mappings keep what they need
 
-    def _view(
-        self,
-        chunk: _Chunk,
-        offset: int,
-        length: int,
-        sums: NDArray[np.uint32],
-        holds: tuple[BlockFile, CounterView] | None,
-        state: int,
-    ) -> memoryview:
-        """One range, verified; `holds`: what its chunk is handed out again by. Raises: OSError, Corrupt."""
+    def _view(self, chunk: _Chunk, offset: int, length: int, sums: NDArray[np.uint32]) -> memoryview:
+        """One range, verified. Raises: OSError, Corrupt."""
         begin, end = whole_blocks(offset, length, chunk.length)
         kept = self._here.mappings.same(chunk.chunk, chunk.place, chunk.identity)
         if kept is not None:
             first, memory, view = 0, kept.memory, kept.view
         else:
-            first, last = (begin, end) if holds is None else (0, chunk.length)
+            first, last = (begin, end) if chunk.holds is None else (0, chunk.length)
             memory, view = _mapped(chunk.fd, chunk.position + first, last - first)
-        blocks = blocks_mask(begin // FINE_BYTES, -(-end // FINE_BYTES) - begin // FINE_BYTES)
+        blocks = blocks_mask(begin, end)
         if blocks & ~self._here.verified.of(chunk.place, chunk.identity, self._here.now_s()):
             verify(memory, view, first, (begin, end), chunk.length, sums)
             self._here.matched(chunk.place, chunk.identity, blocks)
-        if holds is not None:
-            file, counters = holds
+        if chunk.holds is not None:
+            file, counters = chunk.holds
             word = word_of(*chunk.identity[:2])
-            mapped = Mapped(memory, view, chunk.place, chunk.identity, file, counters, word, state)
+            mapped = Mapped(memory, view, chunk.place, chunk.identity, file, counters, word, chunk.state)
             self._here.mappings.keep(chunk.chunk, mapped)
         self._here.read_bytes += length
         return view[offset - first : offset - first + length]

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 
+from fs3.checksum import FINE_BYTES
+
 MOST_CHUNKS = 1 << 14  # of 4 MiB: 64 GiB, in 5 MB
 
 KEEP_S = 600.0
@@ -20,9 +22,10 @@ Place = Hashable
 Identity = tuple[int, int, int]  # hi, lo, version
 
 
-def blocks_mask(first: int, count: int) -> int:
-    """The bits of blocks [first, first + count)."""
-    return (1 << count) - 1 << first
+def blocks_mask(begin: int, end: int) -> int:
+    """The bits of the blocks that bytes [begin, end) of a chunk touch."""
+    first = begin // FINE_BYTES
+    return (1 << -(-end // FINE_BYTES) - first) - 1 << first
 
 
 class Verified:

@@ -40,7 +40,11 @@ def client(cluster: LocalCluster) -> Iterator[Client]:
 
 
 def written(client: Client, path: str, *, replicas: int = 2, chunks: int = 1) -> tuple[OpenFile, bytes]:
-    data = np.random.default_rng(len(path)).bytes(chunks * SIZE)
+    return written_of(client, path, chunks * SIZE, replicas=replicas)
+
+
+def written_of(client: Client, path: str, size: int, *, replicas: int = 2) -> tuple[OpenFile, bytes]:
+    data = np.random.default_rng(len(path)).bytes(size)
     choice = LayoutChoice(replicas=replicas, chunk_bytes=SIZE)
     with client.files.create_writer(path, layout_choice=choice) as writer:
         writer.write(data)
@@ -82,6 +86,22 @@ def node_of(client: Client, file: OpenFile) -> int:
     assert asked is not None
     endpoint = client.storage.same_host.kept._kept[asked.hi, asked.lo, asked.chain].place[0]  # type: ignore[index]
     return int(str(endpoint).rpartition("-")[2].removesuffix(".sock"))
+
+
+def test_more_block_files_than_may_be_open_cost_the_places_in_those_known_first(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = client.storage.same_host.kept
+    monkeypatch.setattr(kept, "_most_files", 4)
+    written_files = [written_of(client, f"/class-{number}", (64 << 10) << number) for number in range(5)]
+    for file, data in written_files:  # each in a block file of its own, on either node
+        for _ in range(20):
+            assert client.files.read(file) == data
+        assert len(kept._files) <= 4
+    asking = Asking(client, monkeypatch)
+    for _ in range(20):
+        assert client.files.read(file) == data
+    assert asking.count < 5, "but for moments in which a daemon had no time to say that it may be relied on"
 
 
 @pytest.mark.parametrize("forgets", [False, True])

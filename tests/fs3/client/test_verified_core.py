@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fs3.checksum import FINE_BYTES
 from fs3.client.verified_core import KEEP_S, Verified, blocks_mask
 
 CHUNK = (1, 2, 3)
@@ -10,8 +11,8 @@ CHUNK = (1, 2, 3)
 def test_blocks_add_up() -> None:
     known = Verified()
     assert known.of("here", CHUNK, 0) == 0
-    known.add("here", CHUNK, blocks_mask(0, 2), 0)
-    known.add("here", CHUNK, blocks_mask(5, 1), 1)
+    known.add("here", CHUNK, blocks_mask(0, 2 * FINE_BYTES), 0)
+    known.add("here", CHUNK, blocks_mask(5 * FINE_BYTES, 6 * FINE_BYTES), 1)
     assert known.of("here", CHUNK, 2) == 0b100011
 
 
