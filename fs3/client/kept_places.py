@@ -130,6 +130,10 @@ class KeptPlaces:
         ours, counters = holds
         self._kept[chunk] = Kept(counters, word, state, ours, position, read.chunk_length, read.place, read.identity)
 
+    def clear(self) -> None:
+        """Forget everything."""
+        self._kept, self._files, self._counters = {}, {}, {}
+
     def _make_room(self) -> None:
         """Let go of the files that were known first, a quarter of them, and of the places in them. (Not of counters: a
         connection brings an engine's only once.)"""

@@ -63,8 +63,9 @@ class SameHost:
         self._off_until_s: dict[str, float] = {}
 
     def close(self) -> None:
-        """Close every connection."""
+        """Close every connection, and let go of what their daemons gave."""
         self._pool.close()
+        self.kept.clear()
         self.mappings.close()
 
     def near(self, table: ReplicaTable) -> NDArray[np.bool_] | None:
