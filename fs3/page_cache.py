@@ -23,11 +23,12 @@ _HARDWARE = 133  # EHWPOISON
 _FAILED = ctypes.c_void_p(-1).value
 
 _libc = ctypes.CDLL(None, use_errno=True)
-_mmap, _munmap, _madvise = _libc.mmap, _libc.munmap, _libc.madvise
+_mmap, _munmap, _madvise, _mincore = _libc.mmap, _libc.munmap, _libc.madvise, _libc.mincore
 _mmap.restype = ctypes.c_void_p
 _mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long)
 _munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 _madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+_mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p)
 
 
 def load(fd: int, position: int, length: int) -> bool:
@@ -57,9 +58,23 @@ def populate(memory: mmap.mmap, begin: int, end: int) -> None:
     Raises: OSError: EIO: the disk cannot read it; anything else: this kernel cannot do that.
     """
     start = begin // mmap.PAGESIZE * mmap.PAGESIZE
-    address = np.frombuffer(memory, dtype=np.uint8).ctypes.data
+    address = _address(memory)
     _madvise(address, -(-len(memory) // mmap.PAGESIZE) * mmap.PAGESIZE, _HUGE)
     if _madvise(address + start, end - start, _POPULATE_READ):
         number = ctypes.get_errno()
         number = errno.EIO if number in (errno.EFAULT, _HARDWARE) else number
         raise OSError(number, os.strerror(number))
+
+
+def resident(memory: mmap.mmap, begin: int, end: int) -> bool:
+    """Whether the page cache has all of [begin, end) of a mapping of a file that this user owns, or may write to."""
+    start = begin // mmap.PAGESIZE * mmap.PAGESIZE
+    pages = -(-(end - start) // mmap.PAGESIZE)
+    there = ctypes.create_string_buffer(pages)
+    if _mincore(_address(memory) + start, end - start, there):
+        return False
+    return there.raw == b"\x01" * pages
+
+
+def _address(memory: mmap.mmap) -> int:
+    return int(np.frombuffer(memory, dtype=np.uint8).ctypes.data)

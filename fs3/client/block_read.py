@@ -25,7 +25,6 @@ class BlockRead:
         "_after",
         "_before",
         "_begin",
-        "_cold",
         "_end",
         "_out",
         "_position",
@@ -58,7 +57,6 @@ class BlockRead:
         self._position = position + self._begin
         self.chunk_length = chunk_length
         self._before, self._out, self._after = edges[0][: offset - self._begin], out, edges[1][: self._end - stop]
-        self._cold = False  # brought from the disk, so that all of it is to be verified
         self.blocks = blocks_mask(self._begin, self._end)
 
     def foresee(self) -> None:
@@ -67,32 +65,26 @@ class BlockRead:
         try:
             os.preadv(self.fd, [_BYTE], self._position, os.RWF_NOWAIT)
         except BlockingIOError:
-            self._cold = True
             if not page_cache.load(self.fd, self._position, self._end - self._begin):
                 os.posix_fadvise(self.fd, self._position, self._end - self._begin, os.POSIX_FADV_WILLNEED)
         except OSError:
             pass  # a filesystem that cannot tell, or a bad sector, which reading finds
 
-    def bytes(self, known: int) -> int | None:
-        """Read the whole blocks; which of them (bits of `known`) need no sum, None if not all could be read.
-
-        Blocks that were verified before are only taken as such from the page cache, where they are what was verified
-        then. That they still are the chunk's, in its place, is what the pin says: the daemon reuses no block before it
-        has closed the connection (`still_open` is asked once all are read), and if it dies, none that is locked on the
-        description read here, as all of these were before it said where they are.
-        """
-        known &= self.blocks if not self._cold else 0
-        if known and self.from_cache():
-            return known
+    def bytes(self) -> bool:
+        """Read the whole blocks, from the disk if need be; whether all could be."""
         try:
-            return 0 if os.preadv(self.fd, self._views(), self._position) == self._end - self._begin else None
+            return os.preadv(self.fd, self._views(), self._position) == self._end - self._begin
         except OSError:
-            return None
+            return False
 
     def from_cache(self) -> bool:
-        """Read the whole blocks, if the page cache has them all.
+        """Read the whole blocks, if the page cache has them all; to be asked before anything is loaded, as that brings
+        what lies beside it too.
 
-        If not, it may have them in a moment, and nobody has looked at what came from the disk.
+        Blocks that were verified before need no sum there, where they are what was verified then. That they still are
+        the chunk's, in its place, is what the pin says: the daemon reuses no block before it has closed the connection
+        (`still_open` is asked once all are read), and if it dies, none that is locked on the description read here, as
+        all of these were before it said where they are.
         """
         try:
             return os.preadv(self.fd, self._views(), self._position, os.RWF_NOWAIT) == self._end - self._begin
@@ -102,17 +94,13 @@ class BlockRead:
     def _views(self) -> list[memoryview]:
         return [view for view in (self._before, self._out, self._after) if len(view)]
 
-    def matches(self, trusted: int) -> bool:
-        """Whether the blocks that are not trusted have their sums, by the rule of `checksum.pieces`."""
-        if not self.blocks & ~trusted:
-            return True
+    def matches(self) -> bool:
+        """Whether the blocks have their sums, by the rule of `checksum.pieces`."""
         cuts = checksum.pieces(self._begin, self._end - self._begin, self.chunk_length)
         if len(cuts) != len(self._sums):
             return False
         out, shift, stop = self._out, self._begin + len(self._before), self._end - len(self._after)
         for (begin, end), wanted in zip(cuts, self._sums.tolist(), strict=True):
-            if trusted and not blocks_mask(begin, end) & ~trusted:
-                continue
             if begin >= shift and end <= stop:
                 value = checksum.crc(out[begin - shift : end - shift])
             else:

@@ -23,7 +23,7 @@ from fs3.client.kept_places import BlockFile, Chunk
 from fs3.client.plan_core import Asked
 from fs3.client.verified_core import Identity, Verified, blocks_mask
 from fs3.errors import Corrupt
-from fs3.page_cache import populate
+from fs3.page_cache import populate, resident
 from fs3.runtime import Runtime
 from fs3.transport.change_counters import CounterView
 
@@ -51,6 +51,11 @@ class Mapped:
     def holds(self) -> bool:
         """Whether it was the newest version still when this was called."""
         return self.counters.hold(self.word, self.state)
+
+    def resident(self, offset: int, length: int) -> bool:
+        """Whether the page cache has all of a range."""
+        at = len(self.memory) - len(self.view) + offset
+        return resident(self.memory, at, at + length)
 
 
 class Handed(NamedTuple):
@@ -87,11 +92,14 @@ class KeptMappings:
         if kept is None or offset + length > len(kept.view) or not length:
             return None
         blocks = blocks_mask(offset, offset + length)
-        fresh = blocks & ~self._verified.of(kept.place, kept.identity, now_s)
-        if (fresh and not _matches(kept, offset, length)) or not kept.holds():
+        trusted = not blocks & ~self._verified.of(kept.place, kept.identity, now_s) and kept.resident(offset, length)
+        if not trusted and not _matches(kept, offset, length):
+            self._verified.forget(kept.place)
+            return None
+        if not kept.holds():
             return None
         self._used.add(chunk)
-        return Handed(kept.view[offset : offset + length], kept, blocks if fresh else 0)
+        return Handed(kept.view[offset : offset + length], kept, 0 if trusted else blocks)
 
     def same(self, chunk: Chunk, place: BlockPlace, identity: Identity) -> Mapped | None:
         """The mapping of this very version in this very place, whatever its counters say."""
@@ -128,6 +136,10 @@ class KeptMappings:
         """Let all go; whoever has a view of one keeps it."""
         with self._lock:
             self._kept, self._bytes = {}, 0
+
+    def leave(self) -> None:
+        """As `clear`, in a forked child, where nobody else is and nobody gives the lock back."""
+        self._kept, self._bytes = {}, 0
 
     def _drop(self, chunk: Chunk) -> None:
         gone = self._kept.pop(chunk, None)

@@ -22,6 +22,7 @@ from fs3.checksum import FINE_BYTES, pieces, whole_blocks
 from fs3.client.block_read import BlockRead
 from fs3.client.plan_core import Asked
 from fs3.client.verified_core import MOST_CHUNKS, Identity, Place, Verified, blocks_mask
+from fs3.runtime import Lock
 from fs3.transport.change_counters import NOT_KEPT, CounterView, word_of
 from fs3.transport.messages import COUNTERS, SUM
 
@@ -80,11 +81,14 @@ class Read(NamedTuple):
 
 
 class KeptPlaces:
-    """Of all daemons of this host. `read` from any thread, the others one at a time."""
+    """Of all daemons of this host. `read` from any thread; for everything else the caller holds `lock`."""
 
-    def __init__(self, verified: Verified, most: int = MOST_CHUNKS, most_files: int = MOST_FILES) -> None:
+    def __init__(
+        self, verified: Verified, lock: Lock, *, most: int = MOST_CHUNKS, most_files: int = MOST_FILES
+    ) -> None:
         """`verified`: which blocks need no sum."""
         self._verified = verified
+        self._lock = lock
         self._most = most
         self._most_files = most_files
         self._kept: dict[Chunk, Kept] = {}
@@ -96,7 +100,7 @@ class KeptPlaces:
 
     def know(self, run: Run, key: int, fd: int) -> None:
         """A daemon has sent the counters of an engine; `fd` stays the caller's."""
-        if len(self._counters) >= MOST_ENGINES:
+        if (run, key >> 16) in self._counters or len(self._counters) >= MOST_ENGINES:
             return  # places of this engine are not kept
         try:
             self._counters[run, key >> 16] = CounterView(fd)
@@ -145,62 +149,57 @@ class KeptPlaces:
         """Forget the daemons' runs that are over."""
         over = {run for (run, _), counters in self._counters.items() if counters.over()}
         if over:
-            gone = {id(counters) for (run, _), counters in self._counters.items() if run in over}
-            self._kept = {chunk: one for chunk, one in self._kept.items() if id(one.counters) not in gone}
+            self._kept = {chunk: one for chunk, one in self._kept.items() if not one.counters.over()}
             self._files = {key: file for key, file in self._files.items() if key[0] not in over}
             self._counters = {key: counters for key, counters in self._counters.items() if key[0] not in over}
 
     def read(self, asked: Sequence[Asked], outs: Sequence[memoryview], now_s: float) -> list[Read] | None:
         """Read each of `asked` into its `outs`, and where each was; None, and no byte counts, unless all could be."""
-        kept_of, of, found = self._kept, self._verified.of, []
+        kept_of, of, found, left = self._kept, self._verified.of, [], []
         for one, out in zip(asked, outs, strict=True):
             hi, lo, offset, length, chain = one
             kept = kept_of.get((hi, lo, chain))
             if kept is None or offset + length > kept.chunk_length or not length:
                 return None
-            end = offset + length
-            blocks = blocks_mask(offset, end)
-            known = of(kept.place, kept.identity, now_s) & blocks
-            whole = not (offset % FINE_BYTES or (end % FINE_BYTES and end != kept.chunk_length))
-            if known == blocks and whole and _from_cache(kept, offset, out):
-                found.append(Read(kept, 0))
-                continue
-            fresh = _verified(kept, offset, length, out, known)
-            if fresh is None:
+            blocks = blocks_mask(offset, offset + length)
+            found.append(Read(kept, 0))
+            if blocks & ~of(kept.place, kept.identity, now_s) or not _from_cache(kept, offset, out):
+                left.append(len(found) - 1)
+        for place in left:  # last: what is loaded for one may bring others that nobody has verified
+            kept, (_, _, offset, length, _) = found[place].kept, asked[place]
+            matched = _verified(kept, offset, length, outs[place])
+            if not matched:
                 self._verified.forget(kept.place)
                 return None
-            found.append(Read(kept, fresh))
+            found[place] = Read(kept, matched)
         if all([one.kept.counters.hold(one.kept.word, one.kept.state) for one in found]):
             return found
-        for one in asked:
-            kept_of.pop((one.hi, one.lo, one.chain), None)
+        with self._lock:
+            for one in asked:
+                self._kept.pop((one.hi, one.lo, one.chain), None)
         return None
 
 
 def _from_cache(kept: Kept, offset: int, out: memoryview) -> bool:
-    """Read whole blocks, if the page cache has them; as `BlockRead.from_cache`, in a fraction of the time."""
+    """Read a range, if the page cache has it."""
     try:
         return os.preadv(kept.file.fd, (out,), kept.position + offset, os.RWF_NOWAIT) == len(out)
     except OSError:
         return False
 
 
-def _verified(kept: Kept, offset: int, length: int, out: memoryview, known: int) -> int | None:
-    """Read a range, and compare what is not `known`, or not in the page cache, with its sums: the blocks, as bits, that
-    have matched just now. None if it could not be read, or does not match."""
+def _verified(kept: Kept, offset: int, length: int, out: memoryview) -> int:
+    """Read a range and compare it with its sums: its blocks, as bits; 0 if it could not be read, or does not match."""
     edges = memoryview(bytearray(FINE_BYTES)), memoryview(bytearray(FINE_BYTES))
     file, size = kept.file, kept.chunk_length
     try:
         sums = file.sums(kept.position, *whole_blocks(offset, length, size), size)
     except OSError:
-        return None
+        return 0
     range_, place, identity = (offset, length, size), kept.place, kept.identity
     read = BlockRead(file.fd, kept.position, range_, out, edges, sums, place=place, identity=identity)
     read.foresee()
-    trusted = read.bytes(known)
-    if trusted is None or not read.matches(trusted):
-        return None
-    return read.blocks & ~trusted
+    return read.blocks if read.bytes() and read.matches() else 0
 
 
 def are_counters(key: int) -> bool:

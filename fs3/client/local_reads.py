@@ -100,10 +100,9 @@ class LocalReads:
 
     def begin(self, endpoint: int, places: I64) -> None:
         """Ask an endpoint of the table where the ranges number `places` [n] are."""
+        socket, node = self._here.socket(self._table, endpoint), self._table.nodes[endpoint]
         try:
-            connection = self._here.borrow(
-                self._here.socket(endpoint), int(self._table.nodes[endpoint].node_id), deadline_s=self._deadline_s
-            )
+            connection = self._here.borrow(socket, int(node.node_id), deadline_s=self._deadline_s)
         except Fs3Error:
             self.left.append((endpoint, places))
             return
@@ -224,17 +223,14 @@ class LocalReads:
             else:
                 connection.files[key] = fd
         unread = np.ones(len(places), dtype=np.bool_)
-        skipped: list[int] = []
         reads = self._reads(connection, places, results, sums, where)
-        for read in reads.values():
-            read.foresee()
-        for row, read in reads.items():
-            trusted = self._here.read(read)
-            if trusted is None:
-                continue
+        skipped = [row for row, read in reads.items() if self._here.read_trusted(read)]
+        others = [row for row in reads if row not in set(skipped)]
+        for row in others:
+            reads[row].foresee()
+        for row in [*skipped, *(row for row in others if self._here.read(reads[row]))]:
+            read = reads[row]
             unread[row] = False
-            if trusted:
-                skipped.append(row)
             file, state, position = where[row].item()
             if state != NOT_KEPT:
                 hi, lo, _, _, chain, _ = self._ranges[places[row]].item()

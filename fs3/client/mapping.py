@@ -3,7 +3,7 @@
 LOCATE with TO_KEEP brings descriptors of the reply's own, on which its blocks are locked. A mapping keeps that
 description, and with it the lock: so a block that is mapped is reused by nobody before the last view of it is gone, in
 this process or in a forked child, whatever becomes of the daemon. (Ranges of one call and block file share a
-description, and so their pins end together.) Bytes are verified before they are handed out, or were in the last minutes
+description, and so their pins end together.) Bytes are verified before they are handed out, or were in the last minute
 (verified_core.py). As with any mapped file, a sector that turns bad later is a SIGBUS.
 
 Where the daemon's change counters can tell how long it stays the newest, the whole chunk is mapped and handed out again
@@ -27,6 +27,7 @@ from fs3.client.same_host import SameHost
 from fs3.client.select_core import ReplicaTable
 from fs3.client.verified_core import Identity, blocks_mask
 from fs3.errors import Corrupt, Fs3Error
+from fs3.page_cache import resident
 from fs3.transport.change_counters import NOT_KEPT, CounterView, word_of
 from fs3.transport.descriptors import close_all
 from fs3.transport.frame_core import Flag, Kind
@@ -73,10 +74,9 @@ class Mapper:
 
     def begin(self, endpoint: int, places: I64) -> None:
         """Ask an endpoint of the table that is on this host for ranges number `places` [m]."""
+        socket, node = self._here.socket(self._table, endpoint), self._table.nodes[endpoint]
         try:
-            connection = self._here.borrow(
-                self._here.socket(endpoint), int(self._table.nodes[endpoint].node_id), deadline_s=self._deadline_s
-            )
+            connection = self._here.borrow(socket, int(node.node_id), deadline_s=self._deadline_s)
         except Fs3Error:
             return
         sent: dict[int, I64] = {}
@@ -128,6 +128,7 @@ class Mapper:
                 try:
                     self.views[place] = self._view(chunk, offset, length, sums[end - count : end])
                 except Corrupt:
+                    self._here.verified.forget(chunk.place)
                     self.damaged.append(place)
                 except OSError:
                     continue  # no more descriptors or mappings, or a kernel that cannot fault pages in
@@ -144,7 +145,9 @@ class Mapper:
             first, last = (begin, end) if chunk.holds is None else (0, chunk.length)
             memory, view = _mapped(chunk.fd, chunk.position + first, last - first)
         blocks = blocks_mask(begin, end)
-        if blocks & ~self._here.verified.of(chunk.place, chunk.identity, self._here.now_s()):
+        known = self._here.verified.of(chunk.place, chunk.identity, self._here.now_s())
+        skip = len(memory) - len(view) - first
+        if blocks & ~known or not resident(memory, skip + begin, skip + end):
             verify(memory, view, first, (begin, end), chunk.length, sums)
             self._here.matched(chunk.place, chunk.identity, blocks)
         if chunk.holds is not None:

@@ -114,6 +114,7 @@ class Peers:
         closed, self._closed = self._closed.is_set(), self.runtime.event()
         if closed:
             self._closed.set()
+        self.same_host.leave()
         self._begin(None)
 
     def never_again(self) -> None:

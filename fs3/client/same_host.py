@@ -50,7 +50,8 @@ class SameHost:
         said.features = Feature.SAME_HOST | Feature.KEEP
         self._enabled = enabled
         self.verified = Verified()
-        self.kept = KeptPlaces(self.verified)
+        self._lock = runtime.lock()
+        self.kept = KeptPlaces(self.verified, self._lock)
         self.mappings = KeptMappings(self.verified, runtime)
         self.read_bytes = 0  # about: threads may lose an addition
         self._pool = ConnectionPool(
@@ -58,7 +59,6 @@ class SameHost:
         )
         self.stall_s = stall_s
         self.now_s = runtime.now_s
-        self._lock = runtime.lock()
         self._near: tuple[ReplicaTable, tuple[str, ...], NDArray[np.bool_]] | None = None
         self._off_until_s: dict[str, float] = {}
 
@@ -67,6 +67,11 @@ class SameHost:
         self._pool.close()
         self.kept.clear()
         self.mappings.close()
+
+    def leave(self) -> None:
+        """Let go of what the parent of a forked child was given, whoever of its threads held which lock."""
+        self.kept.clear()
+        self.mappings.leave()
 
     def near(self, table: ReplicaTable) -> NDArray[np.bool_] | None:
         """Which endpoints of `table` can be read here, None if none can: [endpoints]."""
@@ -83,10 +88,12 @@ class SameHost:
             near = near & ~np.isin(np.array(sockets), off)
         return near if near.any() else None
 
-    def socket(self, endpoint: int) -> str:
-        """The Unix socket of an endpoint of the table that `near` was asked about last; "" if it has none here."""
+    def socket(self, table: ReplicaTable, endpoint: int) -> str:
+        """The Unix socket of an endpoint of `table`; "" if it has none here."""
         known = self._near
-        return known[1][endpoint] if known is not None else ""
+        if known is None or known[0] is not table:  # another thread has seen a newer routing
+            return _socket_of(table, endpoint)
+        return known[1][endpoint]
 
     def borrow(self, socket: str, node_id: int, *, deadline_s: float) -> LocalConnection:
         """A connection that gives descriptors. Raises: Fs3Error."""
@@ -116,18 +123,24 @@ class SameHost:
                 del self._off_until_s[name]
             self._off_until_s[socket] = now_s + for_s
 
-    def read(self, read: BlockRead) -> int | None:
-        """Read and verify a range; the blocks, as bits, that were not verified again, None if it did not work.
+    def read_trusted(self, read: BlockRead) -> bool:
+        """Read a range that was verified before and is in the page cache still; whether it was that.
 
-        Those blocks are right if the connection that told of them is `still_open` afterwards.
+        It is right if the connection that told of it is `still_open` afterwards.
         """
-        trusted = read.bytes(self.verified.of(read.place, read.identity, self.now_s()))
-        if trusted is None or not read.matches(trusted):
-            return None
+        if read.blocks & ~self.verified.of(read.place, read.identity, self.now_s()) or not read.from_cache():
+            return False
         self.read_bytes += read.length
-        if read.blocks & ~trusted:
-            self.matched(read.place, read.identity, read.blocks)
-        return trusted
+        return True
+
+    def read(self, read: BlockRead) -> bool:
+        """Read and verify a range; whether that worked."""
+        if not read.bytes() or not read.matches():
+            self.verified.forget(read.place)
+            return False
+        self.read_bytes += read.length
+        self.matched(read.place, read.identity, read.blocks)
+        return True
 
     def read_kept(self, asked: Sequence[Asked], outs: Sequence[memoryview]) -> list[Kept] | None:
         """Read ranges from where they are known to be, without asking; None if not all of them are (kept_places.py)."""

@@ -139,6 +139,10 @@ class StorageClient:
             raise Invalid(f"{len(ranges)} ranges do not fit into a buffer of {len(out)} bytes where they should go")
         if out.readonly:
             raise Invalid("the buffer is read-only; read into a bytearray, or a writable array")
+        if len(ranges) > 1 and overlap(out_offsets, lengths):
+            raise Invalid(
+                f"{len(ranges)} ranges overlap in the buffer where they should go; give each a place of its own"
+            )
         if len(ranges) <= FEW and self.keeps_places:
             known = self._read_kept(ranges, out, out_offsets)
             if known is not None:
@@ -148,10 +152,6 @@ class StorageClient:
             begin = int(out_offsets[0])
             return self.read_one(
                 Asked(hi, lo, offset, length, chain), out[begin : begin + length], deadline_s=deadline_s
-            )
-        if overlap(out_offsets, lengths):
-            raise Invalid(
-                f"{len(ranges)} ranges overlap in the buffer where they should go; give each a place of its own"
             )
         return ReadCall(self._peers, Kind.READ, ranges, deadline_s, begun_s, out=out, out_offsets=out_offsets).run()
 
@@ -222,7 +222,7 @@ class StorageClient:
             rotation=self._peers.rotation(),
             groups=rows,
         )
-        self._prefer_mapped(ranges, candidates, columns, near)
+        self._prefer_mapped(table, ranges, candidates, columns, near)
         reachable = np.flatnonzero(columns != NONE)
         with Mapper(self._peers.same_host, table, ranges, deadline_s) as mapper:
             for endpoint, mine in group_by(candidates[reachable, columns[reachable]]):
@@ -233,13 +233,15 @@ class StorageClient:
             self._peers.report(target, *ranges[_CHUNK][place].tolist())
         return mapper.views
 
-    def _prefer_mapped(self, ranges: Records, candidates: I64, columns: I64, near: NDArray[np.bool_]) -> None:
+    def _prefer_mapped(
+        self, table: ReplicaTable, ranges: Records, candidates: I64, columns: I64, near: NDArray[np.bool_]
+    ) -> None:
         """Change `columns` [n] to the daemon of which a chunk is mapped already, so that it stays one mapping."""
         here = self._peers.same_host
         for row, chunk in enumerate(ranges[_CHUNK].tolist() if len(here.mappings) else ()):
             socket = here.mappings.mapped_by(chunk)
             for column, endpoint in enumerate(candidates[row].tolist() if socket else ()):
-                if endpoint != NONE and near[endpoint] and here.socket(endpoint) == socket:
+                if endpoint != NONE and near[endpoint] and here.socket(table, endpoint) == socket:
                     columns[row] = column
 
     def write(self, updates: Sequence[ChunkUpdate], *, deadline_s: float | None = None) -> Records:

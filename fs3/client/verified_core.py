@@ -3,20 +3,22 @@ again needs no sum.
 
 What is remembered is (place, chunk, version) -> blocks. A block of a chunk's version never changes in its place, and
 the daemon's run is part of the place, so what matched once is what is there as long as the page cache has it; the
-reader asks for no more than that (`RWF_NOWAIT`), and verifies again what has to come from the disk. That leaves pages
-which went, whose sectors then turned bad, and which somebody brought back who verifies nothing (fs3's own readers all
-do, and tell); so nothing is remembered for longer than `KEEP_S`. Bounded; the oldest goes first.
+reader asks for no more than that (`RWF_NOWAIT`, `page_cache.resident`), before it loads anything, and verifies again
+what has to come from the disk. That leaves pages which went, whose sectors then turned bad, and which came back with
+somebody else's (read-ahead, or the other half of a large page that another call or process has loaded); so nothing is
+remembered for longer than `KEEP_S`. Bounded; the oldest goes first.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Hashable
 
 from fs3.checksum import FINE_BYTES
 
 MOST_CHUNKS = 1 << 14  # of 4 MiB: 64 GiB, in 5 MB
 
-KEEP_S = 600.0
+KEEP_S = 60.0
 
 Place = Hashable
 Identity = tuple[int, int, int]  # hi, lo, version
@@ -33,7 +35,7 @@ class Verified:
 
     def __init__(self, most: int = MOST_CHUNKS) -> None:
         self._most = most
-        self._known: dict[Place, tuple[Identity, float, int]] = {}  # ... since when, blocks
+        self._known: OrderedDict[Place, tuple[Identity, float, int]] = OrderedDict()  # ... since when, blocks
 
     def __len__(self) -> int:
         return len(self._known)
@@ -56,9 +58,9 @@ class Verified:
         if known is not None and known[0] == identity and now_s < known[1] + KEEP_S:
             _, since_s, before = known
         if known is None and len(self._known) >= self._most:
-            del self._known[next(iter(self._known))]
+            self._known.popitem(last=False)
         self._known[place] = identity, since_s, before | blocks
 
     def forget(self, place: Place) -> None:
-        """What was there has left the page cache."""
+        """What is in the page cache there now was not verified, or does not match."""
         self._known.pop(place, None)

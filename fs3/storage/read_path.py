@@ -145,7 +145,7 @@ class ReadPath:
         if not target or table.version[chain] != version:
             return None
         engine = self._serving.engine(target)
-        if engine.damaged():
+        if (target, hi, lo) in engine.damaged():
             return None
         kept.hold(engine)
         place = engine.place(target, hi, lo)
