@@ -15,7 +15,7 @@ from fs3.kv.api import Transaction
 from fs3.meta import dentry, inode, trashed
 from fs3.meta.access import SUPERUSER, Caller
 from fs3.meta.call import Call
-from fs3.meta.checks import may_add, may_list, may_move_away, may_take
+from fs3.meta.checks import may_add, may_empty, may_list, may_move_away, may_take
 from fs3.meta.idempotency import record, recorded
 from fs3.meta.moving import move
 from fs3.meta.ops import directory
@@ -43,7 +43,7 @@ async def trash(txn: Transaction, request: meta_pb2.TrashRequest, call: Call) ->
     Raises:
         NotFound: there is nothing.
         Invalid: the root, what is in the trash already, or a time to keep it that is too long.
-        PermissionDenied, NotPermitted: the caller may not remove it; it is the trash itself.
+        PermissionDenied, NotPermitted: the caller may not remove it with what is in it; it is the trash itself.
         NotADirectory: a file is in the way, or /.trash is one.
     """
     answer = await recorded(txn, request.id, meta_pb2.TrashReply)
@@ -61,6 +61,8 @@ async def trash(txn: Transaction, request: meta_pb2.TrashRequest, call: Call) ->
     await may_take(walker, place, entry, request.path)
     moving = await inode.load_stat(txn, entry.inode_id)
     may_move_away(call.caller, moving, request.path)
+    if moving.is_directory and not call.caller.superuser and not await dentry.is_empty(txn, moving.inode_id):
+        may_empty(call.caller, moving, request.path)  # who put it there removes it for good, and else time does
     into = await trashed.directory(txn)
     if into is None:
         into = (await directory.make_in_root(txn, trashed.NAME, trashed.MODE, call)).inode_id

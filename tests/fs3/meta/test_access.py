@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -444,6 +445,35 @@ def test_the_trash_is_sticky_and_gives_back_to_who_owned_or_removed(drive: Any) 
         assert [one.name for one in await ns.trashed()] == [left.name] and await ns.empty_trash() == 1
         findings = [one.text for one in (await fsck(ns.kv)).findings() if "given out" not in one.text]
         assert findings == []
+
+    drive(body)
+
+
+def test_a_subtree_is_thrown_away_by_who_may_remove_it(drive: Any) -> None:
+    """Who throws it away may empty the trash of it."""
+
+    async def body(ns: Any) -> None:
+        await ns.mkdir("/a", mode=0o777)
+        for name, mode in (("empty", 0o1777), ("full", 0o733), ("open", 0o777), ("sticky", 0o1777)):
+            await ns.mkdir(f"/a/{name}", mode=mode)
+            if name != "empty":
+                await ns.write(f"/a/{name}/f")
+        ns.caller = ANNA
+        for removing in (ns.trash, partial(ns.remove, recursive=True)):
+            with pytest.raises(errors.PermissionDenied, match=r"^/a/full: uid 1000 may not read and write and search"):
+                await removing("/a/full")
+            with pytest.raises(errors.NotPermitted, match=r"^/a/sticky: is sticky"):
+                await removing("/a/sticky")
+        await ns.trash("/a/empty")
+        await ns.trash("/a/open")
+        assert await ns.empty_trash() == 2
+        ns.caller = SUPERUSER
+        assert await ns.names("/a") == ["full", "sticky"]
+        await ns.set_attributes("/a/full", uid=1_000, mode=0o1700)
+        ns.caller = ANNA
+        await ns.trash("/a/full")
+        ns.caller = SUPERUSER
+        await ns.trash("/a/sticky")
 
     drive(body)
 
