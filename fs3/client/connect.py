@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import secrets
 import threading
 from collections.abc import Sequence
@@ -19,6 +20,14 @@ REFRESH_S = 1.0
 
 _lock = threading.Lock()
 _clients: dict[tuple[tuple[str, ...], str, User, bool, bool], Client] = {}
+
+
+def _renew_lock() -> None:
+    global _lock
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)  # another thread may have been connecting
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,7 +64,7 @@ class Sending:
 class Window:
     """Up to `WINDOW` chunks of one file under way at once, never two updates of one chunk; for one thread at a time.
 
-    After an error every call raises it.
+    After an error every call raises it. A forked child's copy is of no use: what is under way is its parent's.
     """
 
     def __init__(self, sending: Sending, pool: BufferPool, path: str) -> None:
@@ -73,9 +73,20 @@ class Window:
         self._path = path
         self._under_way: dict[Future[None], tuple[int, memoryview | None]] = {}
         self._failure: Fs3Error | None = None
+        self._pid = os.getpid()
+
+    @property
+    def inherited(self) -> bool:
+        """Whether this is a forked child, and the file, with its write session, another process's."""
+        return os.getpid() != self._pid
 
     def check(self) -> None:
-        """Raises: the first failure."""
+        """Raises: the first failure; Invalid: in a forked child."""
+        if self.inherited:
+            raise Invalid(
+                f"{self._path}: process {self._pid} opened it for writing, and this one was forked from it; write and"
+                " close it there, or open another file here"
+            )
         if self._failure is not None:
             raise self._failure
 

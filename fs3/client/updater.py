@@ -38,7 +38,8 @@ _LEAST_S = 0.001  # for meta to answer, when there is no time left
 class FileUpdater:
     """A file being written in place; for one thread at a time. After an error only `abandon` is left to do.
 
-    As a context manager it closes at the end of the block, or abandons if the block raised.
+    As a context manager it closes at the end of the block, or abandons if the block raised. In a forked child it
+    cannot be written or closed (Invalid), and what becomes of it there is nothing to the parent's.
     """
 
     def __init__(
@@ -199,6 +200,9 @@ class FileUpdater:
         """End the session and write no more. What was synced stays; of the rest bytes that replaced others may, and
         bytes that made the file longer do if a renewal has told of them. Never raises an `Fs3Error`."""
         if self._ended:
+            return
+        if self._window.inherited:
+            self._ended = True
             return
         self._window.cancel(ABANDON_S)
         self._end_here()

@@ -28,7 +28,8 @@ ABANDON_S = 5.0
 class FileWriter:
     """A file being written; for one thread at a time. After an error only `abandon` is left to do.
 
-    As a context manager it publishes at the end of the block, or abandons if the block raised.
+    As a context manager it publishes at the end of the block, or abandons if the block raised. In a forked child it
+    cannot be written or closed (Invalid), and what becomes of it there is nothing to the parent's.
     """
 
     def __init__(
@@ -128,6 +129,9 @@ class FileWriter:
     def abandon(self) -> None:
         """Give the file up: nothing appears at its path, an older file there stays. Never raises an `Fs3Error`."""
         if self._ended:
+            return
+        if self._window.inherited:
+            self._ended = True
             return
         self._end()
         self._window.cancel(ABANDON_S)  # a chunk that arrives after meta has collected the file would stay

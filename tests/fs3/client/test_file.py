@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import threading
 
 import numpy as np
@@ -274,3 +275,32 @@ def test_a_forked_child_reads_with_the_handle_and_writes_its_own_file(files, met
             os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert files.read(handle) == data
+
+
+def test_a_forked_child_leaves_the_writers_of_its_parent_alone(files, meta, cluster) -> None:
+    """With chunks under way, which nobody in the child would ever see end, and threads that may hold locks."""
+    data = noise(5 * CHUNK + 9)
+    for server in cluster.servers:
+        server.goes_on.clear()
+    writer = files.create_writer("/f")
+    for at in range(0, len(data), CHUNK):
+        writer.write(data[at : at + CHUNK])
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        code = 1
+        try:
+            for call in (writer.close, lambda: writer.write(b"more")):
+                with pytest.raises(Invalid, match=rf"^/f: process {os.getppid()} opened it"):
+                    call()
+            writer.abandon()
+            with pytest.raises(Invalid):
+                writer.close()
+            code = 0 if meta.calls == {"create": 1} and not meta.abandoned else 2
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    for server in cluster.servers:
+        server.goes_on.set()
+    writer.close()
+    assert files.read(files.open_read("/f")) == data

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import random
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -281,6 +283,35 @@ def test_a_writer_whose_session_is_over_stops(fs: Any, small: str) -> None:
     with pytest.raises(FileNotFoundError):
         file.close()
     assert contents(fs, path) == noise(1, 100) + b"!"
+
+
+@pytest.mark.parametrize("mode", ["wb", "ab", "r+b"])
+def test_a_forked_child_leaves_the_files_of_its_parent_alone(fs: Any, small: str, mode: str) -> None:
+    path = f"{small}/f"
+    fs.pipe_file(path, b"")
+    files = [fs.open(path, mode)]
+    files[0].write(noise(1, CHUNK + 9))
+    for way in ("dropped", "closed", "left by an exception"):
+        child = os.fork()
+        if child == 0:
+            signal.alarm(30)
+            code = 1
+            try:
+                if way == "closed":
+                    with pytest.raises(OSError, match=f"process {os.getppid()} opened it for writing"):
+                        files[0].close()
+                elif way != "dropped":
+                    with pytest.raises(KeyError), files[0]:
+                        raise KeyError("the child's own")
+                files.clear()
+                code = 0
+            finally:
+                os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, way
+        fs.file_client.renew()
+    files[0].write(noise(2, 5 * CHUNK))
+    files[0].close()
+    assert contents(fs, path) == noise(1, CHUNK + 9) + noise(2, 5 * CHUNK)
 
 
 def kept(fs: Any, path: str) -> int:

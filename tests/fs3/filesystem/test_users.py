@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
+import socket
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +16,7 @@ from fsspec.config import conf
 
 from fs3.cli.main import run
 from fs3.client.connect import connect
+from fs3.errors import Unavailable
 from fs3.user import User, process_user
 
 ANNA, BERT = "1000:1000,500", "2000:2000,500"
@@ -113,6 +117,27 @@ def test_forked_children_and_pickles_keep_the_user(anna: Any, shared: str) -> No
 
     assert in_child(child) == 0
     assert anna.info(f"{shared}/1")["uid"] == 1_000
+
+
+def test_a_child_that_was_forked_while_another_thread_connected_connects(cluster_url: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+
+        def connecting() -> None:
+            with pytest.raises(Unavailable):
+                connect([address], timeout_s=2.0)
+
+        thread = threading.Thread(target=connecting)
+        thread.start()
+        accepted, _ = silent.accept()  # it is inside, and stays there
+
+        def child() -> None:
+            signal.alarm(20)
+            connect(cluster_url, user=User(3_000, (3_000,)))  # which nobody in this process has asked for
+
+        assert in_child(child) == 0
+        thread.join()
+        accepted.close()
 
 
 def test_a_child_that_becomes_somebody_else_calls_as_them(fs: Any, shared: str, cluster_url: str) -> None:
