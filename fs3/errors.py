@@ -130,7 +130,8 @@ class NotEmpty(Fs3Error):
 
 
 class SessionEnded(Fs3Error):
-    """The client's session with mgmtd is over, and with it what the cluster remembered of the client's updates."""
+    """A session is over: a client's with mgmtd, and with it what the cluster remembered of its updates; or a writer's
+    with meta, and with it what it wrote."""
 
     code = 17
 

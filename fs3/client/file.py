@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ from fs3.client.updater import FileUpdater
 from fs3.client.writer import FileWriter, chunk_update
 from fs3.clock import lease_now_s
 from fs3.errors import Corrupt, Fs3Error, Invalid, IsADirectory, NotFound, PermissionDenied
+from fs3.ids import InodeId
 from fs3.inode import Inode, InodeType
 from fs3.layout import Layout, LayoutChoice, stripe_chains
 from fs3.routing import Routing
@@ -325,7 +326,7 @@ class FileClient:
 
         Of each 512 all appear or none, of fewer if meta's store takes fewer at once (etcd: 32).
 
-        Raises: as `create_writer`, and Exists without `replace`.
+        Raises: as `create_writer`, and Exists without `replace`; SessionEnded: the write sessions were lost meanwhile.
         """
         done: list[Inode] = []
         for at in range(0, len(paths), FILES_AT_ONCE):
@@ -340,6 +341,7 @@ class FileClient:
         full = [place for place, data in enumerate(datas) if len(data)]
         inodes = self.meta.create_files([paths[place] for place in full], layout=choice) if full else []
         numbers = [inode.inode_id for inode in inodes]
+        named = {inode.inode_id: paths[place] for inode, place in zip(inodes, full, strict=True)}
         try:
             with self._renewal.during(numbers) if numbers else contextlib.nullcontext():
                 updates: list[ChunkUpdate] = []
@@ -349,10 +351,10 @@ class FileClient:
                         updates.append(update)
                         size += len(update.data)
                         if size >= BATCH_BYTES:
-                            self.storage.write(updates)
+                            self._write_new(updates, named)
                             updates, size = [], 0
                 if updates:
-                    self.storage.write(updates)
+                    self._write_new(updates, named)
                 written = dict(zip(full, numbers, strict=True))
                 publishes = [
                     Publish(written.get(place, 0), path, len(data), replace)
@@ -363,6 +365,12 @@ class FileClient:
             if numbers:
                 self._renewal.abandon(numbers)
             raise
+
+    def _write_new(self, updates: Sequence[ChunkUpdate], named: Mapping[InodeId, str]) -> None:
+        """Raises: SessionEnded: one of these files was lost, and nothing more is to be sent, nor published."""
+        self.storage.write(updates)
+        for inode_id, path in named.items():
+            self._renewal.check_new(inode_id, path)
 
     def _updates(self, inode: Inode, data: memoryview) -> list[ChunkUpdate]:
         layout = inode.layout

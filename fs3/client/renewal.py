@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from fs3.client.meta import MetaClient, Written
 from fs3.clock import lease_now_s
-from fs3.errors import Fs3Error, NotFound, Unavailable
+from fs3.errors import Fs3Error, NotFound, SessionEnded, Unavailable
 
 EVERY_S = 10.0
 ABANDON_S = 2.0
@@ -39,6 +39,7 @@ class Renewal:
         """Nothing is registered: the parent of a forked child renews what it has open."""
         self._open: dict[int, Callable[[], Written]] = {}
         self._renewed_s: dict[int, float] = {}
+        self._lost: set[int] = set()
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
@@ -65,6 +66,18 @@ class Renewal:
             for inode_id in inode_ids:
                 self._open.pop(inode_id, None)
                 self._renewed_s.pop(inode_id, None)
+                self._lost.discard(inode_id)
+
+    def check_new(self, inode_id: int, path: str) -> None:
+        """That a file without a name is still there, as far as meta has told: chunks of one that is gone are nobody's.
+
+        Raises: SessionEnded.
+        """
+        if inode_id in self._lost:
+            raise SessionEnded(
+                f"{path}: the write session is over, and the file was not published: it was not renewed in time (was"
+                " this process suspended?); write the file again"
+            )
 
     def check(self, inode_id: int, lease_s: float) -> None:
         """That nobody else can have begun to write this file.
@@ -120,6 +133,7 @@ class Renewal:
                 self._renewed_s[inode_id] = asked_s
             for inode_id in lost:
                 self._renewed_s.pop(inode_id, None)
+            self._lost.update(self._open.keys() & lost)
 
 
 _living: weakref.WeakSet[Renewal] = weakref.WeakSet()

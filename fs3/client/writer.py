@@ -70,7 +70,7 @@ class FileWriter:
     def write(self, data: Bytes) -> int:
         """Take all of `data`; it may be changed again afterwards. Waits while `WINDOW` chunks are under way.
 
-        Raises: Fs3Error: this or an earlier chunk could not be written.
+        Raises: Fs3Error: this or an earlier chunk could not be written; SessionEnded: the write session was lost.
         """
         self._check_open()
         view = memoryview(data).cast("B")
@@ -98,7 +98,8 @@ class FileWriter:
 
         Raises:
             Exists: the name is taken, and the writer was made not to replace.
-            NotFound: the directory has gone, or the write session was lost.
+            NotFound: the directory has gone, or the write session was lost just now.
+            SessionEnded: the write session was lost.
             Fs3Error: a chunk could not be written. In all cases nothing was published; `abandon` is due.
         """
         if self._published is None:
@@ -112,7 +113,7 @@ class FileWriter:
     def finish(self) -> Publish:
         """Wait until every chunk is acknowledged; what is left is to publish the file, perhaps with others.
 
-        Raises: Fs3Error: a chunk could not be written.
+        Raises: Fs3Error: a chunk could not be written; SessionEnded: the write session was lost.
         """
         self._check_open()
         length = self.length
@@ -156,6 +157,7 @@ class FileWriter:
         self._window.check()
         if self._ended:
             raise Invalid(f"{self.path}: the writer is closed")
+        self._renewal.check_new(self.inode_id, self.path)
 
     def _end(self) -> None:
         self._ended = True
@@ -172,6 +174,7 @@ class FileWriter:
 
     def _send(self, data: memoryview, buffer: memoryview | None) -> None:
         """Start writing the next chunk; `buffer` goes back to the pool when that is done."""
+        self._renewal.check_new(self.inode_id, self.path)
         update = chunk_update(self.inode_id, self.layout, self._chains, self._next_chunk, data)
         self._window.send(update, buffer)
         self._next_chunk += 1

@@ -64,7 +64,8 @@ class Shared:
 class ChunkServer:
     """One storage node. Faults: `read_status[chain]`, `frame_status`, `corrupt` (a bit flipped in every body),
     `die_in_reply` (closes inside the next bodies), `lose_ack` (applies writes and closes without an answer); as long as
-    `goes_on` is not set it is as after a SIGSTOP; each answer takes it `slow_s`."""
+    `goes_on` is not set it is as after a SIGSTOP; each answer takes it `slow_s`. Before each WRITE
+    frame it calls `on_write`."""
 
     def __init__(self, shared: Shared, chain_versions: dict[int, int]) -> None:
         self.shared = shared
@@ -75,6 +76,7 @@ class ChunkServer:
         self.die_in_reply = 0
         self.lose_ack = 0
         self.slow_s = 0.0
+        self.on_write: Callable[[], None] = lambda: None
         self.goes_on = threading.Event()
         self.goes_on.set()
         self.asked: list[Header] = []
@@ -139,6 +141,7 @@ class ChunkServer:
             sock.sendall(_frame(header, b"told so", b"", status=status))
             return True
         if header.kind == Kind.WRITE:
+            self.on_write()
             answer = self._write(header, head, body)
             if self.lose_ack:
                 self.lose_ack -= 1
@@ -390,6 +393,7 @@ class Meta:
         self.unpublished: dict[int, Inode] = {}
         self.abandoned: list[int] = []
         self.renewed: list[int] = []
+        self.lost: set[int] = set()  # whose sessions are over
         self.calls: Counter[str] = Counter()
         self.on_renew: Callable[[], None] = lambda: None
         self._next = 100
@@ -430,10 +434,14 @@ class Meta:
         for inode_id in inode_ids:
             del self.unpublished[inode_id]
 
+    def collect(self) -> None:
+        """End the sessions of all files that have no name."""
+        self.lost |= self.unpublished.keys()
+
     def renew(self, files: Mapping[int, Written], *, timeout_s: float) -> list[int]:
         self.renewed += files
         self.on_renew()
-        return []
+        return [inode_id for inode_id in files if inode_id in self.lost]
 
 
 @pytest.fixture

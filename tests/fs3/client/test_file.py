@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from fs3.client.file import FileClient
 from fs3.client.renewal import Renewal
+from fs3.client.sending import WINDOW
 from fs3.client.storage import StorageClient
-from fs3.errors import Corrupt, Exists, Invalid, IsADirectory, NoSpace, NotFound
+from fs3.errors import Corrupt, Exists, Invalid, IsADirectory, NoSpace, NotFound, SessionEnded
 from fs3.ids import InodeId
 from fs3.inode import Inode, InodeType
 
@@ -212,6 +213,53 @@ def test_a_chunk_that_cannot_be_written_fails_the_writer(files, meta, cluster, p
         writer.close()
     writer.abandon()
     assert not meta.files and not meta.unpublished
+
+
+@pytest.mark.parametrize("piece", [100, CHUNK, 100 * CHUNK])
+def test_a_writer_whose_session_is_lost_sends_no_more(files, meta, cluster, piece: int) -> None:
+    """What it sent would stay for ever: nobody collects the chunks of a file that has been collected."""
+    writer = files.create_writer("/f")
+    writer.write(noise(2 * CHUNK + 5))
+    meta.collect()
+    files.renew()
+    for call in (lambda: writer.write(noise(piece)), writer.close):
+        with pytest.raises(SessionEnded, match=r"^/f: the write session is over.*write the file again$"):
+            call()
+    writer.abandon()
+    assert sum(cluster.shared.applied.values()) <= 2 and meta.calls["publish"] == 0
+    with files.create_writer("/f") as again:
+        again.write(b"anew")
+    assert files.read(files.open_read("/f")) == b"anew"
+
+
+def test_a_write_of_many_chunks_ends_soon_after_the_session(files, meta, cluster) -> None:
+    writer = files.create_writer("/f")
+    sent = threading.Event()
+
+    def lose() -> None:
+        if not sent.is_set() and sum(cluster.shared.applied.values()) > 9:
+            sent.set()
+            meta.collect()
+            files.renew()
+
+    for server in cluster.servers:
+        server.on_write = lose
+    with pytest.raises(SessionEnded):
+        writer.write(noise(200 * CHUNK))
+    writer.abandon()
+    assert sent.is_set() and sum(cluster.shared.applied.values()) < 9 + 4 * WINDOW
+
+
+def test_a_batch_whose_session_is_lost_publishes_nothing(files, meta, cluster) -> None:
+    def lose() -> None:
+        meta.collect()
+        files.renew()
+
+    for server in cluster.servers:
+        server.on_write = lose
+    with pytest.raises(SessionEnded, match=r"^/0: the write session is over"):
+        files.create_batch([f"/{number}" for number in range(9)], [noise(CHUNK)] * 9)
+    assert meta.calls["publish"] == 0 and len(meta.abandoned) == 9
 
 
 def test_closing_twice_publishes_once(files, meta) -> None:

@@ -285,6 +285,22 @@ def test_a_writer_whose_session_is_over_stops(fs: Any, small: str) -> None:
     assert contents(fs, path) == noise(1, 100) + b"!"
 
 
+def test_a_new_file_whose_session_is_over_is_written_no_more(fs: Any, small: str) -> None:
+    path = f"{small}/f"
+    file = fs.open(path, "wb")
+    file.write(noise(1, 2 * CHUNK))
+    inode_id = file.writer.inode_id
+    fs.client.meta.abandon([inode_id])  # as the collector does when nobody renews
+    fs.file_client.renew()
+    with pytest.raises(OSError, match="the write session is over") as failed:
+        file.write(noise(2, 40 * CHUNK))
+    assert failed.value.errno == errno.EIO and file.writer.length == 2 * CHUNK
+    file.close()
+    assert not fs.exists(path)
+    fs.pipe_file(path, b"again")
+    assert contents(fs, path) == b"again"
+
+
 @pytest.mark.parametrize("mode", ["wb", "ab", "r+b"])
 def test_a_forked_child_leaves_the_files_of_its_parent_alone(fs: Any, small: str, mode: str) -> None:
     path = f"{small}/f"
