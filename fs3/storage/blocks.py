@@ -37,6 +37,10 @@ def no_step(_what: str, _file: int, _offset: int, _length: int) -> None:
     """The `Step` of production: nothing to do. Tests crash or fail there."""
 
 
+def no_doubt() -> None:
+    """For block files of which nobody asks after a failed sync what became of the bytes in the page cache."""
+
+
 def disk_error(error: OSError, doing: str) -> Fs3Error:
     """What the engine raises for an error of the disk."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -90,25 +94,43 @@ class _SharedSync:
 class BlockFile(BlockLayout):
     """One block file; safe for any number of threads that write different slots."""
 
-    def __init__(self, raw: RawFile, layout: BlockLayout, *, step: Step, runtime: Runtime) -> None:
+    def __init__(
+        self, raw: RawFile, layout: BlockLayout, *, step: Step, doubt: Callable[[], None], runtime: Runtime
+    ) -> None:
         super().__init__(layout.file_no, layout.block_bytes, layout.slots)
         self.path = raw.path
         self._raw = raw
         self._step = step
+        self._doubt = doubt
         self._sums = np.frombuffer(raw.view, dtype="<u4", count=self.slots * self.stride, offset=HEADER_BYTES)
         self._shared_sync = _SharedSync(self._fdatasync, runtime)
 
     @classmethod
     def create(
-        cls, folder: FileFolder, file_no: int, slots: int, *, step: Step = no_step, runtime: Runtime = SYSTEM
+        cls,
+        folder: FileFolder,
+        file_no: int,
+        slots: int,
+        *,
+        step: Step = no_step,
+        doubt: Callable[[], None] = no_doubt,
+        runtime: Runtime = SYSTEM,
     ) -> BlockFile:
         """Raises: OSError."""
         layout = BlockLayout(file_no, CLASS_BYTES[file_no // FILES_PER_CLASS], slots)
         raw = folder.create(name_of(file_no), layout.file_bytes, layout.pack())
-        return cls(raw, layout, step=step, runtime=runtime)
+        return cls(raw, layout, step=step, doubt=doubt, runtime=runtime)
 
     @classmethod
-    def open(cls, folder: FileFolder, file_no: int, *, step: Step = no_step, runtime: Runtime = SYSTEM) -> BlockFile:
+    def open(
+        cls,
+        folder: FileFolder,
+        file_no: int,
+        *,
+        step: Step = no_step,
+        doubt: Callable[[], None] = no_doubt,
+        runtime: Runtime = SYSTEM,
+    ) -> BlockFile:
         """Raises: Corrupt (not a block file of this format)."""
         file = folder.open(name_of(file_no))
         try:
@@ -122,7 +144,7 @@ class BlockFile(BlockLayout):
                     raise ValueError("shorter than its header says")
             except ValueError as error:
                 raise Corrupt(f"{file.path}: {error}; restore the file, or empty the disk to refill it") from None
-            return cls(file, layout, step=step, runtime=runtime)
+            return cls(file, layout, step=step, doubt=doubt, runtime=runtime)
         except BaseException:
             file.close()
             raise
@@ -146,6 +168,11 @@ class BlockFile(BlockLayout):
     def open_to_read(self) -> int:
         """A descriptor of another description of this file, open for reading alone. Raises: OSError."""
         return os.open(f"/proc/self/fd/{self.fd}", os.O_RDONLY | os.O_CLOEXEC)
+
+    def drop_cached(self) -> None:
+        """Have what is read next come from the disk: pages that a failed sync did not write look as if it had."""
+        if self.fd >= 0:
+            os.posix_fadvise(self.fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def is_locked(self, position: int) -> bool:
         """Whether a client has locked bytes of the block at `position`. Raises: OSError (locks are unknown there)."""
@@ -263,8 +290,12 @@ class BlockFile(BlockLayout):
         self._shared_sync()
 
     def _fdatasync(self) -> None:
-        self._step("fdatasync", self.file_no, 0, 0)
-        self._raw.sync()
+        try:
+            self._step("fdatasync", self.file_no, 0, 0)
+            self._raw.sync()
+        except OSError:
+            self._doubt()  # before anybody can know, and restart the daemon
+            raise
         self._step("fdatasync done", self.file_no, 0, 0)
 
     def close(self) -> None:
@@ -275,9 +306,17 @@ class BlockFile(BlockLayout):
 class BlockFiles:
     """All block files of an engine, by number."""
 
-    def __init__(self, folder: FileFolder, *, step: Step = no_step, runtime: Runtime = SYSTEM) -> None:
+    def __init__(
+        self,
+        folder: FileFolder,
+        *,
+        step: Step = no_step,
+        doubt: Callable[[], None] = no_doubt,
+        runtime: Runtime = SYSTEM,
+    ) -> None:
         self._folder = folder
         self._step = step
+        self._doubt = doubt
         self._runtime = runtime
         self._files: dict[int, BlockFile] = {}
 
@@ -285,11 +324,13 @@ class BlockFiles:
         """Raises: Corrupt."""
         for name in self._folder.names():
             file_no = _number_of(name)
-            self._files[file_no] = BlockFile.open(self._folder, file_no, step=self._step, runtime=self._runtime)
+            self._files[file_no] = BlockFile.open(
+                self._folder, file_no, step=self._step, doubt=self._doubt, runtime=self._runtime
+            )
 
     def create(self, file_no: int, slots: int) -> BlockFile:
         """Raises: OSError."""
-        file = BlockFile.create(self._folder, file_no, slots, step=self._step, runtime=self._runtime)
+        file = BlockFile.create(self._folder, file_no, slots, step=self._step, doubt=self._doubt, runtime=self._runtime)
         self._files[file_no] = file
         return file
 

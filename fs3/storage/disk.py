@@ -2,7 +2,8 @@
 
 ENGINE      JSON: format, cluster_id; written once
 LOCK        flocked while open, holds the process id
-BOOT        the boot id of the machine when the folder was last opened; from the first opening on
+BOOT        the boot id of the machine when the folder was last opened; from the first opening on. Another text once a
+            sync of a block file has failed
 SYNCED      how far the records are known to be on stable storage (sequence_floor.py)
 blocks/     block files
 metadata/   RocksDB
@@ -47,6 +48,7 @@ class Disk:
     lost_power: bool
     shared_by: int = 1
     opened: Callable[[], None]  # everything that may have been lost has been checked
+    doubt: Callable[[], None]  # what was written without syncs may be gone, though the power was not; never raises
     close: Callable[[], None]  # let go of the disk, after its metadata and files were closed
     changes: ChangeCounters | None = None
 
@@ -87,7 +89,8 @@ def folder_disk(
         free_bytes=lambda: _free_bytes(path),
         lost_power=_booted_since(path),
         shared_by=shared_by,
-        opened=lambda: _note_boot(path),
+        opened=lambda: _note_boot(path, _boot_id()),
+        doubt=lambda: _doubt(path),
         close=lambda: os.close(lock),
         changes=changes,
     )
@@ -209,11 +212,19 @@ def _booted_since(path: Path) -> bool:
     return True
 
 
-def _note_boot(path: Path) -> None:
+def _note_boot(path: Path, boot: str) -> None:
     """Remember this boot, once what it may have lost has been checked."""
     draft = path / (_BOOT + ".new")
-    draft.write_text(_boot_id(), encoding="ascii")
+    draft.write_text(boot, encoding="ascii")
     draft.rename(path / _BOOT)
+
+
+def _doubt(path: Path) -> None:
+    """Have the next opening check as after a power loss: a sync that fails has the kernel drop pages (fsyncgate)."""
+    try:
+        _note_boot(path, "none: a sync of a block file has failed")
+    except OSError as error:
+        _LOG.warning("%s: %s; what was written without syncs may be taken for whole", path / _BOOT, error.strerror)
 
 
 def _boot_id() -> str:

@@ -68,7 +68,7 @@ class Engine:
         self.path = disk.name
         self._disk = disk
         self._metadata = disk.metadata
-        self._files = BlockFiles(disk.folder, step=step, runtime=runtime)
+        self._files = BlockFiles(disk.folder, step=step, doubt=disk.doubt, runtime=runtime)
         try:
             self._files.open_all()
             loaded = opening.load(self._metadata, self._files, suspect_os=disk.lost_power)

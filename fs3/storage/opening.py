@@ -2,7 +2,8 @@
 
 After a power loss a chunk written without syncs may have a durable record and lost bytes, even bytes and sums of the
 block's earlier owner, which agree with each other. So the record keeps a sum of the sums, and when the machine has
-booted since the last opening, records marked FLAG_OS are checked against it and dropped where they differ.
+booted since the last opening, or a sync has failed since, records marked FLAG_OS are checked against it and dropped
+where they differ.
 """
 
 from __future__ import annotations
@@ -58,6 +59,8 @@ def load(metadata: MetadataStore, files: BlockFiles, *, suspect_os: bool) -> Loa
     keys, chunks = _chunks(metadata, md.COMMITTED, CHUNK, targets, delete)
     pending_keys, pending_chunks = _chunks(metadata, md.PENDING, md.PENDING_CHUNK, targets, delete)
     if suspect_os:
+        for file in files:
+            file.drop_cached()
         keys, chunks = _drop_lost(files, keys, chunks, delete)
         pending_keys, pending_chunks = _drop_lost(files, pending_keys, pending_chunks, delete)
     pending = {

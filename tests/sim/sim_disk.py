@@ -59,6 +59,9 @@ class SimDisk:
         def opened() -> None:
             self.lost_power = False
 
+        def doubt() -> None:
+            self.lost_power = True
+
         return Disk(
             name=self.name,
             folder=_Folder(self, process),
@@ -66,6 +69,7 @@ class SimDisk:
             free_bytes=self.free_bytes,
             lost_power=self.lost_power,
             opened=opened,
+            doubt=doubt,
             close=lambda: None,
         )
 

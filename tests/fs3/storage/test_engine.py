@@ -539,6 +539,44 @@ def test_what_a_power_loss_took_of_unsynced_chunks_is_dropped(engine: Engine) ->
     engine.close()
 
 
+def test_what_a_failed_sync_took_of_unsynced_chunks_is_dropped_at_the_restart(tmp_path: Path) -> None:
+    """The block's earlier owner is what the disk holds, with sums that agree; the machine has not booted."""
+    faults = Faults()
+    engine = Engine.open(tmp_path / "disk", cluster_id="c", create=True, config=CONFIG, step=faults)
+    engine.create_target(TARGET, 1)
+    engine.stage_and_commit([update(1, Op.REPLACE, b"a" * 9000)])
+    path, position = block_of(engine, 1)
+    on_disk = path.read_bytes()
+    engine.stage_and_commit([update(1, Op.REMOVE)])
+    engine.stage_and_commit([update(2, Op.REPLACE, b"b" * 9000, durable=False)])
+    assert block_of(engine, 2) == (path, position)
+    faults.at["fdatasync"] = lambda: OSError(5, "io")
+    with pytest.raises(Unavailable):
+        engine.stage_and_commit([update(3, Op.REPLACE, b"lost")])
+    engine.close()
+    path.write_bytes(on_disk)
+    engine = Engine.open(tmp_path / "disk", cluster_id="c", config=CONFIG)
+    assert engine.lost_power and located(engine, 2).found.tolist() == [False]
+    engine = reopen(engine)
+    assert not engine.lost_power, "it was checked"
+    engine.close()
+
+
+def test_after_a_power_loss_sums_are_read_from_the_disk(engine: Engine) -> None:
+    """After a failed sync the page cache may hold what the disk does not."""
+    engine.stage_and_commit([update(1, Op.REPLACE, b"x" * 9000)])
+    path, position = block_of(engine, 1)
+    engine.close()
+    (Path(engine.path) / "BOOT").write_text("another")
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.preadv(file.fileno(), [bytearray(4096)], position)
+        engine = Engine.open(engine.path, cluster_id="c", config=CONFIG)
+        with pytest.raises(BlockingIOError):  # not in the page cache
+            os.preadv(file.fileno(), [bytearray(4096)], position, os.RWF_NOWAIT)
+    engine.close()
+
+
 def test_a_folder_is_opened_only_by_who_it_belongs_to(engine: Engine, tmp_path: Path) -> None:
     with pytest.raises(Unavailable, match=r"in use by process \d+"):
         Engine.open(tmp_path / "disk", cluster_id="c")
