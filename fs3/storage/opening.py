@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from fs3 import checksum
 from fs3.errors import Corrupt
 from fs3.storage import metadata as md
-from fs3.storage.blocks import BlockFiles
+from fs3.storage.blocks import BlockFile, BlockFiles
 from fs3.storage.engine_api import DedupEntry, TargetRecord
 from fs3.storage.index import EMPTY, LINE
 from fs3.storage.metadata import CHUNK, CHUNK_KEY, MetadataStore, Version
@@ -136,13 +136,24 @@ def _drop_lost(
     keep = np.ones(len(chunks), dtype=np.bool_)
     for row in np.flatnonzero((chunks["flags"] & md.FLAG_OS != 0) & (chunks["file"] >= 0)).tolist():
         chunk = chunks[row]
-        file = files[int(chunk["file"])]
-        coarse = file.coarse(file.position(int(chunk["slot"])), int(chunk["length"]))
-        keep[row] = checksum.crc(coarse.tobytes()) == chunk["crc"]
+        file = _file(files, int(chunk["file"]))
+        try:
+            coarse = file.coarse(file.position(int(chunk["slot"])), int(chunk["length"]))
+            keep[row] = checksum.crc(coarse.tobytes()) == chunk["crc"]
+        except Corrupt as error:  # one bad sector is no reason to do without all other chunks
+            _LOG.warning("%s, where the sums of a chunk are", error)
+            keep[row] = False
     delete += [keys[row].tobytes() for row in np.flatnonzero(~keep).tolist()]
     if not keep.all():
         _LOG.warning("%d chunks written without syncs were lost when the machine stopped", int((~keep).sum()))
     return keys[keep], chunks[keep]
+
+
+def _file(files: BlockFiles, number: int) -> BlockFile:
+    """Raises: Corrupt."""
+    if number not in files:
+        raise Corrupt(f"block file {number} is missing, and chunk records name it; restore it or empty the disk")
+    return files[number]
 
 
 def _lines(files: BlockFiles, keys: NDArray[Any], chunks: NDArray[Any]) -> NDArray[Any]:
@@ -155,10 +166,8 @@ def _lines(files: BlockFiles, keys: NDArray[Any], chunks: NDArray[Any]) -> NDArr
     for number in np.unique(chunks["file"]).tolist():
         if number < 0:
             continue
-        if number not in files:
-            raise Corrupt(f"block file {number} is missing, and chunk records name it; restore it or empty the disk")
         rows = chunks["file"] == number
-        file = files[number]
+        file = _file(files, number)
         lines["position"][rows] = file.position(0) + chunks["slot"][rows].astype(np.int64) * file.block_bytes
     return lines
 

@@ -3,6 +3,7 @@ it is opened, and what is left of it stays."""
 
 from __future__ import annotations
 
+import errno
 import random
 import shutil
 from collections.abc import Callable
@@ -12,8 +13,10 @@ import pytest
 
 from fs3 import checksum
 from fs3.errors import Corrupt
+from fs3.storage.blocks import HEADER_BYTES
 from fs3.storage.engine import Engine
 from fs3.storage.engine_api import EngineConfig, Staged, Update
+from fs3.storage.raw_file import SystemFile
 from fs3.transport.messages import Op
 
 CONFIG = EngineConfig(file_bytes=1 << 20, group_bytes=256 << 10, reserve_bytes=0, index_chunks=16)
@@ -34,11 +37,11 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "disk"
 
 
-def fill(engine: Engine, chunks: range) -> None:
+def fill(engine: Engine, chunks: range, *, durable: bool = True) -> None:
     for lo in chunks:
         data = memoryview(random.Random(lo).randbytes(5_000))
         fine = checksum.fine_sums(data)
-        update = Update(target_id=TARGET, hi=HI, lo=lo, op=Op.REPLACE, offset=0, data=data, fine=fine)
+        update = Update(target_id=TARGET, hi=HI, lo=lo, op=Op.REPLACE, data=data, fine=fine, durable=durable)
         assert isinstance(engine.stage_and_commit([update])[0], Staged)
 
 
@@ -97,6 +100,39 @@ def test_a_damaged_note_of_the_last_boot_only_costs_a_check(folder: Path) -> Non
     engine = opened(folder)
     assert engine.lost_power and engine.stats().chunks == CHUNKS
     engine.close()
+
+
+def test_after_a_power_loss_an_unreadable_sector_costs_one_chunk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = opened(folder)
+    fill(engine, range(CHUNKS, CHUNKS + 2), durable=False)
+    place = engine.place(TARGET, HI, CHUNKS)
+    assert place is not None
+    file = engine.file(place.file)
+    bad = HEADER_BYTES + 4 * file.coarse_at(place.position)
+    engine.close()
+    (folder / "BOOT").write_text("another")
+    read = SystemFile.read
+
+    def fails(self: SystemFile, out: memoryview, position: int) -> int:
+        if self.path == file.path and position <= bad < position + len(out):
+            raise OSError(errno.EIO, "io")
+        return read(self, out, position)
+
+    monkeypatch.setattr(SystemFile, "read", fails)
+    engine = opened(folder)
+    assert engine.place(TARGET, HI, CHUNKS) is None and engine.place(TARGET, HI, CHUNKS + 1) is not None
+    assert engine.stats().chunks == CHUNKS + 1
+    engine.close()
+
+
+def test_after_a_power_loss_a_block_file_that_is_gone_is_told_as_ever(folder: Path) -> None:
+    engine = opened(folder)
+    fill(engine, range(CHUNKS, CHUNKS + 1), durable=False)
+    engine.close()
+    (folder / "BOOT").write_text("another")
+    shutil.rmtree(folder / "blocks")
+    with pytest.raises(Corrupt, match=r"block file \d+ is missing.* restore"):
+        opened(folder)
 
 
 def chunks_in(folder: Path) -> int:
