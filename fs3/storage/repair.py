@@ -138,14 +138,24 @@ class Repair:
                 self.look(key)
             except NotFound:
                 continue  # removed meanwhile
+            except Fs3Error as error:  # of its disk: no reason to leave those of other disks
+                _LOG.warning("%s of target %d cannot be looked at: %s", chunk_name(*key[1:]), key[0], error)
         outcomes = set()
         for target_id in self._state.local():
             engine = self._state.engine(target_id)
             for key in [key for key in engine.damaged() if key[0] == target_id]:
-                outcomes.add(self.mend(key, self._runtime.now_s() + _FETCH_S))
+                outcomes.add(self._try(key))
         if Mend.UNKNOWN in outcomes:
             return _SOON_S
-        return _AGAIN_S if Mend.LOST in outcomes else None
+        return _AGAIN_S if outcomes - {Mend.WHOLE} else None
+
+    def _try(self, key: Key) -> Mend | None:
+        """`mend`; None if its own disk did not take it, which may last, and is no reason to leave those of others."""
+        try:
+            return self.mend(key, self._runtime.now_s() + _FETCH_S)
+        except Fs3Error as error:
+            self._say(key, "is not repaired yet", str(error))
+            return None
 
     def _next_suspect(self) -> Key | None:
         with self._guard:
@@ -188,11 +198,14 @@ class Repair:
             self._hopeless.pop(key, None)
             return outcome
         self.counts.failed += 1
+        self._say(key, "has no good copy" if outcome is Mend.LOST else "is not repaired yet", why)
+        return outcome
+
+    def _say(self, key: Key, what: str, why: str) -> None:
+        """Once, until it is for another reason."""
         if self._hopeless.get(key) != why:
             self._hopeless[key] = why
-            found = "has no good copy" if outcome is Mend.LOST else "is not repaired yet"
-            _LOG.error("%s of target %d %s: %s", chunk_name(*key[1:]), key[0], found, why)
-        return outcome
+            _LOG.error("%s of target %d %s: %s", chunk_name(*key[1:]), key[0], what, why)
 
     def _from_itself(self, engine: ChunkEngine, key: Key) -> str:
         """Empty if the bytes were good and only their sums were not."""

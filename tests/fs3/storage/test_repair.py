@@ -14,7 +14,7 @@ import write_cluster as wc
 
 from fs3 import checksum
 from fs3.clock import deadline_after
-from fs3.errors import Corrupt, NotFound, Unavailable
+from fs3.errors import Corrupt, NoSpace, NotFound, Unavailable
 from fs3.storage.blocks import HEADER_BYTES
 from fs3.transport.frame_core import Header, Kind
 from fs3.transport.messages import RANGE, Op
@@ -66,6 +66,33 @@ def test_a_reported_chunk_is_repaired_in_place(make: Callable[..., Any], node_id
     assert node.raw.info(100 + node_id, *CHUNK)[:3] == (True, version, 0)
     # Where only the sums were damaged, no bytes came from elsewhere.
     assert client.write(1, CHUNK, Op.WRITE, b"and writes go on", 77) == (version + 1, len(DATA))
+    cluster.check_replicas()
+
+
+def test_a_disk_that_takes_no_repair_does_not_keep_others_from_theirs(make: Callable[..., Any]) -> None:
+    """Both targets are of one daemon. A full disk may stay full for long."""
+    cluster = make(chains=2)
+    client = wc.Client(cluster, 7)
+    node = cluster.nodes[2]
+    mine = [role.target_id for role in sorted(node.write_path.state.roles(), key=lambda role: role.chain_id)]
+    stuck = node.write_path.state.local()[0]
+
+    def full(target_id: int, *_: Any) -> None:
+        if target_id == stuck:
+            raise NoSpace("the disk is full")
+
+    node.engine.refuse["repair"] = full
+    for chain_id, target_id in enumerate(mine, start=1):
+        client.write(chain_id, (CHUNK[0], chain_id), Op.REPLACE, DATA)
+        flip(node, target_id, (CHUNK[0], chain_id), 40)
+        assert node.raw.mark_damaged(target_id, CHUNK[0], chain_id, 1)
+    for chain_id, target_id in enumerate(mine, start=1):
+        node.write_path.repair.suspect((target_id, CHUNK[0], chain_id))
+    cluster.wait(lambda: {key[0] for key in node.raw.damaged()} == {stuck}, "repair of the other")
+    cluster.wait(lambda: node.write_path.repair.why(next(iter(node.raw.damaged()))) == "the disk is full", "a reason")
+    node.engine.refuse.clear()
+    node.write_path.repair.suspect(next(iter(node.raw.damaged())))
+    mended(cluster, 2)
     cluster.check_replicas()
 
 
