@@ -384,7 +384,7 @@ class Engine:
         return self._space.fullness()
 
     def failure(self) -> Fs3Error | None:
-        return self._committer.failure
+        return self._committer.failure or self._metadata.damage
 
     def stats(self) -> EngineStats:
         quarantined, holds, pins = self._space.counts

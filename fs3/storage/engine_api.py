@@ -443,6 +443,6 @@ class ChunkEngine(Protocol):
         """What the disk's fullness stops now. Updates that it stops get NoSpace."""
 
     def failure(self) -> Fs3Error | None:
-        """Why the disk takes no more changes; None while it does."""
+        """Why the disk takes no more changes, or cannot tell what it has; None while all is well."""
 
     def stats(self) -> EngineStats: ...

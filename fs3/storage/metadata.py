@@ -193,6 +193,8 @@ def _up_to(prefix: bytes) -> ReadOptions:
 class MetadataStore(Protocol):
     """What an engine asks of its metadata; the methods of `Metadata`, whose docstrings hold for every store."""
 
+    @property
+    def damage(self) -> Corrupt | None: ...
     def apply(self, puts: Iterable[Put]) -> None: ...
     def sync(self) -> None: ...
     def reopen(self) -> None: ...
@@ -208,6 +210,7 @@ class Metadata:
         """Raises: Corrupt, Unavailable (in use, or unreadable)."""
         self._path = path
         self._write_buffer_bytes = write_buffer_bytes
+        self._damage: Corrupt | None = None
         try:
             self._floor = SequenceFloor(path.parent / "SYNCED")
         except OSError as error:
@@ -250,10 +253,17 @@ class Metadata:
         return Unavailable(f"metadata in {self._path} {what}: {text}")
 
     def _damaged(self, how: str) -> Corrupt:
-        return Corrupt(
+        found = Corrupt(
             f"metadata in {self._path} is damaged ({how}); nothing was dropped or changed. Its chunks are on the "
             f"other replicas: move this disk's folder away and start again, and recovery refills it"
         )
+        self._damage = self._damage or found
+        return found
+
+    @property
+    def damage(self) -> Corrupt | None:
+        """What was first found damaged, by whichever call; None while all is well."""
+        return self._damage
 
     def apply(self, puts: Iterable[Put]) -> None:
         """One atomic batch, not yet durable. Raises: NoSpace, Unavailable, Corrupt."""

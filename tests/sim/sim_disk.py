@@ -370,6 +370,8 @@ class _Store:
 class SimMetadata:
     """A `MetadataStore` of one process; as with RocksDB, one that failed to write takes no more until reopened."""
 
+    damage = None
+
     def __init__(self, disk: SimDisk, process: SimProcess) -> None:
         self._disk = disk
         self._process = process

@@ -135,6 +135,24 @@ def test_after_a_power_loss_a_block_file_that_is_gone_is_told_as_ever(folder: Pa
         opened(folder)
 
 
+def test_records_that_go_bad_while_the_engine_runs_are_its_failure(folder: Path) -> None:
+    """So that its targets leave their chains; else it would serve, and its neighbours ask it for ever."""
+    engine = opened(folder)
+    engine._metadata.reopen()  # nothing of the tables is in memory
+    assert engine.failure() is None
+    table = only(folder, "metadata/*.sst")
+    with table.open("r+b") as file:
+        file.seek(100)
+        byte = file.read(1)[0]
+        file.seek(100)
+        file.write(bytes([byte ^ 0x10]))
+    with pytest.raises(Corrupt) as raised:
+        engine.metas(TARGET, b"", CHUNKS + 1)
+    failure = engine.failure()
+    assert isinstance(failure, Corrupt) and str(failure) == str(raised.value)
+    engine.close()
+
+
 def chunks_in(folder: Path) -> int:
     engine = opened(folder)
     try:

@@ -388,6 +388,17 @@ def test_a_disk_that_fails_takes_its_targets_out_of_the_chain(make: Callable[...
     cluster.check_replicas()
 
 
+def test_a_disk_whose_records_are_damaged_takes_its_targets_out_of_the_chain(make: Callable[..., Any]) -> None:
+    cluster = make()
+    client = wc.Client(cluster, 7)
+    assert client.write(1, A, Op.REPLACE, b"data") == (1, 4)
+    node = cluster.nodes[2]
+    node.raw._metadata._damaged("as a read of it found")
+    cluster.heartbeat(node)
+    assert [node.node_id for node in cluster.serving(1)] == [1, 3]
+    assert client.write(1, A, Op.REPLACE, b"other") == (2, 5)
+
+
 def test_frames_keep_their_order_of_chunks(make: Callable[..., Any]) -> None:
     """One frame per successor, however many chains the batch has: asserted on the port."""
     cluster = make(nodes=2, chains=2, replicas=2)
