@@ -72,10 +72,10 @@ class ReadFile(io.BufferedIOBase):
             self._fetch(self._at + done, view[done:wanted])
             done = wanted
         elif done < wanted:
-            self._ahead_at = self._at + done
-            ahead = memoryview(bytearray(min(self._ahead_bytes, self.size - self._ahead_at)))
-            self._fetch(self._ahead_at, ahead)
-            self._ahead = ahead
+            at = self._at + done
+            ahead = memoryview(bytearray(min(self._ahead_bytes, self.size - at)))
+            self._fetch(at, ahead)
+            self._ahead, self._ahead_at = ahead, at  # both or neither: a read that fails may be tried again
             view[done:wanted] = ahead[: wanted - done]
             done = wanted
         self._at += done

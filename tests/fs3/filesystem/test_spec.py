@@ -24,6 +24,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fs3.errors import Unavailable
 from fs3.filesystem.spec import Fs3FileSystem
 from fs3.layout import Durability, LayoutChoice
 
@@ -80,6 +81,25 @@ def test_positions_and_small_reads(fs: Any, home: str) -> None:
         buffer = np.zeros(1_000_000, dtype=np.uint16)
         file.seek(100)
         assert file.readinto(buffer) == 2_000_000 and buffer.tobytes() == data[100:2_000_100]
+
+
+def test_a_small_read_that_failed_can_be_tried_again(fs: Any, home: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = random_bytes(1, 5_000_000)
+    fs.pipe_file(f"{home}/f", data)
+
+    def fail(*_: Any) -> None:
+        raise Unavailable("nobody answers")
+
+    with fs.open(f"{home}/f") as file:
+        assert file.read(10) == data[:10]
+        file.seek(3_000_001)
+        with monkeypatch.context() as patch:
+            patch.setattr(fs.file_client, "read_batch", fail)
+            with pytest.raises(OSError, match="nobody answers"):
+                file.read(10)
+        assert file.read(10) == data[3_000_001:3_000_011]
+        file.seek(5)
+        assert file.read(10) == data[5:15]
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
