@@ -18,7 +18,7 @@ import numpy as np
 
 from fs3.client.connect import Client, connect
 from fs3.client.file import FileClient, OpenFile
-from fs3.errors import Corrupt, Exists, Fs3Error, Invalid, NotADirectory, NotFound, to_os_error
+from fs3.errors import Corrupt, Exists, Fs3Error, Invalid, NotADirectory, NotFound, PermissionDenied, to_os_error
 from fs3.filesystem.asynchronous import AsyncFace
 from fs3.filesystem.facts import describe_all, time_of
 from fs3.filesystem.files import ReadFile, WriteFile
@@ -265,9 +265,9 @@ class Fs3FileSystem(TreeFace, TrashFace, PosixFace, AsyncFace):
             except Fs3Error as error:
                 if on_error == "raise":
                     raise to_os_error(error, stripped[good[0]] if len(handles) == 1 else None) from error
-                # Bytes that are lost are no other range's concern; a cluster that is away is everybody's.
+                # What became of one file is no other's concern; a cluster that is away is everybody's.
+                alone = len(good) > 1 and isinstance(error, (Corrupt, NotFound, PermissionDenied))
                 for i in good:
-                    alone = len(good) > 1 and isinstance(error, Corrupt)
                     out[i] = self._cat_alone(paths[i], starts[i], ends[i]) if alone else to_os_error(error, stripped[i])
                 return out
         cuts = np.concatenate([[0], np.cumsum(lengths)]).tolist()

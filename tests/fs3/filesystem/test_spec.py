@@ -124,6 +124,40 @@ def test_errors_of_single_ranges_stand_in_their_place(fs: Any, home: str) -> Non
     assert fs.cat([f"{home}/f", f"{home}/missing"], on_error="omit") == {f"{home}/f": b"0123456789"}
 
 
+@pytest.mark.parametrize("what", ["shorter", "gone", "out of reach"])
+def test_what_becomes_of_one_file_fails_no_range_of_another(
+    cluster_url: str, fs: Any, home: str, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    data = random_bytes(5, 100_000)
+    a, b, c = f"{home}/a", f"{home}/d/b", f"{home}/c"
+    fs.mkdir(f"{home}/d")
+    fs.pipe(dict.fromkeys((a, b, c), data))
+    user = fsspec.url_to_fs(cluster_url + "/", user="2000:2000")[0]
+    opened = user.file_client.open_many
+
+    def open_many(paths: list[str]) -> Any:
+        """It happens to b after all were opened."""
+        handles = opened(paths)
+        if len(paths) > 1:
+            if what == "shorter":
+                fs.truncate(b, 10)
+                return handles
+            fs.rm_file(b)
+            fs.client.storage.remove_file_chunks(handles[1].inode_id, handles[1].layout, handles[1].length)
+            if what == "out of reach":
+                fs.chmod(f"{home}/d", 0o700)
+        return handles
+
+    monkeypatch.setattr(user.file_client, "open_many", open_many)
+    got = user.cat_ranges([a, b, b, c], [0, 0, 5, 9], None)
+    assert [got[0], got[3]] == [data, data[9:]]
+    if what == "shorter":
+        assert got[1:3] == [data[:10], data[5:10]]
+    else:
+        kind = FileNotFoundError if what == "gone" else PermissionError
+        assert [type(one) for one in got[1:3]] == [kind, kind]
+
+
 def test_a_file_appears_when_it_is_closed_and_whole(fs: Any, home: str) -> None:
     fs.pipe_file(f"{home}/f", b"old")
     with fs.open(f"{home}/f", "wb") as file:
