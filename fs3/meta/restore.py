@@ -23,6 +23,8 @@ from fs3.routing import NodeKind
 _SKIPPED_IDS = 1 << 40
 _END = b"\xff"
 _AT_ONCE_BYTES = 512 << 10  # in one transaction
+_OPERATIONS_OF_A_PAIR = 2  # on etcd: it, and the stamp of its group
+_RECORD = 1  # of the commit, on etcd
 
 
 async def restore_into(config: MetaConfig, pieces: Iterable[bytes]) -> Reader:
@@ -84,7 +86,7 @@ async def begin(kv: KVEngine) -> None:
 
 async def put(kv: KVEngine, pairs: Iterable[tuple[bytes, bytes]]) -> None:
     """Write pairs of the backup. Raises: Fs3Error of the store."""
-    most = max(min(kv.limits.max_operations // 2, 2_000), 1)
+    most = max(min((kv.limits.max_operations - _RECORD) // _OPERATIONS_OF_A_PAIR, 2_000), 1)
     some: list[tuple[bytes, bytes]] = []
     size = 0
     for key, value in pairs:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import random
+import secrets
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fs3.cluster.etcd import LocalEtcd
 from fs3.errors import Busy, Corrupt, Invalid, NotFound
 from fs3.ids import ROOT_INODE
 from fs3.kv import keys
 from fs3.kv.api import KVEngine, transact
+from fs3.kv.etcd import EtcdKV
 from fs3.kv.memory import MemoryKV
 from fs3.kv.occ_core import decode_counter, encode_counter
 from fs3.kv.sqlite import SqliteKV
@@ -225,6 +228,21 @@ def test_an_interrupted_restore_begins_from_scratch(drive: Callable[[Callable[..
         assert keys.RESTORING not in await dump(other) and b"XATRstray" not in await dump(other)
 
     drive(body)
+
+
+def test_what_is_restored_fits_into_transactions_of_etcd(etcd: LocalEtcd) -> None:
+    """Where each pair is in a group of its own, and so costs a stamp."""
+
+    async def body() -> None:
+        kv = EtcdKV(etcd.endpoints, f"test-{secrets.token_hex(4)}", grouping=keys.group)
+        assert kv.limits.max_operations == 128
+        pairs = [(keys.xattr(inode, b"user.sha256"), b"v" * 64) for inode in range(1_000, 1_200)]
+        await restore.begin(kv)
+        await restore.put(kv, pairs)
+        assert await dump(kv) == {**dict(pairs), keys.RESTORING: b""}
+        await kv.close()
+
+    asyncio.run(body())
 
 
 def test_a_backup_without_a_root_is_not_taken_for_a_namespace() -> None:
