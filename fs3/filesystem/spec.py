@@ -197,8 +197,7 @@ class Fs3FileSystem(TreeFace, TrashFace, PosixFace, AsyncFace):
             if mode in ("wb", "xb"):
                 return self._open_new(path, replace=mode == "wb", autocommit=autocommit)
             if mode in ("ab", "r+b") and autocommit and not self._intrans:
-                with contextlib.suppress(*([NotFound] if mode == "ab" else [])):
-                    return UpdateFile(self, self.file_client.open_update(path, reading=mode == "r+b"), path, mode)
+                return self._open_update(path, mode)
             if mode == "ab":
                 return self._open_append(path, autocommit=autocommit)
         within = " in a transaction" if mode == "r+b" else ""
@@ -214,8 +213,20 @@ class Fs3FileSystem(TreeFace, TrashFace, PosixFace, AsyncFace):
             self.transaction.admit(file)
         return file
 
+    def _open_update(self, path: str, mode: str) -> UpdateFile:
+        """The file itself; to append to it, an empty one is made first if there is none."""
+        reading = mode == "r+b"
+        try:
+            updater = self.file_client.open_update(path, reading=reading)
+        except NotFound:
+            if reading:
+                raise
+            self._make_empty(path)
+            updater = self.file_client.open_update(path)
+        return UpdateFile(self, updater, path, mode)
+
     def _open_append(self, path: str, *, autocommit: bool) -> WriteFile:
-        """A new file, which in a transaction begins with what the old one has: of two that append at once one is
+        """A new file, which begins with what the old one has, for a transaction: of two that append at once one is
         lost."""
         with contextlib.ExitStack() as stack:
             before = None
@@ -313,8 +324,10 @@ class Fs3FileSystem(TreeFace, TrashFace, PosixFace, AsyncFace):
 
     def touch(self, path: str, truncate: bool = True, **_: Any) -> None:
         """An empty file; one that exists is emptied, unless `truncate` is false: then it is left as it is."""
-        if truncate or not self.exists(path):
+        if truncate:
             self.pipe_file(path, b"")
+        elif not self.exists(path):
+            self._make_empty(self._strip_protocol(path))
 
     # -- inside
 
@@ -364,6 +377,11 @@ class Fs3FileSystem(TreeFace, TrashFace, PosixFace, AsyncFace):
                 paths,
                 lambda: self.file_client.create_batch(paths, contents, replace=replace, layout_choice=self.layout),
             )
+
+    def _make_empty(self, path: str) -> None:
+        """An empty file, unless somebody has made one there meanwhile, which then stays as it is."""
+        with contextlib.suppress(FileExistsError):
+            self._write_files({path: b""}, replace=False)
 
     def _with_parents(self, paths: list[str], create: Callable[[], T]) -> T:
         """Create these files. Raises: NotFound where a directory is missing, unless `auto_mkdir` makes it."""

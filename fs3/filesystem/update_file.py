@@ -2,7 +2,7 @@
 
 What is written is seen by whoever opens the file after a `flush` or `close`. Leaving a `with` block by an exception
 ends it there and then: what an append wrote since the last flush does not appear, unless a renewal has told of it.
-Nobody else can write the file meanwhile.
+Nobody else can write the file meanwhile. One that is not there is made, empty, when it is opened "ab".
 """
 
 from __future__ import annotations

@@ -205,6 +205,33 @@ def test_one_writer_at_a_time(fs: Any, small: str) -> None:
             fs.open(missing, "r+b")
 
 
+def test_of_two_that_begin_the_same_file_neither_loses_what_it_wrote(
+    fs: Any, small: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = f"{small}/log"
+    with fs.open(path, "ab") as first:
+        with pytest.raises(OSError, match="is being written"):
+            fs.open(path, "ab")
+        first.write(b"first\n")
+    with fs.open(path, "ab") as second:
+        second.write(b"second\n")
+    assert contents(fs, path) == b"first\nsecond\n"
+    make = fs.file_client.create_batch
+
+    def create_batch(paths: list[str], *args: Any, **options: Any) -> Any:
+        """Another client makes it a moment earlier."""
+        make(paths, [b"theirs\n"])
+        return make(paths, *args, **options)
+
+    monkeypatch.setattr(fs.file_client, "create_batch", create_batch)
+    with fs.open(f"{small}/other", "ab") as file:
+        assert file.tell() == 7
+        file.write(b"ours\n")
+    assert contents(fs, f"{small}/other") == b"theirs\nours\n"
+    fs.touch(f"{small}/touched", truncate=False)
+    assert contents(fs, f"{small}/touched") == b"theirs\n"
+
+
 def test_a_file_removed_while_it_is_written_can_be_written_on(fs: Any, small: str) -> None:
     path = f"{small}/f"
     fs.pipe_file(path, noise(1, 100))
