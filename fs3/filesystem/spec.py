@@ -30,6 +30,7 @@ from fs3.filesystem.trash import TrashFace
 from fs3.filesystem.tree import TreeFace
 from fs3.filesystem.update_file import UpdateFile
 from fs3.filesystem.urls import cluster_of, path_of
+from fs3.filesystem.wrapped import WrappedFace
 from fs3.inode import Inode
 from fs3.layout import LayoutChoice
 from fs3.user import parse_user
@@ -38,7 +39,7 @@ T = TypeVar("T")
 COPY_BYTES = 16 << 20  # pieces in which files are streamed from and to other places
 
 
-class Fs3FileSystem(TreeFace, TrashFace, PosixFace, AsyncFace):
+class Fs3FileSystem(TreeFace, TrashFace, PosixFace, WrappedFace, AsyncFace):
     """fs3 through fsspec.
 
     `mgmtd` is "host:port" or several, separated by commas; `secret` the cluster's, if it has one; `user` whom to call

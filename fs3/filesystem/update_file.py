@@ -20,6 +20,8 @@ from fs3.filesystem.os_errors import os_errors
 class UpdateFile(io.BufferedIOBase):
     """A file open for writing in place; not shared between threads. Mode "ab" writes at the end only."""
 
+    autocommit = True  # there are none in transactions
+
     def __init__(self, fs: Owner, updater: FileUpdater, path: str, mode: str) -> None:
         self.fs = fs
         self.path = path
@@ -104,6 +106,10 @@ class UpdateFile(io.BufferedIOBase):
         """Name, size and type, as fsspec's files tell them."""
         return {"name": self.path, "size": self.size, "type": "file"}
 
+    def discard(self) -> None:
+        """End it there and then, as a `with` block that fails does."""
+        self._updater.abandon()
+
     def close(self) -> None:
         if self.closed:
             return
@@ -119,7 +125,7 @@ class UpdateFile(io.BufferedIOBase):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is not None:
-            self._updater.abandon()
+            self.discard()
         self.close()
 
     def _check_open(self) -> None:
@@ -128,4 +134,4 @@ class UpdateFile(io.BufferedIOBase):
 
     def __del__(self) -> None:
         if hasattr(self, "_updater") and not self.closed:
-            self._updater.abandon()
+            self.discard()
