@@ -172,6 +172,8 @@ class FileUpdater:
             self.sync()
             with self._window.remember():
                 self._remove_beyond()
+        else:
+            self.sync()
 
     def flush(self) -> None:
         """Wait until all that was written is acknowledged. Raises: as `write`."""

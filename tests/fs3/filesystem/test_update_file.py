@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from fs3.ids import file_chunk
@@ -57,6 +57,7 @@ STEPS = st.lists(
 
 @SETTINGS
 @given(LENGTHS, STEPS)
+@example(0, [("write", 100), ("truncate", 100)])  # to the length it has, of which nobody else knows yet
 def test_a_file_open_for_updating_does_what_a_local_one_does(
     fs: Any, small: str, tmp_path: Path, length: int, steps: list[tuple[str, int]]
 ) -> None:
