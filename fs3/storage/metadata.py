@@ -17,7 +17,9 @@ refuses, and only a torn tail, which no acknowledged batch can be part of, is cu
 gone (the option that would is not to be had): see sequence_floor.py. `items()` silently ends at a
 damaged table block (630 of 2,000 records were returned): `scan` asks an iterator's status where it ended. An iterator
 reads its upper bound from the ReadOptions that it was made with, and does not keep them: they must outlive it, or it
-ends wherever the memory that was the bound says.
+ends wherever the memory that was the bound says. `close()` flushes without the GIL, and whoever reads meanwhile gets
+errors of other kinds; an iterator that is alive keeps the store locked, so that it cannot be opened again: readers are
+inside a gate, and leave no iterator behind.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ from rocksdict import BlockBasedOptions, Cache, DBRecoveryMode, Options, Rdict, 
 
 from fs3 import ids
 from fs3.errors import Corrupt, Fs3Error, NoSpace, Unavailable
+from fs3.storage.gate import Gate
 from fs3.storage.sequence_floor import SequenceFloor
 
 Put = tuple[bytes, bytes | None]  # key, value; None deletes
@@ -211,6 +214,7 @@ class Metadata:
         self._path = path
         self._write_buffer_bytes = write_buffer_bytes
         self._damage: Corrupt | None = None
+        self._gate = Gate()  # readers are inside; alone is who closes the store
         try:
             self._floor = SequenceFloor(path.parent / "SYNCED")
         except OSError as error:
@@ -288,43 +292,50 @@ class Metadata:
         self._floor.synced(number)
 
     def reopen(self) -> None:
-        """After an error of writing: a store that has met one takes no more. Raises: as the constructor."""
-        self._close_db()
-        self._db = self._open()
+        """After an error of writing: a store that met one takes no more. Readers wait. Raises: as the constructor."""
+        with self._gate.alone():
+            self._close_db()
+            self._db = self._open()
 
     def get(self, key: bytes) -> bytes | None:
         """Raises: Corrupt, Unavailable."""
-        try:
-            value: bytes | None = self._db.get(key)
-        except Exception as error:  # noqa: BLE001
-            raise self._error(error, "cannot be read") from None
+        with self._gate:
+            try:
+                value: bytes | None = self._db.get(key)
+            except Exception as error:  # noqa: BLE001
+                raise self._error(error, "cannot be read") from None
         return value
 
     def scan(self, prefix: bytes, start: bytes = b"", limit: int = sys.maxsize) -> list[tuple[bytes, bytes]]:
-        """The first `limit` (key, value) of `prefix` from key `prefix + start` on, in order. Raises: Corrupt."""
-        found: list[tuple[bytes, bytes]] = []
-        begin = prefix + start
+        """The first `limit` (key, value) of `prefix` from key `prefix + start` on, in order.
+
+        Raises: Corrupt, Unavailable.
+        """
         if limit <= 0:
-            return found
+            return []
+        begin = prefix + start
         options = _up_to(prefix)
-        pairs = cast(Any, self._db.items(from_key=begin, read_opt=options))
-        found = list(itertools.islice(pairs, limit))
-        if len(found) == limit:
-            return found
-        # The end of the prefix, or of what can be read.
-        iterator = self._db.iter(options)
-        iterator.seek(found[-1][0] if found else begin)
-        if found and iterator.valid():
-            iterator.next()
-        try:
-            iterator.status()
-        except Exception as error:  # noqa: BLE001
-            raise self._error(error, "cannot be read") from None
+        pairs = iterator = None
+        with self._gate:
+            try:
+                pairs = cast(Any, self._db.items(from_key=begin, read_opt=options))
+                found: list[tuple[bytes, bytes]] = list(itertools.islice(pairs, limit))
+                if len(found) < limit:  # the end of the prefix, or of what can be read
+                    iterator = self._db.iter(options)
+                    iterator.seek(found[-1][0] if found else begin)
+                    if found and iterator.valid():
+                        iterator.next()
+                    iterator.status()
+            except Exception as error:  # noqa: BLE001
+                raise self._error(error, "cannot be read") from None
+            finally:
+                pairs = iterator = None  # inside the gate; the frame may live on in an error's traceback
         return found
 
     def close(self) -> None:
         """Never raises: what the last flush could not write is in the log, and an earlier error is told once more."""
-        self._close_db()
+        with self._gate.alone():
+            self._close_db()
         self._floor.close()
 
     def _close_db(self) -> None:

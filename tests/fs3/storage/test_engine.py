@@ -27,6 +27,7 @@ from fs3.errors import (
 )
 from fs3.storage.engine import Engine
 from fs3.storage.engine_api import ChunkEngine, DedupEntry, DedupRecord, EngineConfig, Located, Staged, Update
+from fs3.storage.metadata import Metadata
 from fs3.transport.messages import META_REMOVED, Op, UpdateFlag
 
 TARGET, HI = 3, 1 << 56 | 77
@@ -522,6 +523,49 @@ def test_a_damaged_table_is_refused(engine: Engine, tmp_path: Path) -> None:
     flip(table, table.stat().st_size // 3)
     with pytest.raises(Corrupt, match="damaged"):
         Engine.open(tmp_path / "disk", cluster_id="c", config=CONFIG)
+
+
+def test_metadata_are_opened_again_under_readers_who_wait(tmp_path: Path) -> None:
+    metadata = Metadata(tmp_path / "metadata", write_buffer_bytes=32 << 20)
+    count, page = 60_000, 200
+    metadata.apply((b"C" + number.to_bytes(4, "big"), bytes(40)) for number in range(count))
+    failures: list[object] = []
+    rounds = [0, 0]
+    stop = threading.Event()
+
+    def read(reader: int) -> None:
+        after = 0
+        while not stop.is_set():
+            try:
+                found = metadata.scan(b"C", after.to_bytes(4, "big"), page)
+                good = len(found) == page and metadata.get(found[-1][0]) == bytes(40)
+            except Exception as error:  # noqa: BLE001  # whatever it is, it is not to be
+                failures.append(error)
+            else:
+                failures.extend([] if good else [found])
+                after = (after + page) % count
+                rounds[reader] += 1
+
+    readers = [threading.Thread(target=read, args=(reader,)) for reader in range(2)]
+    for thread in readers:
+        thread.start()
+    try:
+        for again in range(3):
+            before = rounds[:]
+            while not failures and any(now == then for now, then in zip(rounds, before, strict=True)):
+                stop.wait(0.001)
+            metadata.apply([(b"S" + number.to_bytes(4, "big"), bytes(400)) for number in range(5_000)])
+            metadata.reopen()
+            assert metadata.scan(b"S", limit=1), again
+    finally:
+        stop.set()
+        for thread in readers:
+            thread.join()
+        metadata.close()
+    assert not failures
+    for read_closed in (lambda: metadata.scan(b"C"), lambda: metadata.get(b"C")):
+        with pytest.raises(Unavailable, match=r"metadata in .* cannot be read"):
+            read_closed()
 
 
 def test_what_a_power_loss_took_of_unsynced_chunks_is_dropped(engine: Engine) -> None:
