@@ -16,6 +16,7 @@ from fs3.runtime import SYSTEM, Runtime
 Key = tuple[str, int]
 _LOG = logging.getLogger("fs3.storage")
 _RETRY_S = 0.5
+_DEFECT_S = 10.0  # every time is a traceback in the log
 
 
 class Chores:
@@ -97,6 +98,9 @@ class Chores:
             except Fs3Error as error:
                 _LOG.warning("%s %d: %s (%s); trying again", kind, number, error, type(error).__name__)
                 again_s = _RETRY_S
+            except Exception:  # noqa: BLE001  # a defect in one chore must not take a thread from all the others
+                _LOG.exception("%s %d failed; trying again", kind, number)
+                again_s = _DEFECT_S
             with self._changed:
                 asked_s = self._running.pop(key)
                 if self._closed:

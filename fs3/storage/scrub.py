@@ -98,6 +98,9 @@ class Scrubber:
             except Fs3Error as error:
                 _LOG.warning("scrubbing: %s (%s); trying again", error, type(error).__name__)
                 wait_s = _FAILED_S
+            except Exception:  # noqa: BLE001  # a defect must not end the scrubbing of a disk that is in use
+                _LOG.exception("scrubbing failed; trying again")
+                wait_s = _FAILED_S
             self._wait(wait_s)
 
     def _wait(self, wait_s: float) -> None:

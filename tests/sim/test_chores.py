@@ -3,7 +3,10 @@ loop without a pause."""
 
 from __future__ import annotations
 
-from sim_kernel import SimProcess, Simulation
+import threading
+
+import pytest
+from sim_kernel import SimProcess, Simulation, Violation
 from sim_threads import SimRuntime
 
 from fs3.errors import Unavailable
@@ -52,3 +55,39 @@ def test_the_soonest_of_all_wishes_counts() -> None:
     sim.run(60.0, steps=1_000)
     assert ran[:2] == [1.0, 1.5] and len(ran) == 3 and ran[2] > 1.5
     assert chores.idle()
+
+
+def test_a_defect_in_one_chore_takes_no_thread_from_the_others(caplog: pytest.LogCaptureFixture) -> None:
+    ran: list[int] = []
+    ended, again = threading.Event(), threading.Event()
+
+    def work(number: int) -> float | None:
+        ran.append(number)
+        if ran == [1]:
+            raise RuntimeError("a defect")
+        (again if number == 1 else ended).set()
+        return None
+
+    chores = Chores({"work": work}, threads=1)
+    chores.ask("work", 1)
+    chores.ask("work", 2)
+    assert ended.wait(30)
+    chores.ask("work", 1)  # as one that is not running any more
+    assert again.wait(30)
+    chores.close()
+    assert ran == [1, 2, 1]
+    (record,) = [record for record in caplog.records if record.exc_info]
+    assert "work 1 failed" in record.message and "a defect" in str(record.exc_info)
+
+
+def test_a_defect_in_a_chore_ends_a_simulation() -> None:
+    sim = Simulation(1)
+    runtime = SimRuntime(SimProcess(sim, "a"))
+
+    def work(_number: int) -> float | None:
+        raise RuntimeError("a defect")
+
+    chores = Chores({"work": work}, threads=1, runtime=runtime)
+    runtime.spawn(lambda: chores.ask("work", 7), name="begin")
+    with pytest.raises(Violation, match="work 7 failed"):
+        sim.run(60.0, steps=1_000)

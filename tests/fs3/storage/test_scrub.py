@@ -140,6 +140,20 @@ def test_asking_begins_anew_and_targets_come_and_go(engine: Engine) -> None:
     one.close()
 
 
+def test_a_defect_does_not_end_it(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(scrub, "_FAILED_S", 0.001)
+    looking = Looking(engine)
+    looking.at[5] = lambda: [][0]
+    one = scrubber(engine, looking)
+    until(ended(one, 1))
+    one.close()
+    assert looking.asked == [(1, HI, lo) for lo in [*range(5), *range(4, 10)]] + [(2, HI, lo) for lo in range(10)]
+    (record,) = [record for record in caplog.records if record.exc_info]
+    assert record.message.startswith("scrubbing failed") and "IndexError" in str(record.exc_info)
+
+
 def test_an_operator_asks_a_daemon(start: Callable[..., Any]) -> None:
     with start(disks=2, scrub_bytes_s=0) as daemon:
         connection = daemon.connect()
