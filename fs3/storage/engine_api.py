@@ -57,14 +57,15 @@ class Update:
 
 @dataclass(slots=True, eq=False)
 class Reserved:
-    """A block that bytes are put into before their update comes; `used` once the update has it. The byte offset of the
-    block in its file is `position`."""
+    """A block that bytes are put into before their update comes; `used` once the update has it, `failed` if the disk
+    did not take its bytes. The byte offset of the block in its file is `position`."""
 
     file: int
     slot: int
     position: int
     length: int
     used: bool = False
+    failed: bool = False
     synced: bool = False
 
 

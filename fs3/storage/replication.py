@@ -256,6 +256,7 @@ class Replication:
                 if isinstance(result, Corrupt) and not mended and self._mends(item, deadline_s):
                     again.append((item, version_of[id(item)]))
                 elif isinstance(result, Fs3Error):
+                    self._engine_failed(engine, result)
                     self._answer(item, error=result)
                 elif ends:
                     self._answer(item, result.version, result.length)

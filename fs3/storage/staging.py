@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fs3 import checksum, ids
-from fs3.errors import Conflict, Invalid, NoSpace
+from fs3.errors import Conflict, Fs3Error, Invalid, NoSpace
 from fs3.storage import content_core as content
 from fs3.storage import metadata as md
 from fs3.storage.allocator_core import LARGEST_BYTES, Block
@@ -162,8 +162,12 @@ class Stager:
         try:
             file.write(block.slot, pieces, fine, coarse)
         except OSError as error:
-            self._space.give_back([block])
-            raise disk_error(error, f"writing {file.path}") from None
+            failure = disk_error(error, f"writing {file.path}")
+            # A place that the disk cannot write would be the first to be handed out again, to every later write of its
+            # size: the block stays allocated until the next opening.
+            if isinstance(failure, NoSpace):
+                self._space.give_back([block])
+            raise failure from None
         return block
 
     def reserve(self, length: int) -> Reserved:
@@ -178,7 +182,7 @@ class Stager:
         try:
             file.write_data(reserved.slot, offset, [data])
         except OSError as error:
-            raise disk_error(error, f"writing {file.path}") from None
+            raise _failed(reserved, error, file) from None
 
     def seal(self, reserved: Reserved, fine: NDArray[np.uint32], *, durable: bool) -> None:
         """See `ChunkEngine.seal`."""
@@ -188,12 +192,13 @@ class Stager:
             if durable:
                 file.sync()
         except OSError as error:
-            raise disk_error(error, f"writing {file.path}") from None
+            raise _failed(reserved, error, file) from None
         reserved.synced = durable
 
     def unreserve(self, reserved: Reserved) -> None:
         """See `ChunkEngine.unreserve`."""
-        self._space.give_back([Block(reserved.file, reserved.slot)])
+        if not reserved.failed:  # as in `_put`
+            self._space.give_back([Block(reserved.file, reserved.slot)])
 
     def sync(self, prepared: Sequence[Prepared]) -> None:
         """Bytes and sums of the durable ones are on stable storage after this. Raises: Unavailable."""
@@ -220,6 +225,12 @@ class Stager:
             if ready.version is not None and ready.version.file >= 0
         ]
         self._space.give_back(blocks)
+
+
+def _failed(reserved: Reserved, error: OSError, file: BlockFile) -> Fs3Error:
+    failure = disk_error(error, f"writing {file.path}")
+    reserved.failed |= not isinstance(failure, NoSpace)
+    return failure
 
 
 def _check_limits(update: Update) -> None:

@@ -7,6 +7,7 @@ import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -491,6 +492,47 @@ def test_a_disk_that_fails_a_sync_takes_no_more_durable_writes(step: str, tmp_pa
         with pytest.raises(Unavailable):
             engine.stage_and_commit([update(0, Op.REPLACE, b"lost")])
         assert content(engine, 0) == b"before"
+    engine.close()
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+@pytest.mark.parametrize("step", ["write data", "write sums"])
+def test_a_block_that_cannot_be_written_is_not_handed_out_again(step: str, ahead: bool, tmp_path: Path) -> None:
+    bad = (-1, -1)
+    places: list[tuple[int, int]] = []
+
+    def fails(what: str, file: int, offset: int, _length: int) -> None:
+        if what == step:
+            places.append((file, offset))
+            if places[-1] == bad:
+                raise OSError(5, "io")
+
+    engine = Engine.open(tmp_path / "disk", cluster_id="c", create=True, config=CONFIG, step=fails)
+    engine.create_target(TARGET, 1)
+
+    def written(lo: int) -> Staged | Fs3Error:
+        one = update(lo, Op.REPLACE, b"x" * 5_000)
+        if ahead:
+            one = replace(one, reserved=engine.reserve(5_000))
+            assert one.reserved is not None
+            try:
+                engine.fill(one.reserved, 0, one.data)
+                engine.seal(one.reserved, one.fine, durable=True)
+            except Fs3Error as error:
+                engine.unreserve(one.reserved)
+                return error
+        return engine.stage_and_commit([one])[0]
+
+    for lo in range(2):
+        assert isinstance(written(lo), Staged)
+    file, offset = places[-1]
+    bad = (file, 2 * offset - places[-2][1])  # the next
+    assert isinstance(written(2), Unavailable)
+    assert isinstance(written(3), Staged)
+    assert engine.stats().used_bytes == 4 * (64 << 10)
+    engine.close()
+    engine = Engine.open(tmp_path / "disk", cluster_id="c", config=CONFIG)
+    assert engine.stats().used_bytes == 3 * (64 << 10), "until the next opening"
     engine.close()
 
 

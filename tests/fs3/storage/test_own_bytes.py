@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import write_cluster as wc
 
-from fs3.errors import Corrupt, Invalid, NoSpace, Unavailable
+from fs3.errors import Busy, Corrupt, Invalid, NoSpace, Unavailable
 from fs3.transport.messages import Op
 
 DATA = random.Random(6).randbytes(300_000)
@@ -31,7 +31,7 @@ def lose(node: Any, at: int = 100) -> None:
 
 
 def down(updates: Any) -> Any:
-    return [Unavailable("for now")] * len(updates)
+    return [Busy("for now")] * len(updates)
 
 
 def left_pending(cluster: Any, client: Any, op: Op, data: bytes, *, refuses: int, how: str = "stage") -> None:

@@ -14,7 +14,7 @@ import write_cluster as wc
 
 from fs3 import checksum
 from fs3.clock import deadline_after
-from fs3.errors import Corrupt, NoSpace, NotFound, Unavailable
+from fs3.errors import Busy, Corrupt, NoSpace, NotFound, Unavailable
 from fs3.storage.blocks import HEADER_BYTES
 from fs3.transport.frame_core import Header, Kind
 from fs3.transport.messages import RANGE, Op
@@ -374,7 +374,7 @@ def left_pending(cluster: Any, client: Any, node_id: int, data: bytes, seq: int)
     """An update that `node_id` has pending, and its successor refuses for now; its client gives up."""
     behind = cluster.nodes[node_id + 1].engine
     for name in ("stage", "stage_and_commit"):
-        behind.refuse[name] = lambda updates: [Unavailable("for now")] * len(updates)
+        behind.refuse[name] = lambda updates: [Busy("for now")] * len(updates)
     with pytest.raises(Unavailable):
         client.attempt(1, CHUNK, Op.REPLACE, data, 0, seq=seq, attempt_s=0.3)
     assert cluster.nodes[node_id].raw.info(100 + node_id, *CHUNK).pending == seq

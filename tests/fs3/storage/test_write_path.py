@@ -281,7 +281,7 @@ def test_all_replicas_die_at_any_step(make: Callable[..., Any]) -> None:
 def test_a_pending_version_of_another_client_is_finished_first(make: Callable[..., Any]) -> None:
     cluster = make()
     first, second = wc.Client(cluster, 7), wc.Client(cluster, 8)
-    down = lambda updates: [Unavailable("for now")] * len(updates)  # noqa: E731
+    down = lambda updates: [Busy("for now")] * len(updates)  # noqa: E731
     cluster.nodes[2].engine.refuse["stage"] = down
     with pytest.raises(Unavailable):
         first.attempt(1, A, Op.WRITE, b"first", 0, seq=1, attempt_s=0.2)
@@ -296,7 +296,7 @@ def test_a_pending_version_of_another_client_is_finished_first(make: Callable[..
 def test_a_pending_version_that_its_update_gave_up_is_settled_by_itself(make: Callable[..., Any]) -> None:
     cluster = make()
     client = wc.Client(cluster, 7)
-    cluster.nodes[2].engine.refuse["stage"] = lambda updates: [Unavailable("for now")] * len(updates)
+    cluster.nodes[2].engine.refuse["stage"] = lambda updates: [Busy("for now")] * len(updates)
     with pytest.raises(Unavailable):
         client.attempt(1, A, Op.WRITE, b"first", 0, seq=1, attempt_s=0.2)
     cluster.nodes[2].engine.refuse.clear()
@@ -397,6 +397,19 @@ def test_a_disk_whose_records_are_damaged_takes_its_targets_out_of_the_chain(mak
     cluster.heartbeat(node)
     assert [node.node_id for node in cluster.serving(1)] == [1, 3]
     assert client.write(1, A, Op.REPLACE, b"other") == (2, 5)
+
+
+@pytest.mark.parametrize(("node_id", "step"), [(2, "stage"), (3, "stage_and_commit")])
+def test_a_disk_that_cannot_write_a_block_takes_its_targets_out_of_the_chain(
+    make: Callable[..., Any], node_id: int, step: str
+) -> None:
+    """The error comes in the update's place: that of the call is of what all of them share."""
+    cluster = make()
+    client = wc.Client(cluster, 7)
+    cluster.nodes[node_id].engine.refuse[step] = lambda updates: [Unavailable("I/O error")] * len(updates)
+    assert client.write(1, A, Op.REPLACE, b"data") == (1, 4)
+    assert [node.node_id for node in cluster.serving(1)] == [one for one in (1, 2, 3) if one != node_id]
+    cluster.check_replicas()
 
 
 def test_frames_keep_their_order_of_chunks(make: Callable[..., Any]) -> None:
