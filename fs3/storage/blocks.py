@@ -286,8 +286,17 @@ class BlockFile(BlockLayout):
         return out
 
     def sync(self) -> None:
-        """What was written before is on stable storage after. Raises: OSError, and then for ever."""
-        self._shared_sync()
+        """What was written before is on stable storage after. Raises: Unavailable, and then for ever.
+
+        Also where the disk is full (thin volumes, quotas): making room would bring back no page that was dropped.
+        """
+        try:
+            self._shared_sync()
+        except OSError as error:
+            raise Unavailable(
+                f"syncing {self.path}: {os.strerror(error.errno or 0)}; look at the kernel's log for this disk, and "
+                f"restart its daemon"
+            ) from None
 
     def _fdatasync(self) -> None:
         try:

@@ -257,12 +257,13 @@ class Metadata:
         return Unavailable(f"metadata in {self._path} {what}: {text}")
 
     def _damaged(self, how: str) -> Corrupt:
-        found = Corrupt(
+        text = (
             f"metadata in {self._path} is damaged ({how}); nothing was dropped or changed. Its chunks are on the "
             f"other replicas: move this disk's folder away and start again, and recovery refills it"
         )
-        self._damage = self._damage or found
-        return found
+        # Not the one that is raised: its traceback would keep iterators, and with them the store's lock.
+        self._damage = self._damage or Corrupt(text)
+        return Corrupt(text)
 
     @property
     def damage(self) -> Corrupt | None:

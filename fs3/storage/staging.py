@@ -208,14 +208,7 @@ class Stager:
             if ready.version is not None and ready.version.file >= 0 and ready.staged.durable and not ready.synced
         }
         for file in files.values():
-            try:
-                file.sync()
-            except OSError as error:
-                # The blocks stay allocated until the next opening: what the disk holds of them is unknown.
-                failure = disk_error(error, f"syncing {file.path}")
-                if isinstance(failure, NoSpace):
-                    self.give_back(prepared)
-                raise failure from None
+            file.sync()  # if not, the blocks stay allocated until the next opening: what they hold is unknown
 
     def give_back(self, prepared: Sequence[Prepared]) -> None:
         """Free the blocks of updates that came to nothing, and that no record names."""

@@ -82,10 +82,10 @@ MUTANTS: tuple[Mutant, ...] = (
         "batch-failure-hidden",
         "an update that its replica refused is answered as applied, as long as it came in a batch",
         _REPLICATION,
-        "                elif isinstance(result, Fs3Error):\n                    self._answer(item, error=result)\n",
+        "                elif isinstance(result, Fs3Error):\n                    self._engine_failed(engine, result)\n",
         "                elif isinstance(result, Fs3Error) and len(group) > 1:\n"
         "                    self._answer(item, version_of[id(item)], 0)\n"
-        "                elif isinstance(result, Fs3Error):\n                    self._answer(item, error=result)\n",
+        "                elif isinstance(result, Fs3Error):\n                    self._engine_failed(engine, result)\n",
         bug=4,
     ),
     Mutant(
@@ -202,7 +202,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "no-data-sync",
         "a durable write's bytes are not synced",
         "fs3/storage/blocks.py",
-        "        self._raw.sync()\n",
+        "            self._raw.sync()\n",
         "",
     ),
     _one(

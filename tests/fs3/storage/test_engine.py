@@ -422,7 +422,6 @@ class Faults:
         ("write data", lambda: OSError(28, "full"), None),
         ("write sums", lambda: OSError(28, "full"), None),
         ("fallocate", lambda: OSError(28, "full"), None),
-        ("fdatasync", lambda: OSError(122, "quota"), NoSpace),
         ("write metadata", lambda: NoSpace("full"), NoSpace),
         ("sync metadata", lambda: NoSpace("full"), None),
     ],
@@ -447,9 +446,8 @@ def test_a_full_disk_at_any_step_leaves_a_whole_engine(
         assert isinstance(result, Staged if expected != b"before" else NoSpace)
     assert not faults.at
     assert content(engine, 0) == expected
-    if step != "fdatasync":
-        engine.stage_and_commit([update(1, Op.REPLACE, b"after")])
-        assert content(engine, 1) == b"after"
+    engine.stage_and_commit([update(1, Op.REPLACE, b"after")])
+    assert content(engine, 1) == b"after"
     engine.put_state(TARGET, b"k", b"v")  # syncs: nothing is left in quarantine, and nothing leaked
     assert engine.stats().used_bytes == engine.target_usage(TARGET)[0]
     engine.close()
@@ -481,13 +479,23 @@ def test_a_drop_that_a_full_disk_stops_is_gone_on_with(refused: int, tmp_path: P
     engine.close()
 
 
-@pytest.mark.parametrize("step", ["fdatasync", "sync metadata"])
-def test_a_disk_that_fails_a_sync_takes_no_more_durable_writes(step: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("step", "error"),
+    [
+        ("fdatasync", lambda: OSError(5, "io")),
+        ("fdatasync", lambda: OSError(28, "full")),
+        ("fdatasync", lambda: OSError(122, "quota")),
+        ("sync metadata", lambda: Unavailable("io")),
+    ],
+)
+def test_a_disk_that_fails_a_sync_takes_no_more_durable_writes(
+    step: str, error: Callable[[], Exception], tmp_path: Path
+) -> None:
     faults = Faults()
     engine = Engine.open(tmp_path / "disk", cluster_id="c", create=True, config=CONFIG, step=faults)
     engine.create_target(TARGET, 1)
     engine.stage_and_commit([update(0, Op.REPLACE, b"before")])
-    faults.at[step] = (lambda: OSError(5, "io")) if step == "fdatasync" else (lambda: Unavailable("io"))
+    faults.at[step] = error
     for _ in range(2):
         with pytest.raises(Unavailable):
             engine.stage_and_commit([update(0, Op.REPLACE, b"lost")])
