@@ -92,7 +92,10 @@ class KeptMappings:
         if kept is None or offset + length > len(kept.view) or not length:
             return None
         blocks = blocks_mask(offset, offset + length)
-        trusted = not blocks & ~self._verified.of(kept.place, kept.identity, now_s) and kept.resident(offset, length)
+        trusted = not blocks & ~self._verified.of(kept.place, kept.identity, now_s)
+        if trusted and not kept.resident(offset, length):
+            self._verified.forget(kept.place)
+            trusted = False
         if not trusted and not _matches(kept, offset, length):
             self._verified.forget(kept.place)
             return None

@@ -163,7 +163,10 @@ class KeptPlaces:
                 return None
             blocks = blocks_mask(offset, offset + length)
             found.append(Read(kept, 0))
-            if blocks & ~of(kept.place, kept.identity, now_s) or not _from_cache(kept, offset, out):
+            if blocks & ~of(kept.place, kept.identity, now_s):
+                left.append(len(found) - 1)
+            elif not _from_cache(kept, offset, out):
+                self._verified.forget(kept.place)
                 left.append(len(found) - 1)
         for place in left:  # last: what is loaded for one may bring others that nobody has verified
             kept, (_, _, offset, length, _) = found[place].kept, asked[place]

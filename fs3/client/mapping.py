@@ -145,9 +145,12 @@ class Mapper:
             first, last = (begin, end) if chunk.holds is None else (0, chunk.length)
             memory, view = _mapped(chunk.fd, chunk.position + first, last - first)
         blocks = blocks_mask(begin, end)
-        known = self._here.verified.of(chunk.place, chunk.identity, self._here.now_s())
+        trusted = not blocks & ~self._here.verified.of(chunk.place, chunk.identity, self._here.now_s())
         skip = len(memory) - len(view) - first
-        if blocks & ~known or not resident(memory, skip + begin, skip + end):
+        if trusted and not resident(memory, skip + begin, skip + end):
+            self._here.verified.forget(chunk.place)
+            trusted = False
+        if not trusted:
             verify(memory, view, first, (begin, end), chunk.length, sums)
             self._here.matched(chunk.place, chunk.identity, blocks)
         if chunk.holds is not None:

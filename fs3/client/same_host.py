@@ -128,7 +128,10 @@ class SameHost:
 
         It is right if the connection that told of it is `still_open` afterwards.
         """
-        if read.blocks & ~self.verified.of(read.place, read.identity, self.now_s()) or not read.from_cache():
+        if read.blocks & ~self.verified.of(read.place, read.identity, self.now_s()):
+            return False
+        if not read.from_cache():
+            self.verified.forget(read.place)
             return False
         self.read_bytes += read.length
         return True

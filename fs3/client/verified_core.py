@@ -2,11 +2,12 @@
 again needs no sum.
 
 What is remembered is (place, chunk, version) -> blocks. A block of a chunk's version never changes in its place, and
-the daemon's run is part of the place, so what matched once is what is there as long as the page cache has it; the
-reader asks for no more than that (`RWF_NOWAIT`, `page_cache.resident`), before it loads anything, and verifies again
-what has to come from the disk. That leaves pages which went, whose sectors then turned bad, and which came back with
-somebody else's (read-ahead, or the other half of a large page that another call or process has loaded); so nothing is
-remembered for longer than `KEEP_S`. Bounded; the oldest goes first.
+the daemon's run is part of the place, so what matched once is what is there as long as the page cache has it. The
+reader asks for no more than that (`RWF_NOWAIT`, `page_cache.resident`), before it loads anything; what has to come from
+the disk is verified again, and all else that is known of its chunk forgotten, since nobody knows what comes with it.
+That leaves pages which went, whose sectors then turned bad, and which came back with those of another chunk (by read-
+ahead, or with the other half of a large page that another call or process has loaded); so nothing is remembered for
+longer than `KEEP_S`. Bounded; the oldest goes first.
 """
 
 from __future__ import annotations
