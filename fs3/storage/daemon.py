@@ -30,6 +30,15 @@ from fs3.transport.connection import Connection, OpenConnection
 from fs3.transport.credentials import PROTOCOL, Credentials
 
 
+def begin_run(engines: Sequence[Engine], wall_ns: int) -> int:
+    """The generation of a run that begins on these disks, noted on each: larger than that of every run before there,
+    whatever the clock says (run_number.py)."""
+    generation = max([wall_ns, *(engine.last_run + 1 for engine in engines)])
+    for engine in engines:
+        engine.note_run(generation)
+    return generation
+
+
 class StorageDaemon:
     """What one process does with its `engines`, of one share each, which it does not close. `stats` makes STATS' JSON.
 

@@ -4,6 +4,7 @@ ENGINE      JSON: format, cluster_id; written once
 LOCK        flocked while open, holds the process id
 BOOT        the boot id of the machine when the folder was last opened; from the first opening on. Another text once a
             sync of a block file has failed
+RUN         the number of the daemon's last run (run_number.py)
 SYNCED      how far the records are known to be on stable storage (sequence_floor.py)
 blocks/     block files
 metadata/   RocksDB
@@ -25,6 +26,7 @@ from fs3.errors import Corrupt, Invalid, NoSpace, PermissionDenied, Unavailable
 from fs3.ids import node_name
 from fs3.storage.metadata import Metadata, MetadataStore
 from fs3.storage.raw_file import FileFolder, SystemFolder, sync_folder
+from fs3.storage.run_number import last_run, note_run
 from fs3.transport.change_counters import ChangeCounters, end
 
 _LOG = logging.getLogger("fs3.storage")
@@ -49,6 +51,8 @@ class Disk:
     shared_by: int = 1
     opened: Callable[[], None]  # everything that may have been lost has been checked
     doubt: Callable[[], None]  # what was written without syncs may be gone, though the power was not; never raises
+    last_run: int = 0  # the number of the daemon's last run on it (run_number.py)
+    note_run: Callable[[int], None]  # remember that of this one; never raises
     close: Callable[[], None]  # let go of the disk, after its metadata and files were closed
     changes: ChangeCounters | None = None
 
@@ -91,6 +95,8 @@ def folder_disk(
         shared_by=shared_by,
         opened=lambda: _note_boot(path, _boot_id()),
         doubt=lambda: _doubt(path),
+        last_run=last_run(path),
+        note_run=lambda number: note_run(path, number),
         close=lambda: os.close(lock),
         changes=changes,
     )

@@ -320,6 +320,15 @@ class Engine:
         finally:
             self._space.release(token)
 
+    @property
+    def last_run(self) -> int:
+        """The number of the daemon's last run on this disk; 0 if there was none."""
+        return self._disk.last_run
+
+    def note_run(self, number: int) -> None:
+        """Remember the number of this run, durably."""
+        self._disk.note_run(number)
+
     def damaged(self) -> Mapping[Key, int]:
         return self._published.damaged
 

@@ -35,7 +35,7 @@ from fs3.storage import listeners
 from fs3.storage.body_pool import BodyPool
 from fs3.storage.config import StorageConfig
 from fs3.storage.connections import MAX_HOPS, Patience
-from fs3.storage.daemon import StorageDaemon
+from fs3.storage.daemon import StorageDaemon, begin_run
 from fs3.storage.disk import has_engine
 from fs3.storage.engine import Engine
 from fs3.storage.figures import DaemonFigures
@@ -164,7 +164,6 @@ class StorageServer:
         Raises: Invalid, PermissionDenied, Unavailable, Corrupt: a disk; nothing but `bound` stays open then.
         """
         self.config = config
-        self.generation = wall_now_ns()
         self._bound = bound
         self._shares = tuple(shares) or tuple(Share(number, folder) for number, folder in enumerate(config.disks))
         folders = [share.folder for share in self._shares]
@@ -175,6 +174,7 @@ class StorageServer:
             self._exporter = metrics.serve(registry, config.listen_host, config.metrics_port)
             opened.callback(self._exporter.close)
             self.engines = list(self._open_engines(cluster_id, opened))
+            self.generation = begin_run(self.engines, wall_now_ns())
             self.daemon = StorageDaemon(
                 config,
                 self.credentials,

@@ -42,7 +42,7 @@ from fs3.mgmtd.service import MgmtdService
 from fs3.mgmtd.store import MgmtdStore
 from fs3.routing import Node, NodeKind, Routing, TargetState
 from fs3.storage.config import StorageConfig
-from fs3.storage.daemon import StorageDaemon
+from fs3.storage.daemon import StorageDaemon, begin_run
 from fs3.storage.engine import Engine
 from fs3.storage.engine_api import EngineConfig
 from fs3.transport.credentials import Credentials
@@ -484,7 +484,7 @@ class SimStorage(SimMachine):
             self.config,
             Credentials(cluster_id=CLUSTER_ID),
             engines,
-            generation=self.process.wall_ns(),
+            generation=begin_run(engines, self.process.wall_ns()),
             stats=lambda: "{}",
             open_connection=SimConnector(self.cluster.network, self.runtime, self.name),  # type: ignore[arg-type]
             runtime=self.runtime,

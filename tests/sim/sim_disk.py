@@ -43,6 +43,7 @@ class SimDisk:
         self.fail_writes = 0
         self.fail_reads = 0
         self.lost_power = False
+        self.last_run = 0
         self.epoch = 0  # counts power losses
         self.files: dict[str, _Image] = {}
         self.store = _Store()
@@ -62,6 +63,9 @@ class SimDisk:
         def doubt() -> None:
             self.lost_power = True
 
+        def note_run(number: int) -> None:
+            self.last_run = number
+
         return Disk(
             name=self.name,
             folder=_Folder(self, process),
@@ -70,6 +74,8 @@ class SimDisk:
             lost_power=self.lost_power,
             opened=opened,
             doubt=doubt,
+            last_run=self.last_run,
+            note_run=note_run,
             close=lambda: None,
         )
 
