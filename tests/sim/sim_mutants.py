@@ -59,6 +59,13 @@ def _one(
     return Mutant(name, breaks, (Patch(path, before, after),), bug, faults)
 
 
+# Disks number the runs of a daemon in their order (run_number.py); without them mgmtd must know them apart by itself.
+_NUMBERED_BY_THE_CLOCK = Patch(
+    "fs3/storage/daemon.py",
+    "max([wall_ns, *(engine.last_run + 1 for engine in engines)])",
+    "wall_ns",
+)
+
 MUTANTS: tuple[Mutant, ...] = (
     # Bugs of 3FS
     _one(
@@ -512,20 +519,30 @@ MUTANTS: tuple[Mutant, ...] = (
         "            return Heard.EARLY\n",
         "",
     ),
-    _one(
+    Mutant(
         "replaced-run-comes-back",
         "a late heartbeat of a run that was replaced ends its successor, where the clock went back between them",
-        "fs3/mgmtd/lease_core.py",
-        "generation < lease.generation or generation in lease.retired or generation in lease.early",
-        "generation < lease.generation or generation in lease.early",
+        (
+            _NUMBERED_BY_THE_CLOCK,
+            Patch(
+                "fs3/mgmtd/lease_core.py",
+                "generation < lease.generation or generation in lease.retired or generation in lease.early",
+                "generation < lease.generation or generation in lease.early",
+            ),
+        ),
         faults=("wall clock jumps",),
     ),
-    _one(
+    Mutant(
         "run-that-waited-comes-back",
         "a late heartbeat of a run that was told to wait ends the one that was heard next, where the clock went back",
-        "fs3/mgmtd/lease_core.py",
-        "generation < lease.generation or generation in lease.retired or generation in lease.early",
-        "generation < lease.generation or generation in lease.retired",
+        (
+            _NUMBERED_BY_THE_CLOCK,
+            Patch(
+                "fs3/mgmtd/lease_core.py",
+                "generation < lease.generation or generation in lease.retired or generation in lease.early",
+                "generation < lease.generation or generation in lease.retired",
+            ),
+        ),
         faults=("wall clock jumps",),
     ),
     _one(
