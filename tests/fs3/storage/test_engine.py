@@ -369,7 +369,7 @@ def test_a_full_quota_changes_nothing_and_room_can_be_made(tmp_path: Path) -> No
     engine.create_target(TARGET, 1)
     full = engine.stage_and_commit([update(lo, Op.REPLACE, bytes([lo]) * 65_536) for lo in range(20)])
     assert [isinstance(result, NoSpace) for result in full] == [lo >= 16 for lo in range(20)]
-    assert "max_bytes" in str(full[16]), "those after it meet a disk that is known to be full"
+    assert "max_bytes" in str(full[-1])
     assert isinstance(engine.stage([update(3, Op.WRITE, b"x")])[0], NoSpace)
     assert content(engine, 3) == b"\3" * 65_536 and not engine.pending_of(TARGET)
     assert engine.space() == (1 << 20, 0)
