@@ -344,8 +344,7 @@ class Engine:
         self._changes.repair(target_id, hi, lo, version, data, fine)
 
     def _retire(self, block: Block, batch: int) -> None:
-        # Where there is little room, what waits for a sync may be what is missing, and nobody may ask for one.
-        if self._space.retire([block], batch) or self._space.fullness() is not Fullness.NORMAL:
+        if self._space.retire([block], batch):
             self._committer.lazy_sync()
 
     def _drain(self) -> None:

@@ -143,7 +143,6 @@ class Space:
                     return block
             if attempt == 0:
                 drain()
-        self._looked_s = float("-inf")
         raise NoSpace(
             f"{self._folder}: no room for a block of {CLASS_BYTES[wanted]} bytes; remove data, add a disk, "
             f"or raise max_bytes ({self._config.max_bytes or 'no limit'})"

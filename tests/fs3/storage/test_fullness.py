@@ -7,7 +7,6 @@ import itertools
 import logging
 import random
 import re
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -103,39 +102,8 @@ def test_an_engine_warns_refuses_and_comes_back(engine: Engine, caplog: pytest.L
     assert [re.sub(r".*free: ", "", line) for line in said] == [
         "the disk is nearly full",
         "the disk is so full that no new chunks are taken",
-        "the disk is nearly full",
         "there is room again",
     ]
-
-
-@pytest.mark.parametrize("grown_at_once", [1, 100])
-def test_what_was_removed_without_a_sync_makes_room_by_itself(tmp_path: Path, grown_at_once: int) -> None:
-    """As by a replica in front of the tail: far less than would be synced for its own sake."""
-    block = 64 << 10
-    config = EngineConfig(
-        file_bytes=64 << 20, group_bytes=grown_at_once * block, reserve_bytes=0, max_bytes=100 * block
-    )
-    engine = Engine.open(tmp_path / "disk", cluster_id="c", create=True, config=config)
-    engine.create_target(TARGET, 1)
-    for lo in itertools.count():
-        if apply(engine, update(lo, Op.REPLACE, b"x")) == [NoSpace]:
-            break
-        engine._space._looked_s = float("inf")  # but for growth, it is full before anybody looks again
-    synced = threading.Event()
-    space_synced = engine._committer._synced
-
-    def told(batch: int) -> None:
-        space_synced(batch)
-        synced.set()
-
-    engine._committer._synced = told
-    removals = engine.stage([update(gone, Op.REMOVE) for gone in range(10)])
-    synced.clear()
-    engine.commit([one for one in removals if isinstance(one, Staged)], sync=False)
-    assert synced.wait(10), "nobody asked for a sync"
-    assert engine.fullness() is Fullness.NORMAL and engine.stats().quarantined == 0
-    assert apply(engine, update(200, Op.REPLACE, b"x")) == [1]
-    engine.close()
 
 
 def test_engines_that_share_a_disk_are_full_together_and_tell_what_it_has(
