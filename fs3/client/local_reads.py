@@ -225,7 +225,7 @@ class LocalReads:
         unread = np.ones(len(places), dtype=np.bool_)
         reads = self._reads(connection, places, results, sums, where)
         skipped = [row for row, read in reads.items() if self._here.read_trusted(read)]
-        others = [row for row in reads if row not in set(skipped)]
+        others = sorted(reads.keys() - set(skipped))
         for row in others:
             reads[row].foresee()
         for row in [*skipped, *(row for row in others if self._here.read(reads[row]))]:

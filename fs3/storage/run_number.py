@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import logging
 import os
-import struct
 from pathlib import Path
 
-from fs3 import checksum
+from fs3.storage.sequence_floor import pack_number, unpack_number
 
 _LOG = logging.getLogger("fs3.storage")
 _RUN = "RUN"
-_NOTE = struct.Struct("<QI")  # the number, crc32c of its 8 bytes
 
 
 def last_run(folder: Path) -> int:
@@ -25,21 +23,18 @@ def last_run(folder: Path) -> int:
         raw = (folder / _RUN).read_bytes()
     except OSError:
         return 0
-    if len(raw) >= _NOTE.size:
-        number, crc = _NOTE.unpack_from(raw)
-        if crc == checksum.crc(raw[:8]):
-            return int(number)
+    if (number := unpack_number(raw)) is not None:
+        return number
     _LOG.warning("%s: damaged, and begun anew; late heartbeats of earlier runs may cost a lease", folder / _RUN)
     return 0
 
 
 def note_run(folder: Path, number: int) -> None:
     """Remember the number of this run, durably; in place, as a full disk has room for that. Never raises."""
-    raw = number.to_bytes(8, "little")
     try:
         file = os.open(folder / _RUN, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            os.pwrite(file, raw + checksum.crc(raw).to_bytes(4, "little"), 0)
+            os.pwrite(file, pack_number(number), 0)
             os.fsync(file)
         finally:
             os.close(file)

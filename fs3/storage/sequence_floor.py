@@ -32,9 +32,8 @@ class SequenceFloor:
         """All up to `number` are on stable storage. Never raises: an old note only sees less."""
         if number <= self.number:
             return
-        raw = number.to_bytes(8, "little")
         try:
-            os.pwrite(self._file, raw + checksum.crc(raw).to_bytes(4, "little"), 0)
+            os.pwrite(self._file, pack_number(number), 0)
             self.number = number
         except OSError as error:
             if self._tells:
@@ -50,9 +49,21 @@ def _read(path: Path, file: int) -> int:
     raw = os.pread(file, _NOTE.size, 0)
     if not raw:
         return 0
-    if len(raw) == _NOTE.size:
-        number, crc = _NOTE.unpack(raw)
-        if crc == checksum.crc(raw[:8]):
-            return int(number)
+    if (number := unpack_number(raw)) is not None:
+        return number
     _LOG.warning("%s: damaged, and begun anew; a log that is missing now is not noticed", path)
     return 0
+
+
+def pack_number(number: int) -> bytes:
+    """A number with its sum."""
+    raw = number.to_bytes(8, "little")
+    return raw + checksum.crc(raw).to_bytes(4, "little")
+
+
+def unpack_number(raw: bytes) -> int | None:
+    """None if it does not match its sum, or is too short."""
+    if len(raw) < _NOTE.size:
+        return None
+    number, crc = _NOTE.unpack_from(raw)
+    return int(number) if crc == checksum.crc(raw[:8]) else None
