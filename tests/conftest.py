@@ -8,6 +8,7 @@ three members; tests keep to a store of their own, and those that hurt members l
 from __future__ import annotations
 
 import fcntl
+import gc
 import itertools
 import os
 import shutil
@@ -27,6 +28,10 @@ from fs3.cluster.local import LocalCluster
 
 _HERE = Path(__file__).parent
 _number = itertools.count()
+
+# What earlier tests of this process left in cycles, gRPC's channels and servers among it, is not for a child to
+# collect: gRPC crashes, or waits for ever, in a process that was forked while one of its threads was at work.
+os.register_at_fork(before=gc.collect)
 
 # What takes longest comes first, what waits beside what computes: two workers end at about the same time.
 _FIRST = (

@@ -8,7 +8,6 @@ disk is small, so that a block that one chunk lets go of is soon another's.
 from __future__ import annotations
 
 import contextlib
-import gc
 import json
 import os
 import signal
@@ -125,7 +124,6 @@ def test_in_a_forked_child_and_in_its_parent(cluster: LocalCluster, client: Clie
     if not child:
         status = 1
         try:
-            gc.collect()
             inherited = [*_open_block_files(cluster), *range(len(mappings))]
             check(client, file, data, 2, (64 << 10, 1 << 20))
             status = 0 if client.storage.same_host.read_bytes and not inherited else 2
