@@ -76,6 +76,8 @@ class Target:
     until he says otherwise), `accept_loss` (serve with whatever the disk holds, since nobody holds more). `replaces`
     names the draining target for which this one was made.
 
+    `damaged`: its daemon knows of damaged chunks, and has found no good copy yet; a target that is away may have one.
+
     `complete_at` is the chain version under which it last became complete, by recovery or because a loss was accepted;
     0 if it always was. Its disk keeps the same number: one with a lower number was not there then.
     """
@@ -93,6 +95,7 @@ class Target:
     accept_loss: bool = False
     replaces: TargetId | None = None
     complete_at: int = 0
+    damaged: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,15 +192,27 @@ class Routing:
         node = self.nodes[target.node_id]
         return target.draining or node.draining or target.disk in node.closed_disks
 
+    def staying(self, chain_id: int) -> list[Target]:
+        """The targets that serve, and that no operator wants out."""
+        return [target for target in self.serving(chain_id) if not target.disabled and not self.is_draining(target)]
+
+    def is_full(self, chain_id: int) -> bool:
+        """Whether a chain serves with all its replicas, not counting those that shall leave or are out of service."""
+        return len(self.staying(chain_id)) >= self.chain(chain_id).replicas
+
+    def spares_others(self, chain_id: int) -> bool:
+        """Whether a chain is full, and nobody has to be asked for chunks that those who stay have lost."""
+        return self.is_full(chain_id) and not any(target.damaged for target in self.staying(chain_id))
+
     def stepping_down(self, chain_id: int) -> frozenset[TargetId]:
         """The serving targets that shall stop, because an operator wants them out and the chain can spare them.
 
-        A draining target goes when the chain has all its replicas without it; a disabled one when another serves.
+        A draining target goes when the chain needs nothing of it; a disabled one when another serves.
         """
         serving = self.serving(chain_id)
-        kept = [target for target in serving if not target.disabled and not self.is_draining(target)]
-        if len(kept) >= self.chain(chain_id).replicas:
-            return frozenset(target.target_id for target in serving if target not in kept)
+        if self.spares_others(chain_id):
+            staying = self.staying(chain_id)
+            return frozenset(target.target_id for target in serving if target not in staying)
         disabled = [target for target in serving if target.disabled]
         if len(disabled) == len(serving):
             disabled = disabled[1:]
@@ -313,6 +328,7 @@ def routing_to_pb(routing: Routing) -> mgmtd_pb2.Routing:
                 accept_loss=target.accept_loss,
                 replaces=target.replaces or 0,
                 complete_at=target.complete_at,
+                damaged=target.damaged,
             )
             for target in routing.targets.values()
         ],
@@ -379,6 +395,7 @@ def _target(raw: bytes) -> Target:
         accept_loss=message.accept_loss,
         replaces=TargetId(message.replaces) if message.replaces else None,
         complete_at=message.complete_at,
+        damaged=message.damaged,
     )
 
 

@@ -50,10 +50,12 @@ class ChainView:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What is known of a target: its daemon's word, and the chain version the daemon acted on when it said so."""
+    """What is known of a target: its daemon's word, the chain version the daemon acted on when it said so, and whether
+    it knows of damaged chunks (None: not heard)."""
 
     state: LocalState
     chain_version: int = 0
+    damaged: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

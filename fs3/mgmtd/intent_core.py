@@ -5,6 +5,7 @@ the mgmtd that was asked.
         its chain lacks a replica without it     a new one on another node joins, and is brought up to date
         the chain serves with all its replicas   it stops serving (its daemon sees `Routing.stepping_down`), and is
                                                  then taken out; its daemon deletes it
+        one of those has damaged chunks          it stays, or is waited for: it may have the only good copies
     it shall stay after all, and its replacement   that shall leave
     is on another worker of its machine
     a target accepts loss, and serves            the mark goes
@@ -17,11 +18,12 @@ that it stopped. Source: 3FS design notes; the order (first the new replica, the
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from fs3.ids import ChainId, ChainTableId, machine_of, node_name
 from fs3.mgmtd.draft_core import Disks, Draft, Edit, free_slots
-from fs3.mgmtd.named_core import where
+from fs3.mgmtd.named_core import some, where
 from fs3.mgmtd.placement_core import DiskSlot
 from fs3.routing import Routing, Target, TargetState
 
@@ -80,10 +82,12 @@ def waits(routing: Routing, disks: Disks) -> list[Wait]:
         members = [routing.targets[target_id] for target_id in routing.chain(chain_id).targets]
         leaving = [member for member in members if routing.is_draining(member)]
         staying = [member for member in members if not routing.is_draining(member)]
-        if not leaving or is_full(routing, chain_id):
+        if not leaving or routing.spares_others(chain_id):
             continue
         if not routing.serving(chain_id):
             found.append(Wait(chain_id, f"chain {chain_id} has no serving target to copy from"))
+        elif routing.is_full(chain_id):
+            found += [Wait(chain_id, reason) for reason in _damage(routing, chain_id, leaving)]
         elif len(staying) < routing.chain(chain_id).replicas:
             if _find_slot(routing, disks, leaving[0]) is None:
                 reason = f"no other node has a disk for a replica of chain {chain_id}; add a node"
@@ -97,19 +101,28 @@ def waits(routing: Routing, disks: Disks) -> list[Wait]:
     return found
 
 
-def is_full(routing: Routing, chain_id: ChainId) -> bool:
-    """Whether a chain serves with all its replicas, not counting those that shall leave or are out of service."""
-    staying = [
-        target for target in routing.serving(chain_id) if not target.disabled and not routing.is_draining(target)
-    ]
-    return len(staying) >= routing.chain(chain_id).replicas
+def _damage(routing: Routing, chain_id: ChainId, leaving: Sequence[Target]) -> Iterator[str]:
+    """Who is kept for the sake of chunks that those who stay have lost, and what to do if it is away."""
+    damaged = some([target.target_id for target in routing.staying(chain_id) if target.damaged])
+    for member in leaving:
+        if member.state == TargetState.SERVING:
+            yield (
+                f"chain {chain_id} keeps target {member.target_id} until the damaged chunks of target {damaged} are"
+                f" repaired, written anew or removed; see: fs3 admin damaged URL"
+            )
+        else:
+            yield (
+                f"chain {chain_id} waits for target {member.target_id} on node {node_name(member.node_id)}, which may"
+                f" have good copies of damaged chunks of target {damaged}; start that node, or give these chunks up:"
+                f" fs3 admin remove URL --target {member.target_id}"
+            )
 
 
 def _replace_leaving(draft: Draft, disks: Disks, chain_id: ChainId) -> None:
     view = draft.view
     members = draft.members(chain_id)
     leaving = [member for member in members if view.is_draining(member)]
-    if is_full(view, chain_id):
+    if view.spares_others(chain_id):
         for member in leaving:
             if member.state != TargetState.SERVING:
                 draft.drop_member(member.target_id)

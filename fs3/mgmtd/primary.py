@@ -322,7 +322,8 @@ class Primary:
             published = self.routing.targets.get(target_id)
             if published is not None and (just_started or published.node_id != node_id):
                 continue
-            accepted[target_id] = Report(local_state_from_pb(message.state), message.chain_version)
+            state = local_state_from_pb(message.state)
+            accepted[target_id] = Report(state, message.chain_version, message.damaged)
             self._figures[target_id] = message
         before = {
             target_id: self._reports[target_id]

@@ -45,7 +45,7 @@ def next_routing(
     """
     notes: list[str] = []
     nodes = _next_nodes(routing, announced, leases, notes)
-    targets = dict(routing.targets)
+    targets = {target_id: _as_heard(target, reports) for target_id, target in routing.targets.items()}
     chains = dict(routing.chains)
     for chain_id in routing.chains:
         _settle(chain_id, chains, targets, routing, leases, reports, notes)
@@ -122,6 +122,12 @@ def _next_nodes(
         elif before.alive != after.alive:
             notes.append(f"node {name}: the {kind} daemon is {'heard again' if after.alive else 'offline'}")
     return nodes
+
+
+def _as_heard(target: Target, reports: Mapping[TargetId, Report]) -> Target:
+    """The target with what its daemon last said of its chunks; that it died, or said nothing lately, mends none."""
+    damaged = reports.get(target.target_id, NOT_HEARD).damaged
+    return target if damaged is None else revised(target, damaged=damaged)
 
 
 def _settle(

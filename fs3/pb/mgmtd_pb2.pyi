@@ -38,7 +38,7 @@ class NodeInfo(_message.Message):
     def __init__(self, node_id: _Optional[int] = ..., kind: _Optional[_Union[_common_pb2.NodeKind, str]] = ..., endpoints: _Optional[_Iterable[str]] = ..., host: _Optional[str] = ..., generation: _Optional[int] = ..., alive: _Optional[bool] = ..., version: _Optional[str] = ..., metrics: _Optional[str] = ..., unix_endpoints: _Optional[_Iterable[str]] = ..., last_heartbeat_age_ms: _Optional[int] = ..., draining: _Optional[bool] = ..., closed_disks: _Optional[_Iterable[int]] = ..., workers: _Optional[int] = ...) -> None: ...
 
 class TargetInfo(_message.Message):
-    __slots__ = ("target_id", "node_id", "disk", "chain_id", "state", "local_state", "used_bytes", "chunks", "draining", "disabled", "accept_loss", "replaces", "complete_at")
+    __slots__ = ("target_id", "node_id", "disk", "chain_id", "state", "local_state", "used_bytes", "chunks", "draining", "disabled", "accept_loss", "replaces", "complete_at", "damaged")
     TARGET_ID_FIELD_NUMBER: _ClassVar[int]
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
     DISK_FIELD_NUMBER: _ClassVar[int]
@@ -52,6 +52,7 @@ class TargetInfo(_message.Message):
     ACCEPT_LOSS_FIELD_NUMBER: _ClassVar[int]
     REPLACES_FIELD_NUMBER: _ClassVar[int]
     COMPLETE_AT_FIELD_NUMBER: _ClassVar[int]
+    DAMAGED_FIELD_NUMBER: _ClassVar[int]
     target_id: int
     node_id: int
     disk: int
@@ -65,7 +66,8 @@ class TargetInfo(_message.Message):
     accept_loss: bool
     replaces: int
     complete_at: int
-    def __init__(self, target_id: _Optional[int] = ..., node_id: _Optional[int] = ..., disk: _Optional[int] = ..., chain_id: _Optional[int] = ..., state: _Optional[_Union[_common_pb2.TargetState, str]] = ..., local_state: _Optional[_Union[_common_pb2.LocalState, str]] = ..., used_bytes: _Optional[int] = ..., chunks: _Optional[int] = ..., draining: _Optional[bool] = ..., disabled: _Optional[bool] = ..., accept_loss: _Optional[bool] = ..., replaces: _Optional[int] = ..., complete_at: _Optional[int] = ...) -> None: ...
+    damaged: bool
+    def __init__(self, target_id: _Optional[int] = ..., node_id: _Optional[int] = ..., disk: _Optional[int] = ..., chain_id: _Optional[int] = ..., state: _Optional[_Union[_common_pb2.TargetState, str]] = ..., local_state: _Optional[_Union[_common_pb2.LocalState, str]] = ..., used_bytes: _Optional[int] = ..., chunks: _Optional[int] = ..., draining: _Optional[bool] = ..., disabled: _Optional[bool] = ..., accept_loss: _Optional[bool] = ..., replaces: _Optional[int] = ..., complete_at: _Optional[int] = ..., damaged: _Optional[bool] = ...) -> None: ...
 
 class ChainInfo(_message.Message):
     __slots__ = ("chain_id", "version", "targets", "replicas", "joins_table")
@@ -186,18 +188,20 @@ class SessionTable(_message.Message):
     def __init__(self, version: _Optional[int] = ..., last_id: _Optional[int] = ..., live: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class LocalTarget(_message.Message):
-    __slots__ = ("target_id", "state", "chain_version", "used_bytes", "chunks")
+    __slots__ = ("target_id", "state", "chain_version", "used_bytes", "chunks", "damaged")
     TARGET_ID_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     CHAIN_VERSION_FIELD_NUMBER: _ClassVar[int]
     USED_BYTES_FIELD_NUMBER: _ClassVar[int]
     CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    DAMAGED_FIELD_NUMBER: _ClassVar[int]
     target_id: int
     state: _common_pb2.LocalState
     chain_version: int
     used_bytes: int
     chunks: int
-    def __init__(self, target_id: _Optional[int] = ..., state: _Optional[_Union[_common_pb2.LocalState, str]] = ..., chain_version: _Optional[int] = ..., used_bytes: _Optional[int] = ..., chunks: _Optional[int] = ...) -> None: ...
+    damaged: bool
+    def __init__(self, target_id: _Optional[int] = ..., state: _Optional[_Union[_common_pb2.LocalState, str]] = ..., chain_version: _Optional[int] = ..., used_bytes: _Optional[int] = ..., chunks: _Optional[int] = ..., damaged: _Optional[bool] = ...) -> None: ...
 
 class HeartbeatRequest(_message.Message):
     __slots__ = ("node", "targets", "disks", "known_routing", "known_sessions")

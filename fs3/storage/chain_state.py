@@ -196,6 +196,7 @@ class ChainState:
                 chain = self._routing.chains.get(ChainId(self._chain_of[target_id]))
                 said.append((target_id, state, chain.version if chain is not None else 0))
         out = []
+        damaged = {key[0] for engine in self._engines.values() for key in engine.damaged()}
         for target_id, state, version in said:
             used, chunks = self.engine(target_id).target_usage(target_id)
             out.append(
@@ -205,6 +206,7 @@ class ChainState:
                     chain_version=version,
                     used_bytes=used,
                     chunks=chunks,
+                    damaged=target_id in damaged,
                 )
             )
         return out

@@ -265,7 +265,8 @@ class _Pass:
 
         To wait for better ones would keep the chain a replica short for ever. The successor is told, and becomes as
         honest about them as this replica is: it answers Corrupt, and goes on looking for a good copy. But while one
-        who may have them cannot be asked, recovery waits: once the successor serves, that one may be drained.
+        who serves and may have them cannot be asked, recovery waits; who does not serve is not drained meanwhile
+        (fs3/mgmtd/intent_core.py).
 
         Raises: Unavailable: to be tried again.
         """

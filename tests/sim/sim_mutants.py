@@ -659,6 +659,14 @@ MUTANTS: tuple[Mutant, ...] = (
         faults=("bytes change on a disk", "operator drains a target", "operator drains a node"),
     ),
     _one(
+        "drained-in-spite-of-damage",
+        "a target leaves its chain though those that stay have chunks of which it may hold the last good copy",
+        "fs3/routing.py",
+        "        return self.is_full(chain_id) and not any(target.damaged for target in self.staying(chain_id))\n",
+        "        return self.is_full(chain_id)\n",
+        faults=("bytes change on a disk", "operator drains a target", "operator drains a node"),
+    ),
+    _one(
         "damage-not-marked",
         "what is found damaged is not noted",
         _REPAIR,

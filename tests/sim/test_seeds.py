@@ -21,6 +21,7 @@ FOUND = {
     34: "a power loss left a chunk without its bytes, and recovery of it never ended",
     127: "a replica kept the result of an update that a power loss had undone",
     381: "a write that found its session ended at its deadline failed as if nothing could help",
+    526: "a node was drained that had crashed with the only good copy of a chunk",
 }
 
 

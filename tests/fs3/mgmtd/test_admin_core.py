@@ -21,7 +21,7 @@ from fs3.ids import ChainId, NodeId, TargetId, machine_of, worker_node
 from fs3.mgmtd import admin_core, grow_core
 from fs3.mgmtd.chain_core import Report
 from fs3.mgmtd.draft_core import Disks, Draft, Edit
-from fs3.mgmtd.intent_core import advance, is_full, waits
+from fs3.mgmtd.intent_core import advance, waits
 from fs3.mgmtd.lease_core import LeaseTable
 from fs3.mgmtd.placement_core import DiskSlot, plan_tables
 from fs3.mgmtd.routing_core import check_edit, next_routing, publish
@@ -166,7 +166,7 @@ def test_a_drain_adds_replacements_on_other_nodes_and_then_asks_the_old_to_step_
     served = replace(routing, targets={k: replace(t, state=S.SERVING) for k, t in routing.targets.items()})
     for chain in served.chains:
         assert served.stepping_down(chain) == {t.target_id for t in members(served, chain) if t.node_id == 1}
-        assert is_full(served, chain)
+        assert served.spares_others(chain)
     assert advance(served, DISKS)[0] is served, "a target that serves is not taken away"
 
 
@@ -318,6 +318,63 @@ def test_a_drained_worker_leaves_to_the_other_one_where_there_is_no_other_machin
     assert not world.daemons[worker_node(1, 1)].there, "its daemon has deleted them"
 
 
+def damaged_world() -> tuple[World, Disked, Daemon, TargetId]:
+    """A head that has damaged chunks, and the second target of its chain on a daemon that is not heard of any more."""
+    world = World(0, 5, 3, disks=1)
+    chain = chain_of(world.routing, 3)
+    head, second, _ = members(world.routing, chain)
+    damaged = world.daemons[head.node_id].there[head.target_id]
+    damaged.damaged = True
+    world.round()
+    assert world.routing.targets[head.target_id].damaged
+    away = world.daemons[second.node_id]
+    away.cut_off = True
+    world.expire(away)
+    return world, damaged, away, second.target_id
+
+
+def test_who_may_have_the_last_good_copy_of_a_damaged_chunk_does_not_leave() -> None:
+    world, damaged, away, leaving = damaged_world()
+    chain = world.routing.targets[leaving].chain_id
+    world.edit(lambda routing: admin_core.drain(routing, world.disks, target=leaving))
+    for _ in range(20):
+        world.round()
+    assert world.routing.is_full(chain), "its replacement serves"
+    (wait,) = waits(world.routing, world.disks)
+    assert f"waits for target {leaving} on node {away.node_id}, which may have good copies" in wait.reason
+    away.cut_off = False
+    for _ in range(20):
+        world.round()
+    assert world.routing.targets[leaving].state == S.SERVING and not world.routing.stepping_down(chain)
+    (wait,) = waits(world.routing, world.disks)
+    assert f"keeps target {leaving} until the damaged chunks" in wait.reason
+    damaged.damaged = False
+    for _ in range(20):
+        world.round()
+    assert leaving not in world.routing.targets and not waits(world.routing, world.disks)
+
+
+def test_an_operator_may_give_up_what_a_damaged_chain_waits_for() -> None:
+    world, _, _, leaving = damaged_world()
+    world.edit(lambda routing: admin_core.drain(routing, world.disks, target=leaving))
+    for _ in range(20):
+        world.round()
+    world.edit(lambda routing: admin_core.remove_target(routing, leaving))
+    assert leaving not in world.routing.targets and not waits(world.routing, world.disks)
+
+
+def test_what_a_daemon_said_of_damage_holds_while_it_is_away() -> None:
+    world, damaged, _, _ = damaged_world()
+    head = next(target for target in world.routing.targets.values() if target.damaged)
+    node = world.daemons[head.node_id]
+    node.cut_off = True
+    damaged.damaged = False  # which nobody hears of
+    world.expire(node)
+    world.round()
+    found = routing_from_pb(routing_to_pb(world.routing)).targets[head.target_id]
+    assert found.state == S.OFFLINE and found.damaged
+
+
 @pytest.mark.parametrize("rounds", [0, 3, 5])
 def test_who_stays_after_all_does_not_keep_a_replacement_on_its_own_machine(rounds: int) -> None:
     world = lone_machine()
@@ -418,6 +475,7 @@ class Disked:
     log: set[int] = field(default_factory=set)
     holds: bool = False
     stand: Stand = field(default_factory=lambda: Stand(Phase.HELD))
+    damaged: bool = False
 
 
 @dataclass
@@ -462,7 +520,7 @@ class Daemon:
             if one.stand.phase is Phase.COMPLETE and not one.holds:
                 state = LocalState.OFFLINE
             chain = self.seen.chains.get(one.chain_id)
-            said[target_id] = Report(state, chain.version if chain is not None else 0)
+            said[target_id] = Report(state, chain.version if chain is not None else 0, one.damaged)
         return said
 
 

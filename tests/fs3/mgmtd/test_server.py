@@ -36,6 +36,7 @@ class Daemon:
 
     def __init__(self, address: str, node_id: int, *, endpoint: str = "127.0.0.1:1", generation: int = 1) -> None:
         self.targets: set[int] = set()
+        self.damaged: set[int] = set()
         self.routings: list[Routing] = []
         self.agent = NodeAgent(
             [address],
@@ -58,9 +59,11 @@ class Daemon:
             target = self.agent.routing.targets.get(TargetId(target_id))
             version = self.agent.routing.chains[target.chain_id].version if target else 0
             away = target is not None and target.state in (TargetState.OFFLINE, TargetState.WAITING)
-            found.append(
-                mgmtd_pb2.LocalTarget(target_id=target_id, state=2 if away else 1, chain_version=version)  # type: ignore[arg-type]
+            message = mgmtd_pb2.LocalTarget(
+                target_id=target_id, chain_version=version, damaged=target_id in self.damaged
             )
+            message.state = 2 if away else 1  # type: ignore[assignment]
+            found.append(message)
         return found
 
     async def until(self, state: TargetState) -> None:
@@ -105,6 +108,23 @@ def test_agents_bootstrap_a_cluster_and_a_client_sees_it() -> None:
             versions = [seen.version for seen in daemons[0].routings]
             assert versions == sorted(set(versions)), "each routing once, newer every time"
             client.close()
+
+    run(body())
+
+
+def test_damage_is_heard_of_until_it_is_mended() -> None:
+    async def body() -> None:
+        async with cluster() as (_, (daemon, other)):
+            await daemon.until(TargetState.SERVING)
+            some = min(daemon.targets)
+            for damaged in ({some}, set()):
+                daemon.damaged = damaged
+                daemon.agent.poke()
+                while {
+                    target.target_id for target in other.agent.routing.targets.values() if target.damaged
+                } != damaged:
+                    other.agent.poke()
+                    await asyncio.sleep(0)
 
     run(body())
 

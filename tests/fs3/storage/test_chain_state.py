@@ -293,6 +293,7 @@ class FewTargets:
     def __init__(self, targets: dict[int, int]) -> None:
         self._targets = {target: TargetRecord(target, chain) for target, chain in targets.items()}
         self.states: dict[tuple[int, bytes], bytes] = {}
+        self.marked: dict[tuple[int, int, int], int] = {}
 
     def targets(self) -> dict[int, TargetRecord]:
         return self._targets
@@ -308,6 +309,9 @@ class FewTargets:
 
     def failure(self) -> None:
         return None
+
+    def damaged(self) -> dict[tuple[int, int, int], int]:
+        return self.marked
 
     def target_usage(self, _target_id: int) -> tuple[int, int]:
         return 0, 0
@@ -357,9 +361,8 @@ def new_state(engine: FewTargets, generation: int = 1) -> tuple[ChainState, Aske
     return state, asked
 
 
-def serving_state() -> tuple[ChainState, Asked]:
-    engine = FewTargets({})
-    state, asked = new_state(engine)
+def serving_state(engine: FewTargets | None = None) -> tuple[ChainState, Asked]:
+    state, asked = new_state(engine or FewTargets({}))
     state.on_routing(routing(1, {}, chain_version=0))
     state.create(mgmtd_pb2.CreateTarget(target_id=1, chain_id=1, disk=0))
     state.on_routing(routing(2, {2: S.SERVING}, chain_version=1))
@@ -378,6 +381,14 @@ def test_a_new_target_serves_once_it_is_published_and_knows_its_place() -> None:
     assert ("settle", 1) in asked.work and asked.pokes
     said = state.local_targets()
     assert [(one.target_id, one.state, one.chain_version) for one in said] == [(1, LocalState.UPTODATE, 4)]
+
+
+@pytest.mark.parametrize("target", [1, 5])
+def test_damage_is_said_of_the_target_that_has_it(target: int) -> None:
+    engine = FewTargets({})
+    state, _ = serving_state(engine)
+    engine.marked = {(target, 8, 9): 3}
+    assert [(one.target_id, one.damaged) for one in state.local_targets()] == [(1, target == 1)]
 
 
 def test_off_duty_stops_at_once_and_comes_back_through_recovery() -> None:
