@@ -9,6 +9,9 @@ Chunks are synced or, a few, left to the page cache (`durable=False`). For synce
 others a power loss of a node, and nothing else, may undo the latest changes, as their contract says: `power_lost`
 records a LOSS for them, after which the chunk may once be what it was at any earlier time, but nothing else: no
 mixture, no bytes of another chunk. They are only written whole.
+
+Of chunks of which a client does not know what became of a change, some are never changed again: what the daemons left
+unfinished there they have to finish by themselves.
 """
 
 from __future__ import annotations
@@ -150,6 +153,7 @@ class Workload:
     places: list[Place] = field(default_factory=list)
     workers: list[Worker] = field(default_factory=list)
     lossy_chains: set[int] = field(default_factory=set)  # on which a LOSS was recorded
+    left_alone: set[Chunk] = field(default_factory=set)  # and not changed any more
     done: bool = False  # every worker has ended
 
     def __post_init__(self) -> None:
@@ -223,7 +227,6 @@ class Workload:
             count = 1
             if draw.random() < self.mix.batch:
                 count = min(draw.randint(2, 6), worker.left, len(self.places))
-            worker.left -= count
             self._act(client, worker, count)
         self._finish(worker)
 
@@ -232,6 +235,10 @@ class Workload:
         kind = draw.choices(list(mix.kinds), list(mix.kinds.values()))[0]
         within_s = draw.choice(mix.deadlines_s)
         places = self._places(draw, count)
+        if kind not in (Kind.READ, Kind.QUERY):
+            changed = [place for place in places if place.chunk not in self.left_alone]
+            kind, places = (kind, changed) if changed else (Kind.READ, places)
+        worker.left -= len(places)
         if kind is Kind.READ:
             self._read(client, [(place, *_range(draw, place)) for place in places], within_s, worker.name)
         elif kind is Kind.QUERY:
@@ -354,6 +361,8 @@ class Workload:
         if not isinstance(error, EXPECTED):
             raise Violation(f"{operation} failed with {type(error).__name__}: {error}") from error
         unknown = isinstance(error, MaybeApplied)
+        if unknown and len(self.left_alone) < len(self.places) // 2:
+            self.left_alone.add(operation.chunk)
         self._ended(operation, Outcome.UNKNOWN if unknown else Outcome.FAILED, f"{type(error).__name__}: {error}")
 
     def _ended(self, operation: Operation, outcome: Outcome, error: str = "") -> None:

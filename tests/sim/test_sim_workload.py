@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sim_history import Outcome
+from sim_history import Kind, Outcome
 from sim_kernel import SimProcess, Simulation
 from sim_linearize import check
 from sim_threads import SimRuntime
@@ -163,6 +163,18 @@ def test_what_is_right_is_found_right(kill: bool) -> None:
         assert len(workload.history.operations) >= 200
         unknown += sum(one.outcome is Outcome.UNKNOWN for one in workload.history.operations)
     assert unknown > 100
+
+
+def test_some_changes_of_unknown_outcome_are_the_last_of_their_chunks() -> None:
+    for seed in range(5):
+        workload, _ = run(seed)
+        changes = [one for one in workload.history.operations if one.kind not in (Kind.READ, Kind.QUERY)]
+        assert workload.left_alone and len(workload.left_alone) <= len(workload.places) // 2
+        for chunk in workload.left_alone:
+            mine = [one for one in changes if one.chunk == chunk]
+            known_s = min(one.returned_s for one in mine if one.outcome is Outcome.UNKNOWN)
+            assert all(one.invoked_s <= known_s for one in mine), f"seed {seed}"
+        assert len({one.chunk for one in changes if one.invoked_s > known_s}) > 0, "others are changed all the time"
 
 
 @pytest.mark.parametrize("mistake", ["lost", "twice", "stale", "torn"])
