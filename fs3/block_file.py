@@ -2,6 +2,8 @@
 
     header (4 KiB) | sums area: per slot, 4 B per 4 KiB and then 4 B per 256 KiB | data area: slots, one after the other
 
+Since format 2 blocks of a large page (2 MiB) and more begin at one: no large page of the page cache has bytes of two
+such blocks, so loading one never brings another in unseen. Files of format 1 are read, and go on being used.
 docs/formats.md has the bytes.
 """
 
@@ -18,31 +20,36 @@ from fs3 import checksum
 from fs3.checksum import COARSE_BYTES, FINE_BYTES
 
 MAGIC = b"FS3BLK\x00\x01"
-FORMAT = 1
+FORMAT = 2
 HEADER_BYTES = 4096  # and where the sums begin
 _HEADER = struct.Struct("<8sIIQQQQ")
 _CRC = struct.Struct("<I")
-_DATA_ALIGN = 1 << 20
+LARGE_BYTES = 2 << 20  # a large page of x86-64 and of most others
+_DATA_ALIGN = {1: 1 << 20, FORMAT: LARGE_BYTES}
 PACKED_BYTES = _HEADER.size + _CRC.size
 
 Position = TypeVar("Position", int, NDArray[np.int64])
 
 
 class BlockLayout:
-    """Block file `file_no` of `slots` blocks of `block_bytes`."""
+    """Block file `file_no` of `slots` blocks of `block_bytes`, one every `pitch` bytes."""
 
-    def __init__(self, file_no: int, block_bytes: int, slots: int) -> None:
+    def __init__(self, file_no: int, block_bytes: int, slots: int, version: int = FORMAT) -> None:
         self.file_no = file_no
         self.block_bytes = block_bytes
         self.slots = slots
+        self.version = version
         self.fine_sums = block_bytes // FINE_BYTES  # sums of a slot of 4 KiB each, which come first
         self.stride = _stride(block_bytes)  # sums of a slot
-        self.data_at = _data_offset(self.stride, slots)
-        self.file_bytes = self.data_at + slots * block_bytes
+        self.pitch = block_bytes
+        if version > 1 and block_bytes >= LARGE_BYTES:
+            self.pitch = -(-block_bytes // LARGE_BYTES) * LARGE_BYTES
+        self.data_at = _data_offset(self.stride, slots, _DATA_ALIGN[version])
+        self.file_bytes = self.data_at + slots * self.pitch
 
     def pack(self) -> bytes:
         """What the file begins with."""
-        numbers = (FORMAT, self.file_no, self.block_bytes, self.slots, HEADER_BYTES, self.data_at)
+        numbers = (self.version, self.file_no, self.block_bytes, self.slots, HEADER_BYTES, self.data_at)
         header = _HEADER.pack(MAGIC, *numbers)
         return header + _CRC.pack(checksum.crc(header))
 
@@ -52,9 +59,9 @@ class BlockLayout:
         if len(raw) < PACKED_BYTES or raw[:8] != MAGIC:
             raise ValueError("not a block file")
         _magic, version, number, block_bytes, slots, sums_at, data_at = _HEADER.unpack_from(raw)
-        if version != FORMAT:
-            raise ValueError(f"block file format {version}; this fs3 reads format {FORMAT}")
-        layout = BlockLayout(number, block_bytes, slots)
+        if version not in _DATA_ALIGN:
+            raise ValueError(f"block file format {version}; this fs3 reads formats 1 to {FORMAT}")
+        layout = BlockLayout(number, block_bytes, slots, version)
         crc = _CRC.unpack_from(raw, _HEADER.size)[0]
         if crc != checksum.crc(raw[: _HEADER.size]) or (sums_at, data_at) != (HEADER_BYTES, layout.data_at):
             raise ValueError("its header is damaged")
@@ -62,15 +69,15 @@ class BlockLayout:
 
     def position(self, slot: int) -> int:
         """The byte offset of a slot's data."""
-        return self.data_at + slot * self.block_bytes
+        return self.data_at + slot * self.pitch
 
     def slot(self, position: int) -> int:
         """The slot whose data begins at `position`."""
-        return (position - self.data_at) // self.block_bytes
+        return (position - self.data_at) // self.pitch
 
     def fine_at(self, position: Position) -> Position:
         """The number, in the sums area, of the first 4 KiB sum of the block at `position`."""
-        return (position - self.data_at) // self.block_bytes * self.stride
+        return (position - self.data_at) // self.pitch * self.stride
 
     def coarse_at(self, position: Position) -> Position:
         """As `fine_at`, of the first 256 KiB sum."""
@@ -93,5 +100,5 @@ def _stride(block_bytes: int) -> int:
 
 
 @functools.cache
-def _data_offset(stride: int, slots: int) -> int:
-    return -(-(HEADER_BYTES + slots * stride * 4) // _DATA_ALIGN) * _DATA_ALIGN
+def _data_offset(stride: int, slots: int, align: int) -> int:
+    return -(-(HEADER_BYTES + slots * stride * 4) // align) * align

@@ -6,8 +6,8 @@ the daemon's run is part of the place, so what matched once is what is there as 
 reader asks for no more than that (`RWF_NOWAIT`, `page_cache.resident`), before it loads anything; what has to come from
 the disk is verified again, and all else that is known of its chunk forgotten, since nobody knows what comes with it.
 That leaves pages which went, whose sectors then turned bad, and which came back with those of another chunk (by read-
-ahead, or with the other half of a large page that another call or process has loaded); so nothing is remembered for
-longer than `KEEP_S`. Bounded; the oldest goes first.
+ahead, or, of blocks below 2 MiB, with the other half of a large page that another process has loaded); so nothing is
+remembered for longer than `KEEP_S`. Bounded; the oldest goes first.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ class BlockFile(BlockLayout):
     def __init__(
         self, raw: RawFile, layout: BlockLayout, *, step: Step, doubt: Callable[[], None], runtime: Runtime
     ) -> None:
-        super().__init__(layout.file_no, layout.block_bytes, layout.slots)
+        super().__init__(layout.file_no, layout.block_bytes, layout.slots, layout.version)
         self.path = raw.path
         self._raw = raw
         self._step = step
@@ -201,9 +201,17 @@ class BlockFile(BlockLayout):
         self._step("fallocate", self.file_no, self.position(growth.first), growth.slots * self.block_bytes)
         sums_bytes = self.stride * 4
         self._raw.allocate(HEADER_BYTES + growth.first * sums_bytes, growth.slots * sums_bytes)
-        self._raw.allocate(self.position(growth.first), growth.slots * self.block_bytes)
+        for at, length in self._runs(growth):
+            self._raw.allocate(at, length)
         count = struct.pack("<Q", growth.first + growth.slots)
         self._raw.write([memoryview(count + _CRC.pack(checksum.crc(count)))], _GROWN_AT)
+
+    def _runs(self, growth: Growth) -> list[tuple[int, int]]:
+        """(offset, bytes) of the data of slots; what lies between blocks stays a hole."""
+        if self.pitch == self.block_bytes:
+            return [(self.position(growth.first), growth.slots * self.block_bytes)]
+        slots = range(growth.first, growth.first + growth.slots)
+        return [(self.position(slot), self.block_bytes) for slot in slots]
 
     def write(
         self, slot: int, parts: Sequence[memoryview], fine: NDArray[np.uint32], coarse: NDArray[np.uint32]

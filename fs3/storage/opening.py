@@ -168,7 +168,7 @@ def _lines(files: BlockFiles, keys: NDArray[Any], chunks: NDArray[Any]) -> NDArr
             continue
         rows = chunks["file"] == number
         file = _file(files, number)
-        lines["position"][rows] = file.position(0) + chunks["slot"][rows].astype(np.int64) * file.block_bytes
+        lines["position"][rows] = file.position(0) + chunks["slot"][rows].astype(np.int64) * file.pitch
     return lines
 
 

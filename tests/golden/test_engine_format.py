@@ -1,13 +1,16 @@
 """The bytes of the chunk engine's folder, format 1 (docs/formats.md): records and block files, written and read."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from fs3 import checksum
+from fs3.block_file import BlockLayout
 from fs3.storage import metadata as md
-from fs3.storage.allocator_core import CLASS_BYTES
+from fs3.storage.allocator_core import CLASS_BYTES, Growth
 from fs3.storage.blocks import BlockFile
 from fs3.storage.engine import Engine
 from fs3.storage.engine_api import DedupEntry, EngineConfig, Update
@@ -58,22 +61,29 @@ def test_size_classes() -> None:
     assert [size >> 20 for size in CLASS_BYTES[-5:]] == [32, 40, 48, 56, 64]
 
 
-def test_a_block_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_block_file(tmp_path: Path, version: int) -> None:
     path = tmp_path / "00-0001.blk"
-    file = BlockFile.create(SystemFolder(tmp_path), 1, 16)
+    if version == 1:  # is read, and filled further, but not made any more
+        layout = BlockLayout(1, 65_536, 16, version=1)
+        SystemFolder(tmp_path).create(path.name, layout.file_bytes, layout.pack()).close()
+        file = BlockFile.open(SystemFolder(tmp_path), 1)
+    else:
+        file = BlockFile.create(SystemFolder(tmp_path), 1, 16)
     fine = np.arange(1, 4, dtype=np.uint32)
     file.write(2, [memoryview(b"a" * 9000)], fine, np.array([0xABCDEF01], dtype=np.uint32))
     file.close()
     raw = path.read_bytes()
-    head = "465333424c4b0001010000000100000000000100000000001000000000000000"
-    head += "00100000000000000000100000000000"
+    head = f"465333424c4b0001{version:02x}0000000100000000000100000000001000000000000000"
+    head += f"00100000000000000000{version:x}00000000000"
     assert raw[:48].hex() == head
     assert raw[48:52] == checksum.crc(raw[:48]).to_bytes(4, "little")
-    assert len(raw) == (1 << 20) + 16 * 65_536
+    begin = version << 20
+    assert len(raw) == begin + 16 * 65_536
     sums = 4096 + 2 * 17 * 4  # slot 2; 16 fine sums and a coarse one each
     assert raw[sums : sums + 12].hex() == "010000000200000003000000"
     assert raw[sums + 64 : sums + 68].hex() == "01efcdab"
-    data = (1 << 20) + 2 * 65_536
+    data = begin + 2 * 65_536
     assert raw[data : data + 9000] == b"a" * 9000
 
     again = BlockFile.open(SystemFolder(tmp_path), 1)
@@ -81,6 +91,28 @@ def test_a_block_file(tmp_path: Path) -> None:
     assert again.fine(data, 9000).tolist() == [1, 2, 3]
     assert again.coarse(data, 9000).tolist() == [0xABCDEF01]
     again.close()
+
+
+@pytest.mark.parametrize(("block", "pitch"), [(1792 << 10, 1792 << 10), (2 << 20, 2 << 20), (5 << 20, 6 << 20)])
+def test_large_blocks_begin_at_a_large_page(block: int, pitch: int) -> None:
+    layout = BlockLayout(CLASS_BYTES.index(block) * 1024, block, 300)
+    assert layout.data_at % (2 << 20) == 0 and layout.file_bytes == layout.data_at + 300 * pitch
+    assert layout.position(7) == layout.data_at + 7 * pitch and layout.slot(layout.position(7)) == 7
+    assert layout.slot(layout.position(7) + block - 1) == 7
+    assert layout.fine_at(layout.position(7)) == 7 * layout.stride
+    old = BlockLayout(layout.file_no, block, 300, version=1)
+    assert old.position(7) == old.data_at + 7 * block and old.data_at % (1 << 20) == 0
+    assert BlockLayout.unpack(old.pack()).position(7) == old.position(7)
+    assert BlockLayout.unpack(layout.pack()).position(7) == layout.position(7)
+
+
+def test_what_lies_between_large_blocks_takes_no_room(tmp_path: Path) -> None:
+    file_no = CLASS_BYTES.index(5 << 20) * 1024
+    file = BlockFile.create(SystemFolder(tmp_path), file_no, 8)
+    file.grow(Growth(file_no, 0, 3))
+    used = os.stat(file.path).st_blocks * 512
+    assert 3 * (5 << 20) <= used < 3 * (5 << 20) + (1 << 20)
+    file.close()
 
 
 def test_a_folder(tmp_path: Path) -> None:
