@@ -6,10 +6,14 @@ calls everybody's `publish`, in order: readers learn of a version only when it c
 
 Batches are numbered; `synced` is called with the number up to which all are on stable storage, which is what a freed
 block waits for. Batches without a sync are followed by one when `lazy_sync` asks (freed blocks pile up), or on close.
+
+A full disk, whoever filled it, has the store opened anew, and if there is no room for that either, opened to be read
+alone: everything is refused then, and readers go on, until there is room again, which is looked for every second.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -18,7 +22,9 @@ from fs3.runtime import SYSTEM, Event, Runtime
 from fs3.storage.blocks import Step, no_step
 from fs3.storage.metadata import MetadataStore, Put
 
+_LOG = logging.getLogger("fs3.storage")
 _MAX_GROUP = 512  # batches; a bound on how long the first waits for the last
+_LOOK_AGAIN_S = 1.0  # for room on a full disk
 
 
 def nothing(_batch: int) -> None:
@@ -55,6 +61,8 @@ class Committer:
         self._closing = False
         self._sync_asked = False
         self._broken: Fs3Error | None = None
+        self._full: NoSpace | None = None  # the store is open to be read alone
+        self._look_s = 0.0  # when to look for room again
         self.groups = 0
         self.syncs = 0
         self._number = 0
@@ -68,8 +76,9 @@ class Committer:
         """
         batch = _Batch(puts, publish, sync, self._runtime.event())
         with self._wake:
-            if self._broken is not None:
-                raise type(self._broken)(str(self._broken))
+            refusal = self._broken or self._full
+            if refusal is not None:
+                raise type(refusal)(str(refusal))
             if self._closing:
                 raise Unavailable("the chunk engine is closed")
             self._queue.append(batch)
@@ -80,7 +89,7 @@ class Committer:
 
     @property
     def failure(self) -> Fs3Error | None:
-        """Why nothing more is written; None while all is well."""
+        """Why nothing is written any more; None while all is well, or room on the disk would mend it."""
         return self._broken
 
     def lazy_sync(self) -> None:
@@ -111,21 +120,32 @@ class Committer:
     def _serve(self) -> None:
         while True:
             with self._wake:
-                while not (self._queue or self._closing or self._sync_asked):
-                    self._wake.wait()
+                while not (self._queue or self._closing or self._sync_asked or self._is_to_look()):
+                    self._wake.wait(_LOOK_AGAIN_S if self._full is not None else None)
                 group, self._queue = self._queue[:_MAX_GROUP], self._queue[_MAX_GROUP:]
                 ends = self._closing and not group
                 sync = self._sync_asked or ends
                 self._sync_asked = False
+            if self._is_to_look() and not ends:
+                self._look_for_room()
             self._commit(group, sync=sync)
             if ends:
                 return
+
+    def _is_to_look(self) -> bool:
+        return self._full is not None and self._broken is None and self._runtime.now_s() >= self._look_s
+
+    def _look_for_room(self) -> None:
+        try:
+            self._reopen()
+        except Fs3Error as error:
+            self._break(error)
 
     def _commit(self, group: list[_Batch], *, sync: bool) -> None:
         ended: Fs3Error = Unavailable("the chunk engine's commit thread ended")
         failure: Fs3Error | None = ended  # until the way through is known; a programming error leaves it so
         try:
-            failure = self._broken or self._write(group, sync=sync)
+            failure = self._broken or self._full or self._write(group, sync=sync)
             if failure is None:
                 self._publish([batch for batch in group if not batch.done.is_set()])
         finally:
@@ -174,24 +194,39 @@ class Committer:
         The failed batch is atomic, so one of its keys tells whether it is in the reopened store. If it is, it is synced
         and counts as done.
         """
-        if not isinstance(error, NoSpace) or not group:
-            self._broken = Unavailable(f"{error}; this disk takes no changes until its daemon is restarted")
-            return self._broken
+        if not isinstance(error, NoSpace):
+            return self._break(error)
+        try:
+            self._reopen()
+            if applied and self._full is not None:
+                # The kernel may have dropped pages of the log that look whole (fsyncgate), and a sync would not tell.
+                # A store that is open to write has written all of them anew.
+                return self._break(error)
+            last = {key: value for batch in group for key, value in batch.puts}
+            written = applied or all(self._metadata.get(key) == value for key, value in last.items())
+            if written and not applied:
+                self._number += 1
+            self._metadata.sync()
+            self._synced_number = self._number
+            self._synced(self._number)
+        except Fs3Error as again:
+            return self._break(again)
+        return None if written else error
+
+    def _reopen(self) -> None:
+        """`_full` tells whether it was to be read alone. Raises: Unavailable, Corrupt."""
         try:
             self._metadata.reopen()
-            last = {key: value for batch in group for key, value in batch.puts}
-            written = all(self._metadata.get(key) == value for key, value in last.items())
-            if written:
-                if not applied:
-                    self._number += 1
-                self._metadata.sync()
-                self._synced_number = self._number
-                self._synced(self._number)
-                return None
-            if any(batch.done.is_set() for batch in group):
-                self._broken = Unavailable("metadata lost a batch when the disk filled up; restart this disk's daemon")
-                return self._broken
-        except Fs3Error as again:
-            self._broken = Unavailable(f"{again}; this disk takes no changes until its daemon is restarted")
-            return self._broken
-        return error
+        except NoSpace as error:
+            if self._full is None:
+                _LOG.error("%s; until then it takes no changes, and is read", error)
+            self._full = error
+            self._look_s = self._runtime.now_s() + _LOOK_AGAIN_S
+        else:
+            if self._full is not None:
+                _LOG.warning("over, as there is room again: %s", self._full)
+            self._full = None
+
+    def _break(self, error: Fs3Error) -> Fs3Error:
+        self._broken = Unavailable(f"{error}; this disk takes no changes until its daemon is restarted")
+        return self._broken

@@ -19,25 +19,31 @@ damaged table block (630 of 2,000 records were returned): `scan` asks an iterato
 reads its upper bound from the ReadOptions that it was made with, and does not keep them: they must outlive it, or it
 ends wherever the memory that was the bound says. `close()` flushes without the GIL, and whoever reads meanwhile gets
 errors of other kinds; an iterator that is alive keeps the store locked, so that it cannot be opened again: readers are
-inside a gate, and leave no iterator behind.
+inside a gate, and leave no iterator behind. A store that met a full disk takes nothing more until it is opened again,
+which needs room of its own, for tables of what is in the logs. Opening it to read needs none: it reads the logs into
+memory, and writes nothing.
 """
 
 from __future__ import annotations
 
+import errno
 import itertools
 import logging
+import os
 import struct
 import sys
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
-from rocksdict import BlockBasedOptions, Cache, DBRecoveryMode, Options, Rdict, ReadOptions, WriteBatch
+from rocksdict import AccessType, BlockBasedOptions, Cache, DBRecoveryMode, Options, Rdict, ReadOptions, WriteBatch
 
 from fs3 import ids
 from fs3.errors import Corrupt, Fs3Error, NoSpace, Unavailable
 from fs3.storage.gate import Gate
+from fs3.storage.raw_file import sync_folder
 from fs3.storage.sequence_floor import SequenceFloor
 
 Put = tuple[bytes, bytes | None]  # key, value; None deletes
@@ -75,6 +81,7 @@ CHUNK_KEY = np.dtype([("kind", "S1"), ("target", ">u4"), ("hi", ">u8"), ("lo", "
 _CHUNK = struct.Struct("<BBHIQIiII")
 _ORIGIN = struct.Struct("<QQII")
 _FORMAT = 1
+_ROOM_BYTES = 4 << 20  # what opening may need beyond as much as is in the logs
 _RESULT = struct.Struct("<QQIHH")  # seq, version, length, status, reserved
 _RESULT_KEY = struct.Struct(">4xQI")
 _TARGET = struct.Struct("<II")  # chain, reserved
@@ -215,6 +222,8 @@ class Metadata:
         self._write_buffer_bytes = write_buffer_bytes
         self._damage: Corrupt | None = None
         self._gate = Gate()  # readers are inside; alone is who closes the store
+        self._applied = 0  # the number of the last update that was taken
+        self._reads_only = False  # for want of room
         try:
             self._floor = SequenceFloor(path.parent / "SYNCED")
         except OSError as error:
@@ -225,7 +234,7 @@ class Metadata:
             self._floor.close()
             raise
 
-    def _open(self) -> Rdict:
+    def _open(self, *, reads_only: bool = False) -> Rdict:
         options = Options(raw_mode=True)
         options.create_if_missing(True)
         options.set_wal_recovery_mode(DBRecoveryMode.tolerate_corrupted_tail_records())
@@ -239,8 +248,9 @@ class Metadata:
         tables.set_bloom_filter(10, False)
         tables.set_block_cache(Cache(16 << 20))
         options.set_block_based_table_factory(tables)
+        access = AccessType.read_only(False) if reads_only else AccessType.read_write()
         try:
-            db = Rdict(str(self._path), options)
+            db = Rdict(str(self._path), options, access_type=access)
         except Exception as error:  # noqa: BLE001 (rocksdict raises nothing more exact)
             raise self._error(error, "cannot be opened") from None
         if (number := db.latest_sequence_number()) < self._floor.number:
@@ -252,7 +262,7 @@ class Metadata:
         text = str(error)
         if "Corruption" in text or "No such file" in text:
             return self._damaged(text)
-        if "No space" in text:
+        if "No space" in text or "quota exceeded" in text:
             return NoSpace(f"metadata in {self._path} {what}: the disk is full; remove data or add a disk")
         return Unavailable(f"metadata in {self._path} {what}: {text}")
 
@@ -282,21 +292,66 @@ class Metadata:
             self._db.write(batch)
         except Exception as error:  # noqa: BLE001
             raise self._error(error, "cannot be written") from None
+        self._applied = self._db.latest_sequence_number()
 
     def sync(self) -> None:
         """Every batch applied so far is on stable storage after this. Raises: NoSpace, Unavailable, Corrupt."""
         try:
             number = self._db.latest_sequence_number()
-            self._db.flush_wal(True)
+            self._sync_logs() if self._reads_only else self._db.flush_wal(True)
         except Exception as error:  # noqa: BLE001
             raise self._error(error, "cannot be synced") from None
         self._floor.synced(number)
 
+    def _sync_logs(self) -> None:
+        """Raises: OSError."""
+        for log in self._path.glob("*.log"):
+            file = os.open(log, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(file)
+            finally:
+                os.close(file)
+        sync_folder(self._path)
+
     def reopen(self) -> None:
-        """After an error of writing: a store that met one takes no more. Readers wait. Raises: as the constructor."""
-        with self._gate.alone():
-            self._close_db()
+        """After an error of writing: a store that met one takes no more. Readers wait. The batch that failed, or whose
+        sync did, is in the store afterwards or will never be; all before it are.
+
+        Raises: NoSpace: there is only room to read. So it is open, can be read and synced, and must be opened again
+            before anything is applied. Unavailable, Corrupt: it may be closed.
+        """
+        room = self._has_room()
+        if room or not self._reads_only:
+            with self._gate.alone():
+                self._close_db()
+                room = room and self._opened_to_write()
+                if not room:
+                    self._db = self._open(reads_only=True)
+        self._reads_only = not room
+        number, before = self._db.latest_sequence_number(), self._applied
+        if number < before:
+            raise Unavailable(f"metadata in {self._path} lost its last {before - number} updates as the disk filled up")
+        self._applied = number
+        if not room:
+            raise NoSpace(f"metadata in {self._path} cannot be written: the disk is full; make room on it")
+
+    def _has_room(self) -> bool:
+        """Whether the store can be opened to write; the disk itself is asked, as quotas count too."""
+        try:
+            logs = sum(log.stat().st_size for log in self._path.glob("*.log"))
+            with tempfile.TemporaryFile(dir=self._path.parent) as file:
+                os.posix_fallocate(file.fileno(), 0, logs + _ROOM_BYTES)
+        except OSError as error:
+            return error.errno not in (errno.ENOSPC, errno.EDQUOT)  # any other is told by the opening
+        return True
+
+    def _opened_to_write(self) -> bool:
+        """False: somebody has taken the room meanwhile. Raises: as the constructor."""
+        try:
             self._db = self._open()
+        except NoSpace:
+            return False
+        return True
 
     def get(self, key: bytes) -> bytes | None:
         """Raises: Corrupt, Unavailable."""

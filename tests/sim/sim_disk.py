@@ -419,8 +419,11 @@ class SimMetadata:
     def reopen(self) -> None:
         if not self._process.alive:
             raise ProcessEnded
-        self._disk.wait(self._process, self._disk.sync_time())
+        disk = self._disk
+        disk.wait(self._process, disk.sync_time())
         self._failed = None
+        if disk.full:
+            raise NoSpace(f"metadata in {disk.name} cannot be written: the disk is full; make room on it")
 
     def get(self, key: bytes) -> bytes | None:
         return self._disk.store.values.get(key)
