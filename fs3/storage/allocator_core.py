@@ -247,6 +247,11 @@ class Quarantine:
         return freed
 
     @property
+    def awaits_sync(self) -> bool:
+        """Whether a sync of the metadata would bring blocks nearer to the allocator."""
+        return bool(self._retired) and self._retired[-1][1] > self._synced_batch
+
+    @property
     def counts(self) -> tuple[int, int, int]:
         """(blocks in quarantine, holds, pins)."""
         return len(self._retired) + len(self._awaiting_unpin), len(self._holds), len(self._pinned_by)

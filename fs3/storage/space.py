@@ -249,9 +249,13 @@ class Space:
                 _LOG.log(level, "%s: %d of %d bytes are free: %s", self._folder, free, total, _MEANS[self._fullness])
         return self._fullness
 
-    def check_room(self, *, makes_chunk: bool) -> None:
-        """Raises: NoSpace, if the disk is too full for an update that is no removal."""
+    def check_room(self, drain: Callable[[], None], *, makes_chunk: bool) -> None:
+        """`drain` as for `allocate`. Raises: NoSpace, if the disk is too full for an update that is no removal;
+        Unavailable."""
         level = self.fullness()
+        if makes_chunk and level is Fullness.NO_NEW and self._awaits_sync():
+            drain()  # removals that were not synced: nobody may come to sync them
+            level = self.fullness()
         if level is Fullness.NO_WRITES or (makes_chunk and level is Fullness.NO_NEW):
             raise NoSpace(f"{self._folder}: {_MEANS[level]}; remove data, or add a disk")
 
@@ -283,12 +287,14 @@ class Space:
             self._free(self._quarantine.unpin(token))
 
     def retire(self, blocks: Sequence[Block], batch: int) -> bool:
-        """No record names these blocks from metadata batch `batch` on. True: it is time to sync the metadata."""
+        """No record names these blocks from metadata batch `batch` on. True: it is time to sync the metadata, as that
+        frees much, or shows that a full disk has room."""
         with self._lock:
             self._quarantine.retire([self._id(block) for block in blocks], batch)
             self._reclaim()
             self._unsynced_bytes += sum(CLASS_BYTES[block.file // FILES_PER_CLASS] for block in blocks)
-            return self._unsynced_bytes >= _UNSYNCED_BYTES
+            full = self._fullness >= Fullness.NO_NEW and self._quarantine.awaits_sync
+            return full or self._unsynced_bytes >= _UNSYNCED_BYTES
 
     def synced(self, batch: int) -> None:
         """Metadata batches up to `batch` are durable."""
@@ -296,6 +302,10 @@ class Space:
             self._quarantine.synced(batch)
             self._unsynced_bytes = 0
             self._reclaim()
+
+    def _awaits_sync(self) -> bool:
+        with self._lock:
+            return self._quarantine.awaits_sync
 
     def give_back(self, blocks: Sequence[Block]) -> None:
         """Free blocks that no record ever named."""

@@ -67,7 +67,7 @@ class Stager:
             return Prepared(_staged(update, 0, base.length, applied=False), None)
         _check_version(update, version, base, before)
         # Recovery restores what was there: it may go on until the disk is really full.
-        self._space.check_room(makes_chunk=base.file == 0 and not update.flags & _SYNC_FLAGS)
+        self._space.check_room(self._drain, makes_chunk=base.file == 0 and not update.flags & _SYNC_FLAGS)
         flags = 0 if update.durable else md.FLAG_OS
         op = Op.REPLACE if update.flags & UpdateFlag.SYNC_REPLACE else update.op
         parts = content.parts_of(op, update.offset, len(update.data), base.length, update.chunk_bytes)
@@ -172,7 +172,7 @@ class Stager:
 
     def reserve(self, length: int) -> Reserved:
         """See `ChunkEngine.reserve`."""
-        self._space.check_room(makes_chunk=True)
+        self._space.check_room(self._drain, makes_chunk=True)
         block = self._space.allocate(length, self._drain)
         return Reserved(block.file, block.slot, self._files[block.file].position(block.slot), length)
 

@@ -7,6 +7,7 @@ import itertools
 import logging
 import random
 import re
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -104,6 +105,69 @@ def test_an_engine_warns_refuses_and_comes_back(engine: Engine, caplog: pytest.L
         "the disk is so full that no new chunks are taken",
         "there is room again",
     ]
+
+
+def removals_of(engine: Engine, chunks: range) -> list[Staged]:
+    """Pending, to be committed without a sync as a replica in front of the tail does: far less than would be synced for
+    its own sake."""
+    return [one for one in engine.stage([update(lo, Op.REMOVE) for lo in chunks]) if isinstance(one, Staged)]
+
+
+@pytest.fixture(params=[1, 100])
+def filled(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Engine]:
+    """An engine that has just refused a chunk; its disk is grown by 1 or 100 blocks at once."""
+    block = 64 << 10
+    config = EngineConfig(
+        file_bytes=64 << 20, group_bytes=request.param * block, reserve_bytes=0, max_bytes=100 * block
+    )
+    engine = Engine.open(tmp_path / "disk", cluster_id="c", create=True, config=config)
+    engine.create_target(TARGET, 1)
+    for lo in itertools.count():
+        engine._space._looked_s = float("-inf")
+        if apply(engine, update(lo, Op.REPLACE, b"x")) == [NoSpace]:
+            break
+    yield engine
+    engine.close()
+
+
+@pytest.mark.parametrize("reserves", [False, True])
+def test_what_was_removed_without_a_sync_is_room_for_a_new_chunk(filled: Engine, reserves: bool) -> None:
+    space = filled._space
+    space._fullness = Fullness.NORMAL  # nobody has looked
+    space._looked_s = float("inf")
+    filled.commit(removals_of(filled, range(10)), sync=False)
+    assert filled.stats().quarantined == 10, "nobody was to sync them"
+    space._looked_s = float("-inf")
+    assert filled.fullness() is Fullness.NO_NEW
+    if reserves:
+        filled.unreserve(filled.reserve(1))
+    else:
+        assert isinstance(filled.stage([update(200, Op.REPLACE, b"x")])[0], Staged)
+    assert filled.fullness() is Fullness.NORMAL and filled.stats().quarantined == 0
+
+
+def test_a_full_disk_is_seen_to_have_room_though_nobody_writes(filled: Engine) -> None:
+    assert filled.fullness() is Fullness.NO_NEW
+    synced = threading.Event()
+    space_synced = filled._committer._synced
+
+    def told(batch: int) -> None:
+        space_synced(batch)
+        synced.set()
+
+    removals = removals_of(filled, range(10))
+    filled._committer._synced = told
+    filled.commit(removals, sync=False)
+    assert synced.wait(10), "nobody asked for a sync"
+    assert filled.fullness() is Fullness.NORMAL
+
+
+def test_a_full_disk_from_which_nothing_was_removed_is_not_synced_for_each_refusal(filled: Engine) -> None:
+    groups, syncs = filled.stats().groups, filled.stats().wal_syncs
+    filled._committer.submit = None  # type: ignore[method-assign, assignment]
+    for lo in range(300, 310):
+        assert apply(filled, update(lo, Op.REPLACE, b"x")) == [NoSpace]
+    assert (filled.stats().groups, filled.stats().wal_syncs) == (groups, syncs)
 
 
 def test_engines_that_share_a_disk_are_full_together_and_tell_what_it_has(
