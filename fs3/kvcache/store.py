@@ -77,7 +77,7 @@ class KVStore:
         self._ring_reads = ring_reads
         self._rings: tuple[int, RingReads] | None = None  # and of which process
         self._opening = threading.Lock()
-        self._spare: PageSlab | None = None
+        self._spare: tuple[int, PageSlab] | None = None  # and of which process: shared memory is a parent's, too
         self._directory = directory.inode_id
         self._durable = directory.layout.durability == Durability.SYNC
         self._table = (directory.layout.chain_table, directory.layout.chain_table_version)
@@ -123,9 +123,13 @@ class KVStore:
     def _spare_slab(self, count: int) -> PageSlab:
         """One for a call of `get_into`; shared memory is used again, as it takes long to make."""
         spare, self._spare = self._spare, None
-        if self._ring_reads is None or spare is None or spare.count < count:
+        if spare is None or spare[0] != os.getpid() or spare[1].count < count:
             return self.slab(count)
-        return spare
+        return spare[1]
+
+    def _keep(self, slab: PageSlab) -> None:
+        if self._ring_reads is not None:
+            self._spare = (os.getpid(), slab)
 
     def _own_rings(self) -> RingReads:
         assert self._ring_reads is not None
@@ -256,7 +260,7 @@ class KVStore:
         for row, view in enumerate(views):
             if hits[row]:
                 view[:] = slab.page(row)
-        self._spare = slab if self._ring_reads is not None else None
+        self._keep(slab)
         return hits
 
     def put_from(
@@ -273,7 +277,7 @@ class KVStore:
         for row, view in enumerate(views):
             slab.page(row)[:] = view
         stored = self.put_rows(keys, slab, range(len(keys)), depths=depths, timeout_s=timeout_s)
-        self._spare = slab if self._ring_reads is not None else None
+        self._keep(slab)
         return stored
 
     def _write(self, updates: list[ChunkUpdate], deadline_s: float) -> Sequence[Exception | None]:

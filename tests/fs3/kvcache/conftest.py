@@ -43,10 +43,10 @@ def open_store(request: pytest.FixtureRequest, url: str) -> Iterator[Callable[..
         request.getfixturevalue("runtime_directory")
     opened = []
 
-    def make(weights: str = "w", where: str = url) -> KVStore:
+    def make(weights: str = "w", where: str = url, kind: type[KVStore] = KVStore) -> KVStore:
         name = f"{weights} for {url}"
         space = Namespace(weights=name, dtype="u8", layout="noise", page_tokens=4, layers=1, shape=(PAGE_BYTES,))
-        opened.append(KVStore.open(where, space, page_bytes=PAGE_BYTES, usrbio=usrbio))
+        opened.append(kind.open(where, space, page_bytes=PAGE_BYTES, usrbio=usrbio))
         return opened[-1]
 
     yield make

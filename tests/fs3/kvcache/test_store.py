@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -235,6 +237,49 @@ def test_a_directory_decides_the_layout(
     assert {len(routing.serving(chain_of(client, url + "-two", key))) for key in keys} == {2}
     assert get(twice, keys) == [noise(i) for i in range(5)]
     assert get(store, keys) == [noise(9)] * 5
+
+
+class AsAnotherReads(KVStore):
+    """One in whose calls, once its rows are read, `meanwhile` is done."""
+
+    meanwhile: Callable[[], None] | None = None
+
+    def get_rows(self, *args: Any, **options: Any) -> list[bool]:
+        hits = super().get_rows(*args, **options)
+        if self.meanwhile is not None:
+            self.meanwhile()
+        return hits
+
+
+def test_a_forked_child_reads_into_memory_of_its_own(
+    open_store: Callable[..., KVStore], keys_of: Keys, noise: Noise
+) -> None:
+    store = open_store(kind=AsAnotherReads)
+    assert isinstance(store, AsAnotherReads)
+    keys, pages = keys_of(store, 2), [noise(1), noise(2)]
+    assert put(store, keys, pages) == [True, True]
+    assert get(store, keys[:1]) == pages[:1]
+    context = multiprocessing.get_context("fork")
+    (told, tell), (heard, answer) = context.Pipe(duplex=False), context.Pipe(duplex=False)
+
+    def read() -> None:
+        told.recv()
+        answer.send(get(store, keys[1:]))
+        store.close()
+
+    child = context.Process(target=read)
+    child.start()
+    answers = []
+
+    def have_it_read() -> None:
+        tell.send(None)
+        answers.append(heard.recv())
+
+    store.meanwhile = have_it_read
+    assert get(store, keys[:1]) == pages[:1], "the child's page came"
+    assert answers == [pages[1:]]
+    child.join()
+    assert child.exitcode == 0
 
 
 def test_what_cannot_be_is_refused(cluster: LocalCluster, client: Client, store: KVStore, keys_of: Keys) -> None:
