@@ -280,7 +280,7 @@ class Ior:
                 if self._link is None:
                     self._attach()
                 assert self._link is not None
-                self._link.know(iov, files)
+                self._link.know(iov, files, (flight.files for flight in self._flights.values()))
             except control.Closed:
                 self._revive()
                 if last:
@@ -343,7 +343,7 @@ class Ior:
         if lease_now_s() >= flight.deadline_s:
             raise Unavailable(f"the I/O process ended while it {flight.did}, and the batch's time is over")
         assert self._link is not None
-        self._link.know(flight.iov, flight.files)
+        self._link.know(flight.iov, flight.files, (one.files for one in self._flights.values()))
         flight.tries += 1
         self._ring.put_back(flight.ticket)
 

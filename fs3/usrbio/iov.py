@@ -30,6 +30,8 @@ class FileSet(Protocol):
 
     @property
     def number(self) -> int: ...
+    @property
+    def closed(self) -> bool: ...
     def __len__(self) -> int: ...
     def message(self, first: int, last: int) -> dict[str, Any]:
         """What tells the I/O process of those from `first` to before `last`."""
@@ -123,6 +125,11 @@ class Files(Sequence[OpenFile]):
     def __init__(self, files: Sequence[OpenFile] = ()) -> None:
         self.number = next_number()
         self._files = list(files)
+
+    @property
+    def closed(self) -> bool:
+        """Never."""
+        return False
 
     def add(self, files: Sequence[OpenFile]) -> int:
         """Put more at the end; the place of the first of them."""

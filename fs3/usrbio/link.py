@@ -9,8 +9,8 @@ import signal
 import socket
 import weakref
 from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence, Set
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fs3.clock import deadline_after, lease_now_s
@@ -22,6 +22,21 @@ from fs3.usrbio.start import Wanted, connect
 
 _FILES_AT_ONCE = 4_096
 _KNOWN_SETS = 512
+_KNOWN_FILES = 1 << 20  # in all sets together: what a process takes (`attached`)
+
+
+@dataclass(slots=True)
+class _Known:
+    """A set of files, and how many of them the process knows."""
+
+    files: weakref.ref[FileSet]
+    count: int = 0
+
+    @property
+    def wanted(self) -> bool:
+        """Whether a batch may still name it."""
+        files = self.files()
+        return files is not None and not files.closed
 
 
 class Link:
@@ -31,7 +46,7 @@ class Link:
         """Connect, to a process that is started for it if there is none. Raises: as `start.connect`."""
         self._sock = connect(wanted)
         self._iovs: dict[int, weakref.ref[Iov]] = {}  # which the process has mapped
-        self._files: OrderedDict[int, int] = OrderedDict()  # how many of each set the process knows
+        self._sets: OrderedDict[int, _Known] = OrderedDict()  # by number; what was used last comes last
         self._process = self._watched()
         _living.add(self)
 
@@ -59,15 +74,20 @@ class Link:
         """Have the ring in the file `memory` worked on. Raises: Fs3Error."""
         self.call({"kind": "ring", "bytes": size, "priority": priority}, (memory, *bells))
 
-    def know(self, iov: Iov, files: FileSet) -> None:
-        """Tell of what a batch names and the process does not know yet. Raises: Fs3Error."""
+    def know(self, iov: Iov, files: FileSet, under_way: Iterable[FileSet] = ()) -> None:
+        """Tell of what a batch names and the process does not know yet; it goes on knowing what those `under_way` name.
+
+        Raises: Fs3Error.
+        """
         if iov.number not in self._iovs:
             self._forget_closed()
             self.call({"kind": "iov", "number": iov.number, "bytes": iov.nbytes}, (iov.descriptor,))
             self._iovs[iov.number] = weakref.ref(iov)
-        known = self._files.get(files.number, 0)
-        if known < len(files):
-            self._tell_files(files, known)
+        known = self._sets.get(files.number)
+        if known is not None:
+            self._sets.move_to_end(files.number)
+        if (0 if known is None else known.count) < len(files):
+            self._tell_files(files, under_way)
 
     def kill(self) -> None:
         """End a process that does not do its work. What it has acknowledged is somewhere else."""
@@ -111,14 +131,26 @@ class Link:
                 del self._iovs[number]
                 self.call({"kind": "forget iov", "number": number})
 
-    def _tell_files(self, files: FileSet, known: int) -> None:
-        while len(self._files) >= _KNOWN_SETS and files.number not in self._files:
-            oldest, _ = self._files.popitem(last=False)
-            self.call({"kind": "forget files", "number": oldest})
-        for first in range(known, len(files), _FILES_AT_ONCE):
+    def _tell_files(self, files: FileSet, under_way: Iterable[FileSet]) -> None:
+        self._make_room(files, {one.number for one in under_way})
+        known = self._sets.setdefault(files.number, _Known(weakref.ref(files)))
+        for first in range(known.count, len(files), _FILES_AT_ONCE):
             last = min(first + _FILES_AT_ONCE, len(files))
             self.call(files.message(first, last))
-            self._files[files.number] = last
+            known.count = last
+
+    def _make_room(self, files: FileSet, named: Set[int]) -> None:
+        """Have the process forget sets that no batch will name, and those used longest ago if it would know too many;
+        but none that is `named` by a batch."""
+        others = [(number, known) for number, known in self._sets.items() if number not in named | {files.number}]
+        sets = len(self._sets.keys() | {files.number})
+        count = sum(known.count for number, known in self._sets.items() if number != files.number) + len(files)
+        for number, known in sorted(others, key=lambda one: one[1].wanted):
+            if known.wanted and sets <= _KNOWN_SETS and count <= _KNOWN_FILES:
+                return
+            del self._sets[number]
+            self.call({"kind": "forget files", "number": number})
+            sets, count = sets - 1, count - known.count
 
     def _watched(self) -> int | None:
         """A descriptor of the process, which names it even if its number is given to another."""

@@ -14,7 +14,7 @@ from fs3.client.connect import Client
 from fs3.client.storage import RANGE
 from fs3.cluster.local import LocalCluster
 from fs3.errors import Busy, Conflict, Invalid, IsADirectory, NoSpace, NotFound, PermissionDenied, Unavailable
-from fs3.usrbio import Priority, UsrBio
+from fs3.usrbio import Files, Priority, UsrBio
 from fs3.usrbio.place import place_of
 from fs3.usrbio.process import serve
 from tests.conftest import io_processes
@@ -68,6 +68,21 @@ def test_files_added_later_are_known(io: UsrBio, noise: dict[str, bytes]) -> Non
         batch.submit(ring, iov)
         ring.wait()[0].check()
         batch.check(iov)
+
+
+def test_each_batch_under_way_may_have_files_of_its_own(
+    cluster: LocalCluster, io: UsrBio, noise: dict[str, bytes]
+) -> None:
+    """More than an I/O process is otherwise told of."""
+    opened, zero = io.open_many(["/noise-b"]), np.zeros(1, dtype=np.int64)
+    with io.iov(8_192) as iov, io.ior(depth=600, ranges=1) as ring:
+        with Stalled(cluster):
+            for number in range(600):
+                ring.read(Files(opened), zero, zero + number, zero + 10, iov, zero + 10 * number)
+        for done in ring.wait(at_least=600):
+            done.check()
+        for number in range(600):
+            assert iov.view[10 * number :][:10] == noise["/noise-b"][number : number + 10]
 
 
 def test_chunks_are_read_by_their_ids(io: UsrBio, client: Client, noise: dict[str, bytes]) -> None:

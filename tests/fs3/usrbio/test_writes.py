@@ -20,6 +20,7 @@ from fs3.kvcache.keys_core import page_chunk
 from fs3.layout import MAX_FILE_BYTES, LayoutChoice
 from fs3.usrbio import Ior, Iov, UsrBio, WritableFiles
 from fs3.usrbio.ring_format import TAKEN
+from fs3.usrbio.writers import MAX_WRITABLE
 from tests.fs3.usrbio.conftest import CHUNK_BYTES, Stalled, until
 
 ZERO = np.zeros(1, dtype=np.int64)
@@ -215,6 +216,14 @@ def test_a_file_that_was_closed_meanwhile(io: UsrBio, client: Client, home: str)
             put(ring, files, iov, 0, b"never").check()
         files._closed = True
     assert contents(client, f"{home}/new") == b"begun"
+
+
+def test_closed_files_are_none_of_those_that_a_ring_can_have(io: UsrBio, home: str) -> None:
+    paths = [f"{home}/{number}" for number in range(MAX_WRITABLE // 2 + 1)]
+    with io.iov(8_192) as iov, io.ior() as ring:
+        for data in (b"first", b"second"):
+            with io.open_for_writing(paths, create=True) as files:
+                put(ring, files, iov, 0, data).check()
 
 
 def test_a_quota_is_told_and_the_file_goes_on(io: UsrBio, client: Client, home: str) -> None:
