@@ -14,6 +14,7 @@ import logging
 import os
 import socket
 import threading
+from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -21,7 +22,7 @@ import numpy as np
 
 from fs3.client.connect import Client
 from fs3.client.file import OpenFile
-from fs3.clock import deadline_after
+from fs3.clock import deadline_after, lease_now_ns
 from fs3.errors import Busy, Fs3Error, Invalid, MaybeApplied, Unavailable
 from fs3.transport.descriptors import close_all
 from fs3.usrbio import control
@@ -57,23 +58,33 @@ class RingSource:
         self._owner = owner
         self._memory = memory
         self._ring = IoRing(read_header(memory.view), memory.view, fence)
+        self._early: deque[Request] = deque()  # taken before their turn, from before one whose time was over
         self._posting = threading.Lock()
         self._under_way = 0
         self._quiet = threading.Condition()
 
     def waiting(self) -> bool:
         """See `Source`."""
-        return self._ring.waiting()
+        return bool(self._early) or self._ring.waiting()
 
     def take(self) -> Callable[[], None] | None:
         """See `Source`."""
         with self._posting:
-            request = self._ring.take()
-        if request is None:
-            return None
-        with self._quiet:
-            self._under_way += 1
-        return functools.partial(self._work, request)
+            request = self._early.popleft() if self._early else self._ring.take()
+        return None if request is None else self._begun(request)
+
+    def take_overdue(self) -> list[Callable[[], None]]:
+        """See `Source`."""
+        now_ns = lease_now_ns()
+        with self._posting:
+            for _ in range(self._ring.overdue(now_ns)):
+                request = self._ring.take()
+                if request is not None:
+                    self._early.append(request)
+        late = [request for request in self._early if request.deadline_ns <= now_ns]
+        for request in late:
+            self._early.remove(request)
+        return [self._begun(request) for request in late]
 
     def broken(self, error: Fs3Error) -> None:
         """See `Source`: the application is told by the end of its connection."""
@@ -87,6 +98,11 @@ class RingSource:
         del self._ring  # and with it the last views of the memory
         self._memory.close()
         close_all((self.doorbell, self._completion_bell))
+
+    def _begun(self, request: Request) -> Callable[[], None]:
+        with self._quiet:
+            self._under_way += 1
+        return functools.partial(self._work, request)
 
     def _work(self, request: Request) -> None:
         self._owner.perform(request, functools.partial(self._end, request))

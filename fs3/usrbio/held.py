@@ -88,6 +88,13 @@ class Held:
         else:
             share.failed(self._late())
 
+    def end_overdue(self) -> None:
+        """End what waits and has no time left, whoever has the turn, or is to have it and does not come to it."""
+        with self._changed:
+            late = self._overdue()
+        for share in late:
+            share.failed(self._late())
+
     def sync(self, deadline_s: float) -> None:
         """Tell meta the exact length and times. Raises: Fs3Error."""
         with self._alone(deadline_s):
@@ -141,10 +148,9 @@ class Held:
     def _write_next(self) -> None:
         """Having the turn, write what waits, as far as it goes together."""
         with self._changed:
-            now_s = lease_now_s()
-            late = [share for share in self._waiting if share.deadline_s <= now_s]
-            some = together([share for share in self._waiting if share not in late])
-            self._waiting = [share for share in self._waiting if share not in late and share not in some]
+            late = self._overdue()
+            some = together(self._waiting)
+            self._waiting = [share for share in self._waiting if share not in some]
             self._until_s = some[0].deadline_s if some else 0.0
             self._changed.notify_all()
         for share in late:
@@ -154,6 +160,13 @@ class Held:
                 share.ended(errors)
         finally:
             self._hand_over()
+
+    def _overdue(self) -> list[Share]:
+        """What waits and has no time left, which waits no longer."""
+        now_s = lease_now_s()
+        late = [share for share in self._waiting if share.deadline_s <= now_s]
+        self._waiting = [share for share in self._waiting if share not in late]
+        return late
 
     def _written(self, some: Sequence[Share]) -> list[Errors]:
         """What befell each range of each share. Those that fail together for a reason that is known are tried apart."""

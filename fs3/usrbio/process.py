@@ -87,6 +87,8 @@ class _Process:
         used_s = lease_now_s()
         try:
             while not self._stopping:
+                self._workers.end_overdue()
+                self._writers.end_overdue()
                 try:
                     sock, _ = self._sock.accept()
                 except TimeoutError:

@@ -304,6 +304,16 @@ class IoRing:
         self._under_way[slot] = seq
         return Request(seq, slot, Op(op), count, files, iov, deadline_ns, columns, ranges, places, Flag(flags))
 
+    def overdue(self, now_ns: int) -> int:
+        """How many batches are to be taken until all are whose time is over."""
+        memory, layout = self._memory, self.layout
+        count = 0
+        for number in range(self._taken, min(memory.counters[SUBMITTED], self._taken + layout.depth)):
+            _, slot, _ = _SUBMISSION.unpack_from(memory.bytes, memory.submission_at(number))
+            if slot < layout.depth and _SLOT.unpack_from(memory.bytes, memory.slot_at(slot))[1] <= now_ns:
+                count = number - self._taken + 1
+        return count
+
     def complete(self, request: Request, status: int, message: str, results: NDArray[Any]) -> bool:
         """Tell the application how a batch ended, `results` are RANGE_RESULT records [n]; whether it is to be woken."""
         memory, slot = self._memory, request.slot

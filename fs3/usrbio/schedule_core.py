@@ -40,6 +40,10 @@ class Schedule(Generic[R]):
             if ring in rings:
                 rings.remove(ring)
 
+    def rings(self) -> list[R]:
+        """All there are."""
+        return [ring for rings in self._rings.values() for ring in rings]
+
     def next(self, waiting: Callable[[R], bool]) -> tuple[R, Priority] | None:
         """The ring whose batch is to be taken now, of those that are `waiting`; it goes behind its equals."""
         for priority, rings in self._rings.items():

@@ -36,6 +36,9 @@ class Source(Protocol):
         Raises: Fs3Error: the ring is to be given up.
         """
 
+    def take_overdue(self) -> list[Callable[[], None]]:
+        """All batches whose time is over, as `take` gives one, which take no time to end. Otherwise as `take`."""
+
     def broken(self, error: Fs3Error) -> None:
         """`take` has raised, and the source was removed. Called with the pool's lock held."""
 
@@ -61,6 +64,10 @@ class Errands(Source):
     def take(self) -> Callable[[], None] | None:
         """See `Source`."""
         return self._waiting.popleft() if self._waiting else None
+
+    def take_overdue(self) -> list[Callable[[], None]]:
+        """See `Source`: it has none that could not wait."""
+        return []
 
     def broken(self, error: Fs3Error) -> None:
         """See `Source`; it never is."""
@@ -100,6 +107,21 @@ class Workers:
         with self._changed:
             self._remove(source)
 
+    def end_overdue(self) -> None:
+        """End the batches whose time is over, though no worker has come to them; to be called every now and then.
+
+        An application takes a process whose batches do not end for one that hangs, and kills it.
+        """
+        late: list[Callable[[], None]] = []
+        with self._changed:
+            for source in self._schedule.rings():
+                try:
+                    late += source.take_overdue()
+                except Fs3Error as error:
+                    self._give_up(source, error)
+        for work in late:
+            work()
+
     def stop(self) -> None:
         """Take nothing more of anybody, and wait until what is being worked on has ended."""
         with self._changed:
@@ -115,6 +137,10 @@ class Workers:
             self._bells.unregister(source.doorbell)
         except (OSError, ValueError):
             return
+
+    def _give_up(self, source: Source, error: Fs3Error) -> None:
+        self._remove(source)
+        source.broken(error)
 
     def _start_one(self) -> None:
         thread = threading.Thread(target=self._work, name=f"fs3-usrbio-{len(self._threads)}", daemon=True)
@@ -152,8 +178,7 @@ class Workers:
             try:
                 work = source.take()
             except Fs3Error as error:
-                self._remove(source)
-                source.broken(error)
+                self._give_up(source, error)
                 continue
             if work is not None:
                 self._schedule.begun(priority)

@@ -68,6 +68,13 @@ class Application:
         for held in found:
             held.sync(deadline_s)
 
+    def end_overdue(self) -> None:
+        """See `Held.end_overdue`, of every file."""
+        with self._lock:
+            found = list(self._held.values())
+        for held in found:
+            held.end_overdue()
+
     def end(self) -> None:
         """Close everything."""
         with contextlib.suppress(Fs3Error):
@@ -129,3 +136,10 @@ class Writers:
                 return
             del self._applications[key]
         application.end()
+
+    def end_overdue(self) -> None:
+        """See `Held.end_overdue`, of every file of every application."""
+        with self._lock:
+            found = list(self._applications.values())
+        for application in found:
+            application.end_overdue()

@@ -234,6 +234,31 @@ def test_a_batch_ends_at_its_deadline(cluster: LocalCluster, io: UsrBio, noise: 
         batch.check(iov)
 
 
+def test_a_busy_io_process_ends_what_it_does_not_come_to(
+    cluster: LocalCluster, noise: dict[str, bytes], runtime_directory: Path
+) -> None:
+    """It is not taken for one that hangs; and what has time is read in its turn, though it was submitted before."""
+    with usrbio.open(cluster.url, workers=2) as io:
+        files, pid = io.open_files(["/noise-c"]), io.stats()["pid"]
+        zero = np.zeros(1, dtype=np.int64)
+        with io.iov(8_192) as iov, io.ior() as busy, io.ior(timeout_s=0.1) as ring:
+            ring.read(files, zero, zero, zero, iov, zero)
+            ring.wait()[0].check()
+            with Stalled(cluster):
+                for number in range(4):
+                    busy.read(files, zero, zero, zero + 10, iov, zero + 10 * number)
+                patient = ring.read(files, zero, zero, zero + 10, iov, zero + 100, timeout_s=60.0)
+                hasty = ring.read(files, zero, zero, zero + 10, iov, zero + 200)
+                (done,) = ring.wait()
+                assert done.number == hasty and isinstance(done.error, Unavailable)
+                assert "the batch's time was over before the I/O process came to it" in str(done.error)
+            (done,) = ring.wait()
+            assert done.check().number == patient
+            assert all(one.check() for one in busy.wait(at_least=4))
+            assert iov.view[100:110] == noise["/noise-c"][:10]
+        assert io.stats()["pid"] == pid, "it was killed for what was not its fault"
+
+
 def test_a_high_priority_is_not_kept_waiting_by_a_low_one(
     cluster: LocalCluster, noise: dict[str, bytes], runtime_directory: Path
 ) -> None:

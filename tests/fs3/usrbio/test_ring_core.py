@@ -26,11 +26,11 @@ class Ring:
         self.io = IoRing(read_header(self.memory), self.memory)
         self.counters = self.memory[:4_096].cast("Q")
 
-    def prepare(self, count: int = 2, *, base: int = 0) -> Ticket:
+    def prepare(self, count: int = 2, *, base: int = 0, deadline_ns: int = 123) -> Ticket:
         """A READ whose columns are distinct numbers from `base` on."""
         columns = [np.arange(count, dtype=np.int64) + base + 100 * place for place in range(4)]
         parts = [(place, column.data.cast("B")) for place, column in enumerate(columns)]
-        return self.application.prepare(Op.READ, count, parts, files=7, iov=9, deadline_ns=123)
+        return self.application.prepare(Op.READ, count, parts, files=7, iov=9, deadline_ns=deadline_ns)
 
     def take(self) -> Request:
         request = self.io.take()
@@ -88,6 +88,23 @@ def test_it_is_full_at_its_depth_and_goes_on_when_one_is_reaped(ring: Ring) -> N
         ring.prepare()
     assert len(ring.application.reap()) == 1
     assert ring.prepare().slot == requests[2].slot
+
+
+def test_it_can_be_told_how_many_to_take_until_none_is_late(ring: Ring) -> None:
+    for deadline_ns in (9, 30, 20, 40):
+        ring.prepare(deadline_ns=deadline_ns)
+    assert ring.io.overdue(100) == 0, "seen before it was published"
+    ring.application.publish()
+    assert ring.take().deadline_ns == 9
+    assert [ring.io.overdue(now_ns) for now_ns in (19, 20, 30, 40)] == [0, 2, 2, 3]
+
+
+@pytest.mark.parametrize("submitted", [2**64 - 1, DEPTH + 1])
+def test_nonsense_is_not_looked_at_for_long(ring: Ring, submitted: int) -> None:
+    ring.counters[SUBMITTED] = submitted
+    assert ring.io.overdue(0) == DEPTH
+    with pytest.raises(Invalid):
+        ring.io.take()
 
 
 def test_batches_end_in_any_order_and_both_queues_wrap_around() -> None:

@@ -284,6 +284,28 @@ def test_what_waits_for_a_file_keeps_no_thread(
         counters.release()
 
 
+def test_what_waits_for_a_file_ends_in_its_own_time_though_all_threads_are_busy(
+    cluster: LocalCluster, client: Client, home: str, noise: dict[str, bytes], runtime_directory: Path
+) -> None:
+    """What writes first ends sooner than what waits for it, and then every thread reads."""
+    with usrbio.open(cluster.url, workers=2) as io, io.iov(8_192) as iov:
+        pid, readable = io.stats()["pid"], io.open_files(["/noise-b"])
+        with io.ior() as ring, io.ior(priority=0) as busy, io.open_for_writing([f"{home}/new"], create=True) as files:
+            put(ring, files, iov, 0, b"abc").check()
+            counters = ring._memory.view[:4_096].cast("Q")
+            with Stalled(cluster):
+                for batch, timeout_s in ((2, 1.0), (3, 1.5)):
+                    ring.write(files, ZERO, ZERO + 3 * batch, ZERO + 3, iov, ZERO, timeout_s=timeout_s)
+                    until(lambda: counters[TAKEN] == batch, "no thread was free for it")  # noqa: B023
+                for number in range(3):
+                    busy.read(readable, ZERO, ZERO, ZERO + 3, iov, ZERO + 10 * (number + 1))
+                done = ring.wait(at_least=2)
+            assert "something else was written into it until this one's time was over" in str(done[1].error)
+            assert all(one.check() for one in busy.wait(at_least=3))
+            counters.release()
+        assert io.stats()["pid"] == pid, "it was killed for what was not its fault"
+
+
 def test_bytes_that_several_batches_write_are_of_one_of_them(
     cluster: LocalCluster, io: UsrBio, client: Client, home: str
 ) -> None:
