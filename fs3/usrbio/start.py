@@ -122,7 +122,9 @@ def _start(wanted: Wanted, place: Place) -> None:
         }
         process.stdin.write(json.dumps(told).encode())
         process.stdin.close()
-        if not select.select([process.stdout], [], [], START_S)[0]:
+        ready = select.poll()  # `select` knows no descriptor beyond 1,023
+        ready.register(process.stdout, select.POLLIN)
+        if not ready.poll(START_S * 1e3):
             raise Unavailable(f"an I/O process was not ready within {START_S:.0f} s; its log: {place.log}")
         line = process.stdout.readline()
     process.wait()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import threading
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from fs3.client.connect import Client
 from fs3.client.storage import RANGE
 from fs3.cluster.local import LocalCluster
 from fs3.errors import Busy, Conflict, Invalid, IsADirectory, NoSpace, NotFound, PermissionDenied, Unavailable
+from fs3.transport.descriptors import close_all
 from fs3.usrbio import Files, Priority, UsrBio
 from fs3.usrbio.place import place_of
 from fs3.usrbio.process import serve
@@ -316,6 +318,20 @@ def test_there_is_one_io_process_for_all(cluster: LocalCluster, io: UsrBio, runt
         assert other.stats()["pid"] == pid
     with pytest.raises(Conflict, match="is running already"):
         serve(cluster.shape.addresses, secret="", workers=1, idle_s=None)
+
+
+def test_an_application_with_many_descriptors_starts_one(
+    cluster: LocalCluster, noise: dict[str, bytes], runtime_directory: Path
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4_096), hard))
+    many = [os.open(os.devnull, os.O_RDONLY) for _ in range(1_100)]
+    try:
+        with usrbio.open(cluster.url) as io:
+            assert io.stats()["connections"] == 1
+    finally:
+        close_all(many)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_it_ends_when_nobody_has_used_it_for_a_while(cluster: LocalCluster, runtime_directory: Path) -> None:
