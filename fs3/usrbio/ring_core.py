@@ -322,7 +322,7 @@ class IoRing:
         memory.results[slot, : request.count] = results
         if status:
             at = memory.message_at(slot)
-            raw = message.encode()[:MESSAGE_BYTES]
+            raw = message.encode(errors="replace")[:MESSAGE_BYTES]  # it may have the application's words in it
             memory.bytes[at : at + MESSAGE_BYTES] = raw.ljust(MESSAGE_BYTES, b"\0")
         at = memory.completion_at(self._completed)
         _COMPLETION.pack_into(memory.bytes, at, request.seq, int(results["length"].sum()), slot, status, 0, 0)

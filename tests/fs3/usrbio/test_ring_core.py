@@ -65,6 +65,15 @@ def test_a_batch_goes_there_and_its_end_comes_back(ring: Ring) -> None:
     assert ring.application.held == 0 and ring.application.reap() == [] and ring.io.take() is None
 
 
+def test_a_message_with_what_is_no_text_arrives_without_it(ring: Ring) -> None:
+    """An application may name its files as it likes, and finds them in messages."""
+    ring.prepare()
+    ring.application.publish()
+    ring.complete(ring.take(), NotFound.code, "/dir/\udcff: no such file")
+    (ended,) = ring.application.reap()
+    assert (ended.status, ended.message) == (NotFound.code, "/dir/?: no such file")
+
+
 def test_chunk_ranges_arrive_as_they_are(ring: Ring) -> None:
     ranges = np.zeros(RANGES, dtype=RANGE)
     ranges["hi"], ranges["lo"], ranges["length"] = np.arange(RANGES) + 1, 2**63, 4_096
