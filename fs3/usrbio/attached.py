@@ -54,6 +54,7 @@ class RingSource:
         priority: Priority,
     ) -> None:
         self.doorbell, self._completion_bell = bells
+        os.set_blocking(self._completion_bell, False)  # however often it has rung: ringing it stops every thread
         self.priority = priority
         self._owner = owner
         self._memory = memory

@@ -16,9 +16,11 @@ from fs3.cluster.local import LocalCluster
 from fs3.errors import Busy, Invalid
 from fs3.transport.descriptors import close_all
 from fs3.usrbio import UsrBio, control
-from fs3.usrbio.memory import SharedMemory
+from fs3.usrbio.batch import file_columns
+from fs3.usrbio.memory import SharedMemory, fence
 from fs3.usrbio.place import place_of
-from fs3.usrbio.ring_format import RingLayout, write_header
+from fs3.usrbio.ring_core import ApplicationRing, Ended
+from fs3.usrbio.ring_format import Op, RingLayout, write_header
 from fs3.usrbio.writers import MAX_WRITABLE
 from tests.fs3.usrbio.conftest import shared_pieces, until
 
@@ -118,3 +120,24 @@ def test_wrong_descriptors_are_refused_and_closed(io: UsrBio, peer: socket.socke
     with io.iov(8_192) as iov, io.ior() as own:
         own.read(files, zero, zero, zero + 10, iov, zero)
         own.wait()[0].check()
+
+
+def test_a_bell_that_cannot_be_rung_keeps_nobody_waiting(io: UsrBio, peer: socket.socket) -> None:
+    layout = RingLayout(2, 4)
+    memory = SharedMemory.make(layout.bytes, "fs3-test")
+    ring = ApplicationRing(layout, memory.view, fence)
+    bells = os.eventfd(0, os.EFD_NONBLOCK), os.eventfd(0)
+    os.eventfd_write(bells[1], 2**64 - 2)  # all that it can count
+    control.call(peer, {"kind": "ring", "bytes": memory.size, "priority": 1}, (memory.descriptor, *bells))
+    zero = np.zeros(1, dtype=np.int64)
+    ring.prepare(Op.READ, 1, file_columns(1, zero, zero, zero, zero), files=1, iov=1, deadline_ns=1)
+    ring.publish()
+    assert ring.want(1)
+    os.eventfd_write(bells[0], 1)
+    ended: list[Ended] = []
+    until(lambda: bool(ended.extend(ring.reap()) or ended), "it does not end")
+    assert ended[0].status == Invalid.code
+    pid = io.stats()["pid"]
+    assert control.call(peer, {"kind": "stats"})["pid"] == pid, "it hung, and was killed"
+    close_all(bells)
+    memory.close()
