@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import resource
 import signal
 import socket
 import time
@@ -44,6 +43,7 @@ from fs3.storage.listeners import Bound
 from fs3.storage.share_core import Share, engine_folder, shares
 from fs3.transport.calls import FrameCalls
 from fs3.transport.credentials import Credentials
+from fs3.transport.descriptors import raise_limit
 
 _LOG = logging.getLogger("fs3.storage")
 _BACKLOG = 1024
@@ -64,16 +64,8 @@ def run(config: StorageConfig, *, ready: Callable[[], None] = lambda: None) -> i
         PermissionDenied, Conflict: mgmtd refuses this daemon.
         Corrupt: a disk's metadata is damaged.
     """
-    _raise_descriptor_limit()
+    raise_limit()  # connections, and block files besides
     return asyncio.run(_until_signal(config, ready))
-
-
-def _raise_descriptor_limit() -> None:
-    """A shell's usual 1,024 are no more than the connections that a daemon takes, and it has block files besides."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        with contextlib.suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 async def _until_signal(config: StorageConfig, ready: Callable[[], None]) -> int:

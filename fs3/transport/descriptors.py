@@ -1,10 +1,12 @@
-"""Unix sockets between processes of one host: who the peer is, and descriptors that go with a frame (SCM_RIGHTS)."""
+"""Unix sockets between processes of one host: who the peer is, and descriptors that go with a frame (SCM_RIGHTS); and
+how many of them a process may have."""
 
 from __future__ import annotations
 
 import array
 import contextlib
 import os
+import resource
 import socket
 import struct
 from collections.abc import Iterable, Sequence
@@ -45,3 +47,11 @@ def close_all(descriptors: Iterable[int]) -> None:
     for descriptor in descriptors:
         with contextlib.suppress(OSError):
             os.close(descriptor)
+
+
+def raise_limit() -> None:
+    """Let this process have as many descriptors as it may; a shell's usual 1,024 are few for what serves many."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -21,7 +21,7 @@ from typing import Any
 from fs3.client.connect import connect
 from fs3.clock import lease_now_s
 from fs3.errors import Busy, Conflict, Fs3Error, PermissionDenied
-from fs3.transport.descriptors import peer_of
+from fs3.transport.descriptors import peer_of, raise_limit
 from fs3.usrbio import control
 from fs3.usrbio.attached import Attached
 from fs3.usrbio.place import Place, place_of
@@ -33,6 +33,8 @@ MAX_CONNECTIONS = 256
 CONNECT_S = 10.0
 _LOOK_S = 1.0
 _GIL_S = 0.001  # threads here wait for the network nearly all the time; one that has something should not wait for 5 ms
+
+_pause = threading.Event()
 
 
 def serve(addresses: Sequence[str], *, secret: str, workers: int, idle_s: float | None, ready: Any = None) -> None:
@@ -46,6 +48,7 @@ def serve(addresses: Sequence[str], *, secret: str, workers: int, idle_s: float 
     lock = place.take()
     if lock is None:
         raise Conflict(f"an I/O process of this user for {', '.join(addresses)} is running already ({place.socket})")
+    raise_limit()
     client = connect(addresses, secret=secret, timeout_s=CONNECT_S)
     sys.setswitchinterval(_GIL_S)
     process = _Process(place, Workers(workers), client)
@@ -97,9 +100,12 @@ class _Process:
                     if idle_s is not None and lease_now_s() - used_s >= idle_s:
                         return
                     continue
-                except OSError:
-                    assert self._stopping
-                    return
+                except OSError as error:
+                    if self._stopping:
+                        return
+                    _log.warning("an application has to wait: %s", error.strerror)  # for descriptors, most likely
+                    _pause.wait(_LOOK_S)
+                    continue
                 used_s = lease_now_s()
                 self._admit(sock)
         finally:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import socket
 import struct
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -141,3 +143,24 @@ def test_a_bell_that_cannot_be_rung_keeps_nobody_waiting(io: UsrBio, peer: socke
     assert control.call(peer, {"kind": "stats"})["pid"] == pid, "it hung, and was killed"
     close_all(bells)
     memory.close()
+
+
+def test_those_for_whom_there_are_no_descriptors_wait(
+    cluster: LocalCluster, io: UsrBio, runtime_directory: Path
+) -> None:
+    pid, most = io.stats()["pid"], resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    assert resource.prlimit(pid, resource.RLIMIT_NOFILE) == (most, most), "it has fewer than it could have"
+    (log,) = (runtime_directory / "fs3").glob("*.log")
+    with contextlib.ExitStack() as opened:
+        held = [int(one.name) for one in Path(f"/proc/{pid}/fd").iterdir()]
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (max(held) + 1, most))
+        waiting = []
+        for _ in range(max(held) + 2 - len(held)):
+            sock = opened.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+            sock.settimeout(20.0)
+            sock.connect(str(place_of(cluster.shape.addresses, "").socket))
+            waiting.append(sock)
+        until(lambda: "Too many open files" in log.read_text() or not Path(f"/proc/{pid}").exists(), "none has to wait")
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (most, most))
+        for sock in waiting:
+            assert control.call(sock, {"kind": "stats"})["pid"] == pid
