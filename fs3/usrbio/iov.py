@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -37,6 +38,13 @@ class FileSet(Protocol):
         """What tells the I/O process of those from `first` to before `last`."""
 
 
+class Mapping(Protocol):
+    """An I/O process that has mapped an `Iov`, as the application sees it."""
+
+    def forget(self, iov: Iov) -> None:
+        """Have it unmapped. Called by any thread."""
+
+
 class Iov:
     """Shared memory of `nbytes` at least, its pages already there, huge ones if the machine gives them.
 
@@ -50,6 +58,7 @@ class Iov:
             raise Invalid(f"shared memory of {nbytes} bytes: there must be at least one")
         self.number = next_number()
         self._lent: set[tuple[int, int]] = set()  # to which batches of which rings
+        self._mappings: weakref.WeakSet[Mapping] = weakref.WeakSet()
         self._memory = SharedMemory.make(nbytes, "fs3-iov")
         self.nbytes = self._memory.size
         self.address = int(np.frombuffer(self._memory.view, dtype=np.uint8).ctypes.data)
@@ -97,15 +106,21 @@ class Iov:
         """It no longer does."""
         self._lent.discard((id(ring), batch))
 
+    def mapped_by(self, mapping: Mapping) -> None:
+        """An I/O process has it in its memory from now on."""
+        self._mappings.add(mapping)
+
     @property
     def closed(self) -> bool:
         return self._memory.descriptor < 0
 
     def close(self) -> None:
-        """Have it no more. Raises: Invalid: batches that were submitted still use it."""
+        """Have it no more, and no I/O process either. Raises: Invalid: batches that were submitted still use it."""
         if self._lent:
             raise Invalid(f"{len(self._lent)} batches that use this memory are under way: wait for them first")
         self._memory.close()
+        for mapping in list(self._mappings):
+            mapping.forget(self)
 
     def __enter__(self) -> Iov:
         return self

@@ -7,6 +7,7 @@ import os
 import select
 import signal
 import socket
+import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence, Set
@@ -14,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fs3.clock import deadline_after, lease_now_s
-from fs3.errors import Unavailable
+from fs3.errors import Fs3Error, Unavailable
 from fs3.transport.descriptors import peer_of
 from fs3.usrbio import control
 from fs3.usrbio.iov import FileSet, Iov
@@ -40,13 +41,14 @@ class _Known:
 
 
 class Link:
-    """For one thread at a time."""
+    """For one thread at a time, but for `forget`."""
 
     def __init__(self, wanted: Wanted) -> None:
         """Connect, to a process that is started for it if there is none. Raises: as `start.connect`."""
         self._sock = connect(wanted)
         self._iovs: dict[int, weakref.ref[Iov]] = {}  # which the process has mapped
         self._sets: OrderedDict[int, _Known] = OrderedDict()  # by number; what was used last comes last
+        self._calling = threading.Lock()
         self._process = self._watched()
         _living.add(self)
 
@@ -65,7 +67,8 @@ class Link:
     def call(self, message: dict[str, Any], descriptors: Sequence[int] = ()) -> dict[str, Any]:
         """See `control.call`. A process that does not answer is ended. Raises: Closed; and what it answers with."""
         try:
-            return control.call(self._sock, message, descriptors)
+            with self._calling:
+                return control.call(self._sock, message, descriptors)
         except control.Silent as error:
             self.kill()
             raise control.Closed(str(error)) from None
@@ -80,14 +83,21 @@ class Link:
         Raises: Fs3Error.
         """
         if iov.number not in self._iovs:
-            self._forget_closed()
+            self._forget_lost()
             self.call({"kind": "iov", "number": iov.number, "bytes": iov.nbytes}, (iov.descriptor,))
             self._iovs[iov.number] = weakref.ref(iov)
+            iov.mapped_by(self)
         known = self._sets.get(files.number)
         if known is not None:
             self._sets.move_to_end(files.number)
         if (0 if known is None else known.count) < len(files):
             self._tell_files(files, under_way)
+
+    def forget(self, iov: Iov) -> None:
+        """Have memory unmapped that is being closed; by any thread. A connection that has ended had that done."""
+        if self._iovs.pop(iov.number, None) is not None:
+            with contextlib.suppress(Fs3Error):
+                self.call({"kind": "forget iov", "number": iov.number})
 
     def kill(self) -> None:
         """End a process that does not do its work. What it has acknowledged is somewhere else."""
@@ -98,18 +108,24 @@ class Link:
     def close(self, timeout_s: float = 0.0) -> bool:
         """End the connection. With `timeout_s` wait for what the process still does; whether it has said so."""
         ended = True
-        if timeout_s > 0:
-            with contextlib.suppress(OSError):
-                self._sock.shutdown(socket.SHUT_WR)
-            ended = self._ended(deadline_after(timeout_s))
-            if not ended:
-                self.kill()
+        with self._calling:
+            if timeout_s > 0:
+                with contextlib.suppress(OSError):
+                    self._sock.shutdown(socket.SHUT_WR)
                 ended = self._ended(deadline_after(timeout_s))
-        self._sock.close()
-        if self._process is not None:
-            os.close(self._process)
-            self._process = None
+                if not ended:
+                    self.kill()
+                    ended = self._ended(deadline_after(timeout_s))
+            self._sock.close()
+            if self._process is not None:
+                os.close(self._process)
+                self._process = None
         return ended
+
+    def close_in_child(self) -> None:
+        """`close`, after a fork: whoever was calling then is not here."""
+        self._calling = threading.Lock()
+        self.close()
 
     def _ended(self, deadline_s: float) -> bool:
         while (left_s := deadline_s - lease_now_s()) > 0:
@@ -123,11 +139,10 @@ class Link:
                 return True
         return False
 
-    def _forget_closed(self) -> None:
-        """Have memory unmapped that the application no longer has."""
+    def _forget_lost(self) -> None:
+        """Have memory unmapped that the application no longer has, and did not close."""
         for number, reference in list(self._iovs.items()):
-            iov = reference()
-            if iov is None or iov.closed:
+            if reference() is None:
                 del self._iovs[number]
                 self.call({"kind": "forget iov", "number": number})
 
@@ -171,7 +186,7 @@ _living: weakref.WeakSet[Link] = weakref.WeakSet()
 def _after_fork_in_child() -> None:
     """A parent's connection must end with the parent alone."""
     for link in list(_living):
-        link.close()
+        link.close_in_child()
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

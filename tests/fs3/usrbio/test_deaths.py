@@ -245,7 +245,9 @@ def test_what_is_closed_is_given_back(io: UsrBio, noise: dict[str, bytes]) -> No
                 batch = Batch.random(files, noise, turn, 10)
                 batch.submit(ring, iov)
                 ring.wait()[0].check()
-            assert io.stats()["iovs"] == 1, "memory closed before is still known"
+            assert io.stats()["iovs"] == 0 and shared_pieces(pid)[0] == 1, "the I/O process still has it"
+            with pytest.raises(Invalid, match="this shared memory is closed"):
+                batch.submit(ring, iov)
     assert io.stats()["rings"] == io.stats()["iovs"] == 0 and shared_pieces(pid)[:2] == (0, 0)
     assert shared_pieces(os.getpid())[1] == 0
 
