@@ -39,6 +39,7 @@ from fs3.usrbio.writable import WritableFiles
 
 __all__ = ["Done", "Ior"]
 
+MOST_TIMEOUT_S = 1e6  # which, unlike any number, the kernel can wait for
 GRACE_S = 5.0  # that an I/O process may be silent beyond a batch's deadline
 MOST_TRIES = 3  # I/O processes that may die of one batch
 _NO_FILES = Files()
@@ -64,8 +65,7 @@ class Ior:
         """See `UsrBio.ior`."""
         if priority not in list(Priority):
             raise Invalid(f"priority {priority}: it must be 0 (high), 1 (normal) or 2 (low)")
-        if not timeout_s > 0:
-            raise Invalid(f"a timeout of {timeout_s} s: it must be more than 0")
+        _check_timeout(timeout_s)
         layout = RingLayout(depth, ranges)
         self.depth, self.ranges = depth, ranges
         self._wanted = wanted
@@ -259,8 +259,8 @@ class Ior:
         self._check()
         if not 0 < count <= self.ranges:
             raise Invalid(f"a batch of {count} ranges: this ring takes from 1 to {self.ranges} in one (`ranges`)")
-        if timeout_s is not None and not timeout_s > 0:
-            raise Invalid(f"a timeout of {timeout_s} s: it must be more than 0")
+        if timeout_s is not None:
+            _check_timeout(timeout_s)
         if self._ring.held < self.depth:  # else it is Busy
             self._know(iov, files)
         deadline_s = deadline_after(self._timeout_s if timeout_s is None else timeout_s)
@@ -360,3 +360,9 @@ class Ior:
             )
         if self._closed:
             raise Invalid("this ring is closed")
+
+
+def _check_timeout(timeout_s: float) -> None:
+    """Raises: Invalid."""
+    if not 0 < timeout_s <= MOST_TIMEOUT_S:
+        raise Invalid(f"a timeout of {timeout_s} s: it must be more than 0, and at most {MOST_TIMEOUT_S:,.0f}")

@@ -166,13 +166,16 @@ def test_a_wrong_batch_is_refused_at_once(io: UsrBio) -> None:
                 ring.read(files, *columns[:3], iov, columns[3])
         with pytest.raises(Invalid, match="timeout of 0"):
             ring.read(files, one, one, one, iov, one, timeout_s=0)
+        for endless in (float("inf"), 1.1e6):
+            with pytest.raises(Invalid, match="at most 1,000,000"):
+                ring.read(files, one, one, one, iov, one, timeout_s=endless)
         with pytest.raises(Invalid, match="must be RANGE records"):
             ring.read_chunks(np.zeros(1, dtype=np.int64), iov, one)
         assert ring.under_way == 0
         strided = np.arange(20, dtype=np.int32)[::5]  # other whole numbers, with gaps: converted
         ring.read(files, strided * 0, strided, strided * 0 + 3, iov, strided)
         ring.wait()[0].check()
-    for wrong in ({"depth": 0}, {"ranges": 1 << 20}, {"priority": 3}, {"timeout_s": 0.0}):
+    for wrong in ({"depth": 0}, {"ranges": 1 << 20}, {"priority": 3}, {"timeout_s": 0.0}, {"timeout_s": 1e300}):
         with pytest.raises(Invalid):
             io.ior(**wrong)  # type: ignore[arg-type]
     with pytest.raises(Invalid, match="this ring is closed"):
@@ -234,6 +237,16 @@ def test_a_batch_ends_at_its_deadline(cluster: LocalCluster, io: UsrBio, noise: 
         batch.submit(ring, iov)
         ring.wait()[0].check()
         batch.check(iov)
+
+
+def test_a_batch_may_have_days(cluster: LocalCluster, io: UsrBio, noise: dict[str, bytes]) -> None:
+    files, zero = io.open_files(["/noise-b"]), np.zeros(1, dtype=np.int64)
+    with io.iov(4_096) as iov, io.ior(timeout_s=1e6) as ring:
+        with Stalled(cluster):
+            ring.read(files, zero, zero, zero + 10, iov, zero)
+            assert ring.wait(timeout_s=0.01) == []
+        (done,) = ring.wait(timeout_s=1e300)
+        assert done.check() and iov.view[:10] == noise["/noise-b"][:10]
 
 
 def test_a_busy_io_process_ends_what_it_does_not_come_to(
