@@ -22,7 +22,7 @@ import numpy as np
 
 from fs3.client.connect import Client
 from fs3.client.file import OpenFile
-from fs3.clock import deadline_after, lease_now_ns
+from fs3.clock import deadline_after, lease_now_ns, lease_now_s
 from fs3.errors import Busy, Fs3Error, Invalid, MaybeApplied, Unavailable
 from fs3.transport.descriptors import close_all
 from fs3.usrbio import control
@@ -30,7 +30,7 @@ from fs3.usrbio.held import Held
 from fs3.usrbio.memory import SharedMemory, fence, ring_bell
 from fs3.usrbio.reading import Outcome, Reading
 from fs3.usrbio.ring_core import IoRing, Request
-from fs3.usrbio.ring_format import RANGE_RESULT, WRITES, read_header
+from fs3.usrbio.ring_format import RANGE_RESULT, WRITES, Op, read_header
 from fs3.usrbio.schedule_core import Priority
 from fs3.usrbio.workers import Workers
 from fs3.usrbio.writers import MAX_WRITABLE, Application, Writers
@@ -62,6 +62,8 @@ class RingSource:
         self._early: deque[Request] = deque()  # taken before their turn, from before one whose time was over
         self._posting = threading.Lock()
         self._under_way = 0
+        self._writing: set[int] = set()  # batches for files that were taken, and that their files do not have yet
+        self._closing = False
         self._quiet = threading.Condition()
 
     def waiting(self) -> bool:
@@ -92,9 +94,20 @@ class RingSource:
         _log.warning("an application's ring was given up: %s", error)
         self._owner.hang_up()
 
+    def settle(self, deadline_s: float) -> None:
+        """See `Settling`."""
+        with self._quiet:
+            if not self._closing:
+                last = self._ring.last_submitted()
+                self._quiet.wait_for(
+                    lambda: self._closing or self._files_have(last), max(deadline_s - lease_now_s(), 0.0)
+                )
+
     def close(self) -> None:
         """Once the workers have let go of it: wait for what is under way, and give everything back."""
         with self._quiet:
+            self._closing = True
+            self._quiet.notify_all()
             self._quiet.wait_for(lambda: not self._under_way)
         del self._ring  # and with it the last views of the memory
         self._memory.close()
@@ -103,10 +116,24 @@ class RingSource:
     def _begun(self, request: Request) -> Callable[[], None]:
         with self._quiet:
             self._under_way += 1
+            if request.op == Op.WRITE:
+                self._writing.add(request.seq)
+            self._quiet.notify_all()
         return functools.partial(self._work, request)
 
     def _work(self, request: Request) -> None:
-        self._owner.perform(request, functools.partial(self._end, request))
+        try:
+            self._owner.perform(request, functools.partial(self._end, request))
+        finally:
+            if request.op == Op.WRITE:
+                with self._quiet:
+                    self._writing.discard(request.seq)
+                    self._quiet.notify_all()
+
+    def _files_have(self, last: int) -> bool:
+        """What was submitted up to this batch."""
+        taken = [*self._writing, *(request.seq for request in self._early)]
+        return self._ring.last_taken >= last and all(seq > last for seq in taken)
 
     def _end(self, request: Request, outcome: Outcome) -> None:
         try:
@@ -208,6 +235,8 @@ class Attached:
     def _let_go(self) -> None:
         if self._ring is not None:
             self._workers.remove(self._ring)
+            if self._writer is not None:
+                self._writer[1].rings.discard(self._ring)
             self._ring.close()
             self._ring = None
         for iov in self._iovs.values():
@@ -300,6 +329,8 @@ class Attached:
         application = self._application(message)
         files = [application.named(str(path), int(inode_id)) for path, inode_id in message["files"]]
         _add_to(self._writable, message, files, MAX_SETS, MAX_WRITABLE)
+        if self._ring is not None:
+            application.rings.add(self._ring)
         return {}
 
     def _sync(self, message: dict[str, Any], descriptors: list[int]) -> dict[str, Any]:

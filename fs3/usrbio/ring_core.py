@@ -269,6 +269,20 @@ class IoRing:
         self._taken = self._completed = self._last_seq = 0
         self._under_way: dict[int, int] = {}  # slot -> seq
 
+    @property
+    def last_taken(self) -> int:
+        """The number of the newest batch that was taken."""
+        return self._last_seq
+
+    def last_submitted(self) -> int:
+        """The number of the newest batch that was submitted, or what the application says it is."""
+        memory = self._memory
+        submitted = memory.counters[SUBMITTED]
+        if submitted == self._taken:
+            return self._last_seq
+        seq, _, _ = _SUBMISSION.unpack_from(memory.bytes, memory.submission_at(submitted - 1))
+        return int(seq)
+
     def waiting(self) -> bool:
         """Whether there is something to take (or to refuse)."""
         return bool(self._memory.counters[SUBMITTED] != self._taken)

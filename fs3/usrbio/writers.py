@@ -10,6 +10,7 @@ import contextlib
 import logging
 import threading
 from collections.abc import Sequence
+from typing import Protocol
 
 from fs3.client.file import FileClient
 from fs3.client.meta import Publish
@@ -22,11 +23,19 @@ MAX_WRITABLE = 1_024  # files of one application
 END_S = 10.0
 
 
+class Settling(Protocol):
+    """A ring."""
+
+    def settle(self, deadline_s: float) -> None:
+        """Wait until files have all that was submitted by now to be written into them, be it in a queue of theirs."""
+
+
 class Application:
     """One that writes, and its files by path. Thread-safe."""
 
     def __init__(self, files: FileClient, later: Later) -> None:
         self.connections = 0
+        self.rings: set[Settling] = set()  # that may write
         self._files = files
         self._later = later
         self._lock = threading.Lock()
@@ -63,6 +72,8 @@ class Application:
         with self._lock:
             found = [self._held[path] for path in paths if path in self._held]
         if close:
+            for ring in list(self.rings):
+                ring.settle(deadline_s)
             self._close(found, deadline_s)
             return
         for held in found:

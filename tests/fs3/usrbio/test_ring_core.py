@@ -103,8 +103,10 @@ def test_it_can_be_told_how_many_to_take_until_none_is_late(ring: Ring) -> None:
     for deadline_ns in (9, 30, 20, 40):
         ring.prepare(deadline_ns=deadline_ns)
     assert ring.io.overdue(100) == 0, "seen before it was published"
+    assert ring.io.last_submitted() == ring.io.last_taken == 0
     ring.application.publish()
     assert ring.take().deadline_ns == 9
+    assert (ring.io.last_taken, ring.io.last_submitted()) == (1, 4)
     assert [ring.io.overdue(now_ns) for now_ns in (19, 20, 30, 40)] == [0, 2, 2, 3]
 
 

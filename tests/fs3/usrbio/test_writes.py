@@ -226,6 +226,20 @@ def test_closed_files_are_none_of_those_that_a_ring_can_have(io: UsrBio, home: s
                 put(ring, files, iov, 0, data).check()
 
 
+def test_what_is_under_way_when_its_files_are_closed_is_written(io: UsrBio, client: Client, home: str) -> None:
+    with io.iov(8_192) as iov, io.ior() as ring, io.ior() as other:
+        iov.view[:300] = bytes(range(100)) * 3
+        with io.open_for_writing([f"{home}/new"], create=True) as files:
+            for number in range(60):
+                some = other if number % 3 else ring
+                some.write(files, ZERO, ZERO + 5 * number, ZERO + 5, iov, ZERO + 5 * number, submit=False)
+            ring.submit()
+            other.submit()
+        for done in (*ring.wait(at_least=20), *other.wait(at_least=40)):
+            done.check()
+    assert contents(client, f"{home}/new") == bytes(range(100)) * 3
+
+
 def test_a_quota_is_told_and_the_file_goes_on(io: UsrBio, client: Client, home: str) -> None:
     client.meta.set_quota(home, max_bytes=CHUNK_BYTES)
     with io.iov(4 * CHUNK_BYTES) as iov, io.ior() as ring, io.open_for_writing([f"{home}/new"], create=True) as files:
