@@ -70,9 +70,9 @@ class FileClient:
         """
         return self.open_many([path])[0]
 
-    def open_many(self, paths: Sequence[str]) -> list[OpenFile]:
+    def open_many(self, paths: Sequence[str], *, timeout_s: float | None = None) -> list[OpenFile]:
         """The files at `paths`, all or none. Raises: as `open_read`, for the first that cannot be opened."""
-        found = self.meta.stat(paths, access=os.R_OK)
+        found = self.meta.stat(paths, access=os.R_OK, timeout_s=timeout_s)
         return [self._opened(path, one) for path, one in zip(paths, found, strict=True)]
 
     def _opened(self, path: str, found: Inode | Fs3Error) -> OpenFile:

@@ -37,8 +37,10 @@ class MetaReads(MetaCalls):
         """The inode of each path, or its error in its place; each 256 paths are from one moment.
 
         `access` is what must be allowed, as of access(2), from os.R_OK, os.W_OK and os.X_OK; else PermissionDenied.
+        `timeout_s` is for all together; without one each 256 have as long as any call.
         """
         found: list[Inode | Fs3Error] = []
+        until_s = None if timeout_s is None else self._runtime.now_s() + timeout_s
         left = iter(range(0, len(paths), _STATS_AT_ONCE))
         waiting: deque[Begun] = deque()
 
@@ -51,7 +53,8 @@ class MetaReads(MetaCalls):
         try:
             send()
             while waiting:
-                reply = self._answer(waiting.popleft(), timeout_s, waiting)
+                left_s = None if until_s is None else max(until_s - self._runtime.now_s(), 0.001)
+                reply = self._answer(waiting.popleft(), left_s, waiting)
                 send()
                 found += _found(reply)
         finally:

@@ -273,7 +273,7 @@ class Attached:
         return {"protocol": control.PROTOCOL}
 
     def _open(self, message: dict[str, Any], descriptors: list[int]) -> dict[str, Any]:
-        opened = self._client.files.open_many([str(path) for path in message["paths"]])
+        opened = self._client.files.open_many([str(path) for path in message["paths"]], timeout_s=control.WORK_S)
         return {"files": [control.file_to_json(file) for file in opened]}
 
     def _add_ring(self, message: dict[str, Any], descriptors: list[int]) -> dict[str, Any]:

@@ -398,7 +398,7 @@ class Meta:
         self.on_renew: Callable[[], None] = lambda: None
         self._next = 100
 
-    def stat(self, paths: Sequence[str], *, access: int = 0) -> list[Inode | Fs3Error]:
+    def stat(self, paths: Sequence[str], *, access: int = 0, timeout_s: float | None = None) -> list[Inode | Fs3Error]:
         self.calls["stat"] += 1
         return [self.files.get(path) or NotFound(f"{path}: no such file") for path in paths]
 

@@ -12,13 +12,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from fs3 import usrbio
 from fs3.cluster.local import LocalCluster
 from fs3.errors import Fs3Error, Invalid, Unavailable
 from fs3.usrbio import Ior, Iov, UsrBio
+from fs3.usrbio.control import WORK_S
 from fs3.usrbio.ring_format import SUBMITTED
+from fs3.usrbio.start import ANSWER_S
+from fs3.usrbio.writers import END_S
 from tests.conftest import io_processes
 from tests.fs3.usrbio.conftest import SIZES, Batch, Stalled, kill, shared_pieces, until
 
@@ -137,6 +141,20 @@ def test_one_that_hangs_is_killed(io: UsrBio, noise: dict[str, bytes]) -> None:
         batch.submit(ring, iov)
         ring.wait()[0].check()
         assert io.stats()["pid"] != pid
+
+
+def test_it_is_not_killed_while_meta_is_silent(cluster: LocalCluster, io: UsrBio) -> None:
+    """However many files are opened: it says so before the application takes it for one that hangs."""
+    meta = psutil.Process(cluster.pids["meta"])
+    pid = io.stats()["pid"]
+    meta.suspend()
+    try:
+        with pytest.raises(Unavailable, match="did not answer in time"):
+            io.open_files(["/noise-a"] * 600)
+    finally:
+        meta.resume()
+    assert io.stats()["pid"] == pid and len(io.open_files(["/noise-a"] * 600)) == 600
+    assert WORK_S + END_S < ANSWER_S, "nor is it while it closes again what it had opened for writing"
 
 
 def test_a_ring_that_makes_no_sense_is_given_up_alone(io: UsrBio, noise: dict[str, bytes]) -> None:
