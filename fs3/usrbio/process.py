@@ -32,6 +32,7 @@ _log = logging.getLogger(__name__)
 MAX_CONNECTIONS = 256
 CONNECT_S = 10.0
 _LOOK_S = 1.0
+_TURN_S = 0.02
 _GIL_S = 0.001  # threads here wait for the network nearly all the time; one that has something should not wait for 5 ms
 
 _pause = threading.Event()
@@ -156,7 +157,9 @@ class _Process:
         for application in left:
             application.hang_up()
         for thread in left.values():
-            thread.join()
+            while thread.is_alive():
+                self._errands.finish()  # a file's turn that it hands over when it has synced or opened it
+                thread.join(_TURN_S)
         self._client.close()
 
 

@@ -10,11 +10,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from fs3 import usrbio
@@ -236,6 +238,36 @@ def test_one_that_is_stopped_politely_ends_what_it_writes_and_its_sessions(
         write_on()
         assert io_processes(runtime_directory) == [io.stats()["pid"]] != [pid]
     assert contents(client, path) == data
+
+
+def test_one_that_is_stopped_politely_writes_what_waits_for_a_file_that_is_synced(
+    cluster: LocalCluster, io: UsrBio, client: Client, home: str, runtime_directory: Path
+) -> None:
+    with io.iov(8_192) as iov, io.ior() as ring, io.open_for_writing([f"{home}/one"], create=True) as files:
+        iov.view[:6] = b"abcdef"
+        for _ in range(2):  # of the second one meta does not know yet when
+            ring.write(files, ZERO, ZERO, ZERO + 3, iov, ZERO)
+            ring.wait()[0].check()
+        meta, pid = psutil.Process(cluster.pids["meta"]), io.stats()["pid"]
+        (socket,) = (runtime_directory / "fs3").glob("*.sock")
+
+        def waits() -> bool:
+            ring.write(files, ZERO, ZERO, ZERO + 3, iov, ZERO + 3)
+            return not ring.wait(timeout_s=0.3)
+
+        meta.suspend()
+        try:
+            syncing = threading.Thread(target=files.sync)
+            syncing.start()
+            until(waits, "it is written meanwhile")
+            os.kill(pid, signal.SIGTERM)
+            until(lambda: not socket.exists(), "it goes on")
+        finally:
+            meta.resume()
+        ring.wait()[0].check()
+        syncing.join()
+        until(lambda: not Path(f"/proc/{pid}").exists(), "it does not end")
+    assert contents(client, f"{home}/one") == b"def"
 
 
 def test_no_other_io_process_can_be_had(
