@@ -73,12 +73,14 @@ class _Process:
         self._applications: dict[Attached, threading.Thread] = {}
         self._lock = threading.Lock()
         self._stopping = False
+        self._bound = 0  # the socket's inode
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
 
     def listen(self) -> None:
         with contextlib.suppress(FileNotFoundError):
             self._place.socket.unlink()  # of one that was killed: the lock is ours
         self._sock.bind(str(self._place.socket))
+        self._bound = self._place.socket.stat().st_ino
         self._sock.listen(MAX_CONNECTIONS)
         self._sock.settimeout(_LOOK_S)
 
@@ -148,7 +150,9 @@ class _Process:
 
     def _end(self) -> None:
         """First nobody can come, then what is under way ends, then everybody is sent away."""
-        self._place.socket.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # somebody has tidied up; then it may be another process's by now
+            if self._place.socket.stat().st_ino == self._bound:
+                self._place.socket.unlink()
         self._sock.close()
         self._workers.stop()
         self._errands.finish()

@@ -143,6 +143,20 @@ def test_one_that_hangs_is_killed(io: UsrBio, noise: dict[str, bytes]) -> None:
         assert io.stats()["pid"] != pid
 
 
+def test_one_whose_files_were_removed_leaves_those_of_the_next_alone(
+    cluster: LocalCluster, io: UsrBio, runtime_directory: Path
+) -> None:
+    first = io.stats()["pid"]
+    for file in (runtime_directory / "fs3").iterdir():
+        file.unlink()
+    with usrbio.open(cluster.url) as other:
+        second = other.stats()["pid"]
+        os.kill(first, signal.SIGTERM)
+        until(lambda: not Path(f"/proc/{first}").exists(), "it does not end")
+        with usrbio.open(cluster.url, start=False) as third:
+            assert third.stats()["pid"] == second != first
+
+
 def test_it_is_not_killed_while_meta_is_silent(cluster: LocalCluster, io: UsrBio) -> None:
     """However many files are opened: it says so before the application takes it for one that hangs."""
     meta = psutil.Process(cluster.pids["meta"])
