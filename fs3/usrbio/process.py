@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import socket
+import struct
 import sys
 import threading
 from collections.abc import Sequence
@@ -33,6 +34,7 @@ MAX_CONNECTIONS = 256
 CONNECT_S = 10.0
 _LOOK_S = 1.0
 _TURN_S = 0.02
+_SEND_TIME = struct.pack("ll", 10, 0)  # s, us: an application that asks and does not take the answer is let go
 _GIL_S = 0.001  # threads here wait for the network nearly all the time; one that has something should not wait for 5 ms
 
 _pause = threading.Event()
@@ -126,6 +128,7 @@ class _Process:
                 control.send(sock, control.refusal(refused))
             sock.close()
             return
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _SEND_TIME)
         application = Attached(sock, self._client, self._workers, self._writers, self._stats)
         thread = threading.Thread(target=self._serve, args=(application,), name="fs3-usrbio-control", daemon=True)
         with self._lock:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import signal
 import socket
 import struct
 from collections.abc import Iterator
@@ -164,3 +165,14 @@ def test_those_for_whom_there_are_no_descriptors_wait(
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (most, most))
         for sock in waiting:
             assert control.call(sock, {"kind": "stats"})["pid"] == pid
+
+
+def test_one_that_takes_no_answers_does_not_keep_it_from_ending(io: UsrBio, peer: socket.socket) -> None:
+    pid = io.stats()["pid"]
+    asked = b'{"kind":"stats"}'
+    peer.settimeout(0.5)
+    with contextlib.suppress(TimeoutError):
+        while True:
+            peer.sendall(struct.pack("<I", len(asked)) + asked)
+    os.kill(pid, signal.SIGTERM)
+    until(lambda: not Path(f"/proc/{pid}").exists(), "it waits for that one")
