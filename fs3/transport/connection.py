@@ -173,11 +173,16 @@ class Connection:
             hop=hop,
             ack_id=self._received_id,
         )
-        self._send_all([pack_header(header, head), head, *body_parts])
+        parts = [pack_header(header, head), head, *body_parts]
         self._request_id += 1
-        self._need_ack = False
         if kind not in ONE_WAY:
             self._awaited.append(self._request_id)
+        try:
+            self._send_all(parts)
+        except BaseException:
+            self.close()  # also if interrupted: it may be out in part, or whole, and its answer is no other request's
+            raise
+        self._need_ack = False
         return self._request_id
 
     def wait(self, until_s: float, other: Connection | None = None) -> Connection | None:

@@ -86,6 +86,7 @@ class LoopConnection:
         packed = pack_header(header, head) + head
         if self._sock is None:
             raise Unavailable(f"the connection to {self.endpoint} is closed")
+        self._request_id = request_id  # before anything can interrupt this: what answers it must meet no other request
         try:
             sent = self._sock.send(packed)
         except OSError as error:
@@ -95,7 +96,6 @@ class LoopConnection:
         if sent < len(packed):
             self.close()
             raise Unavailable(f"{self.endpoint} broke off: {why}")
-        self._request_id = request_id
         if kind != Kind.ACK:
             self._awaited.add(request_id)
         return request_id

@@ -205,6 +205,47 @@ def test_a_silent_peer_ends_with_the_deadline_or_the_stall_limit(stalls: bool) -
         quiet.set()
 
 
+class Interrupted(socket.socket):
+    """As if a signal came while a frame was being sent, of which so many bytes have gone."""
+
+    goes = 0
+
+    def sendmsg(self, buffers, *rest) -> int:  # type: ignore[no-untyped-def, override]
+        return self.send(b"".join(buffers))
+
+    def send(self, data, *rest) -> int:  # type: ignore[no-untyped-def, override]
+        super().send(data[: self.goes])
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("kind", [Kind.READ, Kind.AHEAD])
+@pytest.mark.parametrize("goes", [10, 1_000])
+def test_a_connection_interrupted_while_it_sends_is_of_no_use_to_anybody_else(kind: Kind, goes: int) -> None:
+    ours, theirs = socket.socketpair()
+    with theirs, Interrupted(fileno=ours.detach()) as sock:
+        sock.goes = goes
+        connection = Connection(sock, "the daemon")
+        with pytest.raises(KeyboardInterrupt):
+            connection.send(kind, [b"head"], [b"body"], count=1, deadline_s=deadline_after(20.0))
+        assert connection.closed
+
+
+def test_a_loop_interrupted_while_it_sends_uses_no_number_twice() -> None:
+    ours, theirs = socket.socketpair()
+    loop = asyncio.new_event_loop()
+    with theirs, Interrupted(fileno=ours.detach()) as sock:
+        sock.goes = 1_000
+        connection = LoopConnection(
+            loop, Connection(sock, "the daemon"), max_frame_bytes=1 << 20, replied=lambda *_: None, lost=lambda _: None
+        )
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                connection.send(Kind.READ, b"head", count=1, deadline_s=deadline_after(20.0))
+        assert [read_frame(theirs)[0].request_id for _ in range(2)] == [1, 2]
+        connection.close()
+    loop.close()
+
+
 @pytest.mark.parametrize("spoil", ["head", "magic", "id"])
 def test_a_damaged_reply_is_refused_and_closes(spoil: str) -> None:
     def script(sock: socket.socket) -> None:
