@@ -14,10 +14,12 @@ What cannot go this way is left to a thread.
 from __future__ import annotations
 
 import asyncio
+import operator
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +30,7 @@ from fs3.client.peers import SLACK_BYTES
 from fs3.client.plan_core import I64, FileTable
 from fs3.client.reply_core import Found
 from fs3.client.select_core import NONE, choose
-from fs3.errors import Busy, Fs3Error, Unavailable
+from fs3.errors import Busy, Fs3Error, Invalid, Unavailable
 from fs3.transport.messages import Records
 
 RANGES_AT_ONCE = 1_024
@@ -71,7 +73,11 @@ class LoopReads:
         self._closed = False
 
     def ask(self, handle: OpenFile, offset: int, length: int) -> asyncio.Future[bytes]:
-        """Read a range with this turn's others. Raises: Busy."""
+        """Read a range with this turn's others. Raises: Busy, Invalid."""
+        if type(offset) is not int or type(length) is not int:
+            offset, length = _whole(offset, "offset"), _whole(length, "length")
+        if not isinstance(handle, OpenFile):
+            raise Invalid(f"a file of type {type(handle).__name__}: read what `open_read` or `open_many` gave")
         if len(self._waiting) + len(self._blocking) + self._under_way >= self._max_waiting:
             raise Busy(f"{self._max_waiting} reads are unanswered; ask for fewer at once")
         answer = self.loop.create_future()
@@ -166,7 +172,7 @@ class LoopReads:
         """Those reads [n] that are small and lie within their files and in one chunk each, as ranges [n], and their
         lengths [n]; the others are left to the threads.
 
-        Raises: Invalid: arguments are not numbers.
+        Raises: Invalid: a number is too large for an array.
         """
         handles, offsets, lengths, _ = zip(*batch, strict=True)
         files, index = self._table_of(handles)
@@ -252,6 +258,14 @@ class LoopReads:
                 asked[3].set_result(answer)
         if not self._closed:
             self._run_blocking()
+
+
+def _whole(value: Any, what: str) -> int:
+    """Raises: Invalid: it is no whole number."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise Invalid(f"{what} of type {type(value).__name__}: it must be a whole number") from None
 
 
 def _awaited(batch: list[Asked]) -> list[Asked]:

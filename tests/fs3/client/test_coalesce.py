@@ -63,6 +63,22 @@ def test_one_bad_range_fails_its_own_task_only(reader) -> None:
     assert isinstance(got[1], Invalid) and isinstance(got[3], Fs3Error)
 
 
+@pytest.mark.parametrize("bad", ["file", "offset", "length"])
+@pytest.mark.parametrize("value", ["/a", None, 1.5, [1, 2], np.array([4])])
+def test_what_is_no_file_or_number_fails_its_own_task_only(reader, bad: str, value: object) -> None:
+    (a,) = reader.files.open_many(["/a"])
+    wrong = {"file": a, "offset": 0, "length": 5} | {bad: value}
+
+    async def go() -> list[bytes | BaseException]:
+        reads = [reader.read(a, 5, 5), reader.read(*wrong.values()), reader.read(a, np.int64(10), np.uint8(5))]
+        async with asyncio.timeout(20.0):
+            return await asyncio.gather(*reads, return_exceptions=True)
+
+    got = asyncio.run(go())
+    assert [got[0], got[2]] == [DATA[5:10], DATA[10:15]]
+    assert isinstance(got[1], Invalid) and bad in str(got[1]) and type(value).__name__ in str(got[1])
+
+
 def test_a_cancelled_read_leaves_the_others(reader) -> None:
     (a,) = reader.files.open_many(["/a"])
 
