@@ -140,20 +140,23 @@ class WriteCall:
 
     def _until_settled(self, todo: I64) -> None:
         attempt = 0
-        while len(todo):
-            version = self._attempt(todo)
-            steps = [
-                after_write(int(self._code[place]), int(self._tries[place])) if self._code[place] else Step.FAIL
-                for place in todo.tolist()
-            ]
-            todo = todo[np.array([step is not Step.FAIL for step in steps], dtype=np.bool_)]
-            if not len(todo) or self._peers.runtime.now_s() >= self._deadline_s:
-                return
-            if Step.REFRESH in steps:
-                self._peers.refresh(version, attempt, self._deadline_s)
-            else:
-                self._peers.pause(attempt, self._deadline_s)
-            attempt += 1
+        try:
+            while len(todo):
+                version = self._attempt(todo)
+                steps = [
+                    after_write(int(self._code[place]), int(self._tries[place])) if self._code[place] else Step.FAIL
+                    for place in todo.tolist()
+                ]
+                todo = todo[np.array([step is not Step.FAIL for step in steps], dtype=np.bool_)]
+                if not len(todo) or self._peers.runtime.now_s() >= self._deadline_s:
+                    return
+                if Step.REFRESH in steps:
+                    self._peers.refresh(version, attempt, self._deadline_s)
+                else:
+                    self._peers.pause(attempt, self._deadline_s)
+                attempt += 1
+        except Fs3Error as error:  # the client was closed, say, which does not take back what it has sent
+            self._fail(todo, error)
 
     def _attempt(self, todo: I64) -> int:
         """Send `todo` to the heads of their chains once; the version of the routing that named them."""

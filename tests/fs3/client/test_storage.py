@@ -326,6 +326,14 @@ def test_an_unknown_outcome_says_so_and_its_channel_is_never_used_again(cluster,
     assert len(set(cluster.shared.seen) - used) == 1
 
 
+def test_a_write_whose_client_is_closed_before_it_is_answered_may_have_been_applied(cluster, client) -> None:
+    for server in cluster.servers:
+        server.lose_ack, server.on_write = 1, client.close
+    with pytest.raises(MaybeApplied, match="file 7 chunk 0: the outcome of a write is unknown"):
+        client.write([update(0, b"x")])
+    assert cluster.shared.applied.total() == 1
+
+
 def test_channels_are_reused_one_after_the_other_and_distinct_at_once(cluster, client) -> None:
     for _ in range(5):
         client.write([update(lo, b"z") for lo in range(10)])
