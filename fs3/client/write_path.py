@@ -133,6 +133,9 @@ class WriteCall:
         self._records["seq"][todo] = [channel.seq for channel in channels]
         try:
             self._until_settled(todo)
+        except BaseException:
+            self._uncertain[todo] |= self._code[todo] != 0
+            raise
         finally:
             retired = (self._uncertain[todo] & (self._code[todo] != 0)).tolist()
             definite = [channel for channel, gone in zip(channels, retired, strict=True) if not gone]

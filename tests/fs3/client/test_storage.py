@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import os
+import signal
 import threading
 
 import numpy as np
@@ -332,6 +333,24 @@ def test_a_write_whose_client_is_closed_before_it_is_answered_may_have_been_appl
     with pytest.raises(MaybeApplied, match="file 7 chunk 0: the outcome of a write is unknown"):
         client.write([update(0, b"x")])
     assert cluster.shared.applied.total() == 1
+
+
+def test_the_channel_of_a_write_that_was_interrupted_is_never_used_again(cluster, client) -> None:
+    def interrupt() -> None:
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        interrupted.wait(20.0)
+
+    interrupted = threading.Event()
+    for server in cluster.servers:
+        server.on_write = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        client.write([update(0, b"x")])
+    for server in cluster.servers:
+        server.on_write = lambda: None
+    interrupted.set()
+    client.write([update(0, b"y")])
+    client.write([update(1, b"y")])
+    assert cluster.shared.seen[77, 1][0] == 2
 
 
 def test_channels_are_reused_one_after_the_other_and_distinct_at_once(cluster, client) -> None:
