@@ -301,11 +301,10 @@ class Exchange:
             return False
         connection.receive_body(foreseen.runs)
         batch.results[places] = results
-        trailer_status, record = connection.receive_trailer()
+        status = np.zeros(count, dtype=np.uint16)
+        _heed_trailer(connection, status)
         self._judge(places, places[foreseen.mismatches(sums)])
-        if trailer_status:
-            status = np.zeros(count, dtype=np.uint16)
-            status[min(record, count - 1)] = trailer_status
+        if status.any():
             self._refused(connection.endpoint, places, status)
         return True
 
@@ -318,13 +317,16 @@ class Exchange:
         batch.results[places] = results
         status = batch.results["status"][places]
         if batch.kind == Kind.QUERY:
+            if header.body_bytes % LISTED.itemsize:
+                connection.close()
+                raise Corrupt(f"{connection.endpoint} listed chunks in {header.body_bytes} bytes")
             body = memoryview(bytearray(header.body_bytes))
             connection.receive_body([body])
             batch.listed = np.frombuffer(body, dtype=LISTED)
             batch.code[places] = 0
         else:
             lengths = results["length"].astype(np.int64)
-            if (lengths > batch.lengths[places]).any() or int(lengths.sum()) != header.body_bytes:
+            if not self._can_be(places, results, sums) or int(lengths.sum()) != header.body_bytes:
                 connection.close()
                 raise Corrupt(f"{connection.endpoint} sent other bytes than were asked for")
             if header.body_bytes >= LARGE_BYTES and self._peers.verify:
@@ -333,9 +335,7 @@ class Exchange:
                 out = batch.out
                 runs = plan_core.out_runs(batch.out_offsets[places], lengths)
                 connection.receive_body([out[begin:end] for begin, end in runs])
-        trailer_status, record = connection.receive_trailer()
-        if trailer_status and record < count:
-            status[record] = trailer_status
+        _heed_trailer(connection, status)
         if status.any():
             self._refused(connection.endpoint, places, status)
         if batch.kind == Kind.QUERY:
@@ -348,6 +348,15 @@ class Exchange:
         elif arrived.any():
             summed = np.repeat(arrived, batch.results["n_sums"][places]) if len(sums) else slice(0)
             self._unverified.append((places[arrived], sums[summed]))
+
+    def _can_be(self, places: I64, results: Records, sums: Sums) -> bool:
+        """Whether these may be the results of a READ of `places`: every range's bytes are some of those asked for, and
+        of the chunk, and only one that has no status has any."""
+        lengths: I64 = results["length"].astype(np.int64)
+        most = results["chunk_length"].astype(np.int64) - self._batch.ranges["offset"][places]
+        most[results["status"] != 0] = 0
+        most = np.minimum(np.maximum(most, 0), self._batch.lengths[places])
+        return bool((lengths <= most).all()) and (not len(sums) or int(results["n_sums"].sum()) == len(sums))
 
     def _receive_verified(self, connection: Connection, places: I64, sums: Sums) -> I64:
         """Receive a large reply in steps and verify each at once; the places whose bytes fail their sums."""
@@ -413,3 +422,11 @@ class Exchange:
         if len(bad):
             batch.code[bad] = Corrupt.code
             batch.why[Corrupt.code] = "the bytes sent failed their checksum"
+
+
+def _heed_trailer(connection: Connection, status: NDArray[np.uint16]) -> None:
+    """Note in the `status` of ranges [n] which one's bytes, says the trailer of their reply, could not be read after
+    all. Raises: Corrupt."""
+    trailer_status, record = connection.receive_trailer()
+    if trailer_status:  # never that there is no such chunk, which would be an answer
+        status[min(record, len(status) - 1)] = Corrupt.code if trailer_status == NotFound.code else trailer_status

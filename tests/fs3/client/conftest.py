@@ -63,8 +63,9 @@ class Shared:
 
 class ChunkServer:
     """One storage node. Faults: `read_status[chain]`, `frame_status`, `corrupt` (a bit flipped in every body),
-    `die_in_reply` (closes inside the next bodies), `lose_ack` (applies writes and closes without an answer); as long as
-    `goes_on` is not set it is as after a SIGSTOP; each answer takes it `slow_s`. Before each WRITE
+    `die_in_reply` (closes inside the next bodies), `spoil` (changes the results of every READ), `trailer` (its own, for
+    every READ), `stray` (comes after every listing), `lose_ack` (applies writes and closes without an answer); as long
+    as `goes_on` is not set it is as after a SIGSTOP; each answer takes it `slow_s`. Before each WRITE
     frame it calls `on_write`."""
 
     def __init__(self, shared: Shared, chain_versions: dict[int, int]) -> None:
@@ -74,6 +75,9 @@ class ChunkServer:
         self.frame_status: list[int] = []
         self.corrupt = False
         self.die_in_reply = 0
+        self.spoil: Callable[[np.ndarray], None] = lambda results: None
+        self.trailer = (0, 0)
+        self.stray = b""
         self.lose_ack = 0
         self.slow_s = 0.0
         self.on_write: Callable[[], None] = lambda: None
@@ -151,7 +155,7 @@ class ChunkServer:
         answer, data = self._read(header, head) if header.kind == Kind.READ else self._query(header, head)
         if self.corrupt and data:
             data = bytes([data[0] ^ 1]) + data[1:]
-        raw = _frame(header, answer, data, flags=Flag.TRAILER | Flag.NEED_ACK | Flag.CHECKSUM)
+        raw = _frame(header, answer, data, flags=Flag.TRAILER | Flag.NEED_ACK | Flag.CHECKSUM, trailer=self.trailer)
         if self.die_in_reply:
             self.die_in_reply -= 1
             sock.sendall(raw[: len(raw) // 2])
@@ -183,6 +187,7 @@ class ChunkServer:
             body.append(part)
             result["n_sums"], result["length"] = len(pieces), len(part)
             result["chunk_length"], result["version"] = len(chunk.data), chunk.version
+        self.spoil(results)
         return results.tobytes() + np.array(sums, dtype="<u4").tobytes(), b"".join(body)
 
     def _query(self, header: Header, head: bytes) -> tuple[bytes, bytes]:
@@ -195,7 +200,7 @@ class ChunkServer:
                 listed = np.zeros(len(found), dtype=LISTED)
                 listed["hi"], listed["lo"] = key[1], found
                 result["length"] = len(found)
-                body += listed.tobytes()
+                body += listed.tobytes() + self.stray
                 continue
             chunk = self.shared.chunks.get(key)
             result["status"] = self._status(key[0], int(asked["chain_version"])) or (0 if chunk else NotFound.code)
@@ -276,9 +281,11 @@ def _exactly(sock: socket.socket, size: int) -> bytes:
     return bytes(out)
 
 
-def _frame(asked: Header, head: bytes, body: bytes, *, flags: int = 0, status: int = 0) -> bytes:
+def _frame(
+    asked: Header, head: bytes, body: bytes, *, flags: int = 0, status: int = 0, trailer: tuple[int, int] = (0, 0)
+) -> bytes:
     header = Header(asked.kind, asked.request_id, True, flags, asked.count, len(head), len(body), status=status)
-    return pack_header(header, head) + head + body + (pack_trailer(0, 0) if flags & Flag.TRAILER else b"")
+    return pack_header(header, head) + head + body + (pack_trailer(*trailer) if flags & Flag.TRAILER else b"")
 
 
 class Mgmtd:

@@ -202,6 +202,53 @@ def test_corruption_everywhere_names_the_chunk_and_the_targets(cluster, client, 
     assert read(client, (1, 0, size))[1] == datas[1:]
 
 
+def has_bytes_of_no_chunk(results: np.ndarray) -> None:
+    results["status"] = NotFound.code
+
+
+def has_more_than_its_chunk(results: np.ndarray) -> None:
+    results["chunk_length"] = 256 << 10
+
+
+def has_sums_without_end(results: np.ndarray) -> None:
+    results["n_sums"] = 0xFFFF_FFFF
+
+
+@pytest.mark.parametrize("spoil", [has_bytes_of_no_chunk, has_more_than_its_chunk, has_sums_without_end])
+def test_a_reply_that_contradicts_itself_is_not_believed(cluster, client, spoil) -> None:
+    datas = fill(cluster, 3, 2 << 20)
+    cluster.servers[1].spoil = spoil
+    wanted = [(lo, 256 << 10, 700_000) for lo in range(3)]
+    for _ in range(100):
+        results, got = read(client, *wanted)
+        assert not results["status"].any()
+        assert got == [data[256 << 10 :][:700_000] for data in datas]
+        if any(header.kind == Kind.READ for header in cluster.servers[1].asked):
+            break
+    else:
+        raise AssertionError("the spoilt replica was never asked")
+
+
+def test_a_listing_with_half_a_record_is_not_believed(cluster, client) -> None:
+    fill(cluster, 12)
+    for server in cluster.servers[:2]:
+        server.stray = b"half"
+    assert [page["lo"].tolist() for page in client.list_chunks(HI, 1)] == [[0, 6]]
+
+
+@pytest.mark.parametrize("size", [4_096, 10_000, 3 << 20])
+@pytest.mark.parametrize("said", [Corrupt.code, NotFound.code])
+def test_what_the_trailer_says_is_missing_is_read_from_another(cluster, client, size: int, said: int) -> None:
+    datas = fill(cluster, 3, size)
+    cluster.servers[1].trailer = said, 1
+    while not any(header.kind == Kind.READ for header in cluster.servers[1].asked):
+        assert read(client, *[(lo, 0, size) for lo in range(3)])[1] == datas
+    for server in cluster.servers:
+        server.trailer = said, 1
+    with pytest.raises(Corrupt, match="failed its checksum on every serving target"):
+        read(client, *[(lo, 0, size) for lo in range(3)])
+
+
 @pytest.mark.parametrize("size", [4_096, 10_000, 3 << 20])
 def test_without_verify_no_sums_are_asked_for(cluster, size: int) -> None:
     datas = fill(cluster, 1, size)
