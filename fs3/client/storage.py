@@ -37,6 +37,7 @@ _ASKED = list(Asked._fields)
 _CHUNK = ["hi", "lo", "chain"]
 
 UPDATES_AT_ONCE = 1_024
+LONGEST_S = 86_400.0  # that a call may take
 HEDGING = HedgePolicy()
 
 
@@ -123,7 +124,8 @@ class StorageClient:
         `length` has been verified.
 
         Raises:
-            Invalid: `out` is read-only or too small, or two ranges would have a byte of it in common.
+            Invalid: `out` is read-only or too small, or two ranges would have a byte of it in common; the deadline is
+                no number, or more than a day ahead.
             Corrupt: no replica of a chunk has bytes that match their sums.
             Unavailable: not all was answered before the deadline (a `lease_now_s` time; default `timeout_s` from now).
         """
@@ -367,5 +369,13 @@ class StorageClient:
                     raise error
 
     def _times(self, deadline_s: float | None) -> tuple[float, float]:
+        """When a call begins, and must have ended. Raises: Invalid: that is no time, or ages away."""
         begun_s = self._runtime.now_s()
-        return begun_s, deadline_s if deadline_s is not None else begun_s + self._timeout_s
+        if deadline_s is None:
+            deadline_s = begun_s + self._timeout_s
+        if not deadline_s <= begun_s + LONGEST_S:  # nor if it is not a number
+            raise Invalid(
+                f"a deadline {deadline_s - begun_s:.0f} s ahead: name a time of `fs3.clock.lease_now_s`, at most"
+                f" {LONGEST_S:,.0f} s ahead, or none"
+            )
+        return begun_s, max(deadline_s, 0.0)

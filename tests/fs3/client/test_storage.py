@@ -337,6 +337,27 @@ def test_nobody_left_ends_at_the_deadline(cluster, client) -> None:
         )
 
 
+@pytest.mark.parametrize("deadline_s", [float("inf"), float("nan"), 1e300, 1e12])
+def test_a_deadline_that_is_none_is_refused_and_nothing_is_sent(cluster, client, deadline_s: float) -> None:
+    fill(cluster, 2)
+    before = sum(len(server.asked) for server in cluster.servers)
+    for wanted in ([(0, 0, 10)], [(0, 0, 10), (1, 0, 10)]):
+        with pytest.raises(Invalid, match=r"a deadline (inf|nan|\d+) s ahead"):
+            read(client, *wanted, deadline_s=deadline_s)
+    with pytest.raises(Invalid, match="a deadline"):
+        client.write([update(0, b"x")], deadline_s=deadline_s)
+    assert sum(len(server.asked) for server in cluster.servers) == before
+
+
+@pytest.mark.parametrize("deadline_s", [float("-inf"), -5.0, 0.0])
+def test_a_deadline_that_is_over_is_over(cluster, client, deadline_s: float) -> None:
+    fill(cluster, 2)
+    read(client, (0, 0, 10), (1, 0, 10))
+    for wanted in ([(0, 0, 10)], [(0, 0, 10), (1, 0, 10)]):
+        with pytest.raises(Unavailable):
+            read(client, *wanted, deadline_s=deadline_s)
+
+
 def test_a_write_whose_answer_is_lost_is_applied_once(cluster, client) -> None:
     for server in cluster.servers:
         server.lose_ack = 2
