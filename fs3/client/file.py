@@ -226,7 +226,7 @@ class FileClient:
     def read(self, handle: OpenFile, offset: int = 0, length: int | None = None) -> bytes:
         """Bytes of one file, to its end without `length`. Raises: as `read_batch`."""
         length = handle.length - offset if length is None else length
-        out = bytearray(max(length, 0))
+        out = bytearray(min(max(length, 0), handle.length))  # no more than can be there
         one = (np.zeros(1, dtype=np.int64), np.array([offset]), np.array([length]))
         self.read_batch([handle], *one, out)
         return bytes(out)

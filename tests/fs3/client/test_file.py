@@ -106,6 +106,8 @@ def test_ranges_outside_the_file_and_directories_are_refused(files, meta) -> Non
     handle = files.open_read("/f")
     with pytest.raises(Invalid, match="/f: bytes 5 to 11 are not within the file, which has 10"):
         files.read(handle, 5, 6)
+    with pytest.raises(Invalid, match="/f: bytes 5 to 4611686018427387909 are not within the file, which has 10"):
+        files.read(handle, 5, 1 << 62)
     with pytest.raises(Invalid, match="do not fit"):
         files.read_batch([handle], np.array([0]), np.array([0]), np.array([10]), bytearray(9))
     with pytest.raises(NotFound, match="/gone"):
