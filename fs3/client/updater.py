@@ -101,6 +101,7 @@ class FileUpdater:
         Raises: Fs3Error: this or an earlier piece could not be written, or the session is over.
         """
         view = memoryview(data).cast("B")
+        self._check(offset)
         self._check(offset + len(view))
         if len(view):
             if offset > self._length:

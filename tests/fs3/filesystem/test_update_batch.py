@@ -100,11 +100,14 @@ def test_a_deadline_that_has_passed(fs: Any, small: str) -> None:
     assert not isinstance(failure.value, InUse | Invalid)
 
 
-def test_more_than_a_file_can_have_changes_nothing(fs: Any, small: str) -> None:
+def test_more_than_a_file_can_have_and_what_lies_before_it_changes_nothing(fs: Any, small: str) -> None:
     path, one = f"{small}/long", np.ones(1, dtype=np.int64)
     fs.pipe_file(path, b"abc")
     with fs.file_client.open_update(path) as updater:
         with pytest.raises(Invalid, match="a file has from 0 to"):
             updater.write_batch(one * MAX_FILE_BYTES, [memoryview(b"y")])
+        for offset, length in ((MAX_FILE_BYTES, 1), (-1, 2), (-CHUNK, 6 * CHUNK)):
+            with pytest.raises(Invalid, match="a file has from 0 to"):
+                updater.write(offset, bytes(length))
         assert updater.write_batch(one, [memoryview(b"y")]) == [None]
     assert fs.cat_file(path) == b"ayc"
