@@ -22,7 +22,7 @@ from fs3.errors import Invalid
 class AsyncReader:
     """Reads of one event loop at a time; after that has ended, or in a forked child, of another.
 
-    Close it when no read is outstanding: in the loop's thread, or once the loop has ended.
+    Close it in the loop's thread, or once the loop has ended; reads that are outstanding raise Unavailable.
     """
 
     def __init__(self, files: FileClient, *, batches: int = 2, max_waiting: int = 65_536) -> None:

@@ -54,8 +54,8 @@ class _Lane:
 
 
 Answered = Callable[[Frame, Found | None], None]
-"""Told what became of each frame, unless the lanes are closed: None if nothing came of it, or not in time; it may be
-told again then, if something comes all the same."""
+"""Told what became of each frame: None if nothing came of it, or not in time; it may be told again then, if something
+comes all the same."""
 
 
 class LoopLanes:
@@ -107,7 +107,8 @@ class LoopLanes:
         return True
 
     def close(self, *, forked: bool = False) -> None:
-        """Close all connections; nobody hears of the frames on them. `forked`: they are a parent process's."""
+        """Close all connections; nothing comes of the frames on them. `forked`: they are a parent process's, and nobody
+        here hears of their frames."""
         self._closed = True
         lanes, self._lanes = self._lanes, {}
         for lane in lanes.values():
@@ -118,6 +119,7 @@ class LoopLanes:
                 continue
             lane.connection.close()
             self._forget(lane)
+            self._tell(lane)
 
     def _open(self, table: ReplicaTable, endpoint: int, deadline_s: float) -> None:
         """On a thread."""
@@ -179,6 +181,10 @@ class LoopLanes:
             frame = next(iter(lane.frames.values()))
             if isinstance(error, Unavailable):
                 self._peers.failed(frame.table, frame.endpoint)
+        self._tell(lane)
+
+    def _tell(self, lane: _Lane) -> None:
+        """That nothing came of what is still on a connection."""
         for frame in lane.frames.values():
             if not frame.hedged:
                 self._answered(frame, None)

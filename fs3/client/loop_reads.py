@@ -53,7 +53,7 @@ Asked = tuple[OpenFile, int, int, "asyncio.Future[bytes]"]
 
 
 class LoopReads:
-    """What goes on in one loop, whose thread alone may call this; after `close` nothing does."""
+    """What goes on in one loop, whose thread alone may call this; after `close` nothing is asked."""
 
     def __init__(self, files: FileClient, loop: asyncio.AbstractEventLoop, *, batches: int, max_waiting: int) -> None:
         self.loop = loop
@@ -88,9 +88,13 @@ class LoopReads:
         return answer
 
     def close(self, *, forked: bool = False) -> None:
-        """Close the connections and end the threads. `forked`: they are a parent process's."""
+        """Close the connections and end the threads; what is unanswered, and not with a thread by now, is Unavailable.
+        `forked`: all that is a parent process's."""
         self._closed = True
         self._lanes.close(forked=forked)
+        if not forked and not self.loop.is_closed():
+            for asked in _awaited([*self._waiting, *self._blocking]):
+                asked[3].set_exception(Unavailable("the AsyncReader was closed"))
         if self._pool is not None and not forked:
             self._pool.shutdown(wait=False)
 
@@ -217,7 +221,7 @@ class LoopReads:
             for place in found.corrupt:
                 hi, lo, chain = frame.ranges[["hi", "lo", "chain"]][place].tolist()
                 self._peers.report(int(tag.targets[place]), hi, lo, chain)
-        if not self._turn_ends:
+        if not self._turn_ends and not self._closed:
             # After the tasks that have just been answered, which may ask for more.
             self._turn_ends = True
             self.loop.call_soon(self._turn)

@@ -262,6 +262,28 @@ def test_a_read_that_is_cancelled_under_way_leaves_the_others(reader, cluster) -
     asyncio.run(go())
 
 
+def test_a_reader_that_is_closed_leaves_no_read_unanswered(reader, cluster) -> None:
+    (a,) = reader.files.open_many(["/a"])
+
+    async def go() -> None:
+        await warm(reader, a)
+        stop(cluster)
+        tasks = [asyncio.ensure_future(reader.read(a, at, 50)) for at in range(40)]
+        await under_way(reader, 40)
+        tasks += [asyncio.ensure_future(reader.read(a, at, 50)) for at in range(30)]  # which wait for these
+        await asyncio.sleep(0)
+        tasks[3].cancel()
+        reader.close()
+        async with asyncio.timeout(20.0):
+            got = await asyncio.gather(*tasks, return_exceptions=True)
+        assert isinstance(got.pop(3), asyncio.CancelledError)
+        assert all(isinstance(one, Unavailable) for one in got)
+        go_on(cluster)
+        await read_all(reader, a)
+
+    asyncio.run(go())
+
+
 def test_a_loop_closed_while_reads_are_under_way_leaves_the_reader_to_the_next(reader, cluster) -> None:
     (a,) = reader.files.open_many(["/a"])
     loop = asyncio.new_event_loop()
