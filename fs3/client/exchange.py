@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import wait
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -84,6 +84,7 @@ class Exchange:
         self._batch = batch
         self._unverified: list[tuple[I64, Sums]] = []
         self._race = Race(peers, table, batch)
+        self._interrupted = False  # the caller's thread was, and its connections are cut
 
     def run(self, places: I64, endpoints: I64) -> None:
         """Ask `endpoints[i]` for range `places[i]`, for all i; `batch` then tells what became of each."""
@@ -214,11 +215,18 @@ class Exchange:
                 self._guard(lane, self._drain)
             return
         threads = self._peers.lanes()
-        running = [threads.submit(self._guard, lane, self._drain) for lane in lanes[1:]]
+        running: list[Future[None]] = []
         try:
+            running.extend(threads.submit(self._guard, lane, self._drain) for lane in lanes[1:])
             self._guard(lanes[0], self._drain)
-        finally:
             wait(running)
+        except BaseException:
+            self._interrupted = True
+            for lane in lanes:
+                lane.connection.interrupt()
+            raise
+        finally:
+            wait(running)  # nobody writes into the caller's memory from here on
         for one in running:
             one.result()
 
@@ -237,7 +245,7 @@ class Exchange:
     def _note(self, endpoint: int, places: I64, error: Fs3Error) -> None:
         self._batch.code[places] = error.code
         self._batch.why[error.code] = str(error)
-        if isinstance(error, Unavailable):
+        if isinstance(error, Unavailable) and not self._interrupted:
             self._peers.failed(self._table, endpoint)
 
     def _begin(self, lane: Lane) -> None:

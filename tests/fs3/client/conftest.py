@@ -64,9 +64,9 @@ class Shared:
 class ChunkServer:
     """One storage node. Faults: `read_status[chain]`, `frame_status`, `corrupt` (a bit flipped in every body),
     `die_in_reply` (closes inside the next bodies), `spoil` (changes the results of every READ), `trailer` (its own, for
-    every READ), `stray` (comes after every listing), `lose_ack` (applies writes and closes without an answer); as long
-    as `goes_on` is not set it is as after a SIGSTOP; each answer takes it `slow_s`. Before each WRITE
-    frame it calls `on_write`."""
+    every READ), `halt` (an event that comes in the middle of the replies to READs), `stray` (comes after every
+    listing), `lose_ack` (applies writes and closes without an answer); as long as `goes_on` is not set it is as after a
+    SIGSTOP; each answer takes it `slow_s`. Before each WRITE frame it calls `on_write`."""
 
     def __init__(self, shared: Shared, chain_versions: dict[int, int]) -> None:
         self.shared = shared
@@ -83,6 +83,8 @@ class ChunkServer:
         self.on_write: Callable[[], None] = lambda: None
         self.goes_on = threading.Event()
         self.goes_on.set()
+        self.halt: threading.Event | None = None
+        self.halted = threading.Event()
         self.asked: list[Header] = []
         self.reported: list[tuple[int, int, int]] = []  # (chain, hi, lo) of REPORT frames
         self.limits = (4_096, 64 << 20)
@@ -160,6 +162,11 @@ class ChunkServer:
             self.die_in_reply -= 1
             sock.sendall(raw[: len(raw) // 2])
             return False
+        if self.halt is not None:
+            sock.sendall(raw[: len(raw) // 2])
+            self.halted.set()
+            self.halt.wait()
+            raw = raw[len(raw) // 2 :]
         sock.sendall(raw)
         return True
 

@@ -136,6 +136,43 @@ def test_large_ranges_come_over_several_connections(cluster, lanes: int) -> None
     client.close()
 
 
+def test_nothing_is_written_into_the_buffer_of_a_large_read_that_was_interrupted(cluster) -> None:
+    """All connections but the caller's own are waited for when it is."""
+    size, count = 3 << 20, 9
+    with StorageClosing(cluster) as writer:
+        writer.write([update(lo, b"x" * size) for lo in range(count)])
+    client = StorageClient(cluster.mgmtd, timeout_s=60.0, stall_s=60.0, max_lanes=4, hedging=None)
+    for endpoint in range(3):  # connections that are there already
+        client.peers.give_back(
+            client.peers.borrow(client.peers.table(), endpoint, deadline_s=client.deadline_s(), wait=False)
+        )
+    out = bytearray(count * size)
+    _, *others = sorted(cluster.servers, key=lambda server: server.endpoint)
+    goes_on = threading.Event()
+    for server in others:
+        server.halt = goes_on
+
+    def interrupt() -> None:
+        for server in others:
+            server.halted.wait(20.0)
+        pause = threading.Event()
+        while sum(out[(lo + 1) * size - 1] != 0 for lo in range(count)) < count // 3:
+            pause.wait(0.01)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    other = threading.Thread(target=interrupt)
+    other.start()
+    with pytest.raises(KeyboardInterrupt):
+        client.read(ranges(*[(lo, 0, size) for lo in range(count)]), memoryview(out), np.arange(count) * size)
+    before = bytes(out)
+    goes_on.set()
+    other.join()
+    client.peers.lanes().shutdown()
+    assert before == out, "bytes came late"
+    assert not cluster.mgmtd.suspected
+    client.close()
+
+
 def test_missing_and_short_chunks_are_results(cluster, client) -> None:
     datas = fill(cluster, 2)
     results, got = read(client, (0, 9_000, 5_000), (77, 0, 10), (1, 20_000, 5), (1, 0, 0))
