@@ -217,8 +217,13 @@ class Exchange:
         threads = self._peers.lanes()
         running: list[Future[None]] = []
         try:
-            running.extend(threads.submit(self._guard, lane, self._drain) for lane in lanes[1:])
-            self._guard(lanes[0], self._drain)
+            for lane in lanes[1:]:
+                try:
+                    running.append(threads.submit(self._guard, lane, self._drain))
+                except RuntimeError:  # the client was closed meanwhile: what has been asked for is taken in here
+                    break
+            for lane in (lanes[0], *lanes[1 + len(running) :]):
+                self._guard(lane, self._drain)
             wait(running)
         except BaseException:
             self._interrupted = True

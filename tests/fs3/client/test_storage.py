@@ -136,6 +136,14 @@ def test_large_ranges_come_over_several_connections(cluster, lanes: int) -> None
     client.close()
 
 
+def test_a_client_that_is_closed_inside_a_large_read_ends_it_as_any_other(cluster) -> None:
+    datas = fill(cluster, 9, 3 << 20)
+    client = StorageClient(cluster.mgmtd, timeout_s=20.0, max_lanes=4)
+    client.peers.lanes().shutdown()  # as `close` does, at any time
+    assert read(client, *[(lo, 0, 3 << 20) for lo in range(9)])[1] == datas
+    client.close()
+
+
 def test_nothing_is_written_into_the_buffer_of_a_large_read_that_was_interrupted(cluster) -> None:
     """All connections but the caller's own are waited for when it is."""
     size, count = 3 << 20, 9
