@@ -111,7 +111,7 @@ class FileClient:
         Raises:
             Invalid: a range is not within its file, does not fit into `out`, or overlaps with another there; `out` is
                 read-only or not contiguous; the columns are not of one length, or hold other than whole numbers; the
-                deadline is no number, or more than a day ahead.
+                deadline is no number, or more than eleven days ahead.
             NotFound: a file was removed or replaced since it was opened.
             Corrupt: bytes are missing, or fail their checksum on every replica.
             Unavailable: not done before the deadline.

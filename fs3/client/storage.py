@@ -37,7 +37,7 @@ _ASKED = list(Asked._fields)
 _CHUNK = ["hi", "lo", "chain"]
 
 UPDATES_AT_ONCE = 1_024
-LONGEST_S = 86_400.0  # that a call may take
+LONGEST_S = 1e6  # that a call may take: what frames can say, and kernels can wait for
 HEDGING = HedgePolicy()
 
 
@@ -125,7 +125,7 @@ class StorageClient:
 
         Raises:
             Invalid: `out` is read-only or too small, or two ranges would have a byte of it in common; the deadline is
-                no number, or more than a day ahead.
+                no number, or more than eleven days ahead.
             Corrupt: no replica of a chunk has bytes that match their sums.
             Unavailable: not all was answered before the deadline (a `lease_now_s` time; default `timeout_s` from now).
         """
