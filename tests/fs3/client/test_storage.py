@@ -7,6 +7,7 @@ import gc
 import os
 import signal
 import threading
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -144,6 +145,15 @@ def test_a_client_that_is_closed_inside_a_large_read_ends_it_as_any_other(cluste
     client.close()
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """As in a terminal: what a shell starts in the background ignores SIGINT, and the processes that it starts do too."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_nothing_is_written_into_the_buffer_of_a_large_read_that_was_interrupted(cluster) -> None:
     """All connections but the caller's own are waited for when it is."""
     size, count = 3 << 20, 9
@@ -448,6 +458,7 @@ def test_a_write_whose_client_is_closed_before_it_is_answered_may_have_been_appl
     assert cluster.shared.applied.total() == 1
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_the_channel_of_a_write_that_was_interrupted_is_never_used_again(cluster, client) -> None:
     def interrupt() -> None:
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
