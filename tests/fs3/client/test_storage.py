@@ -147,7 +147,7 @@ def test_a_client_that_is_closed_inside_a_large_read_ends_it_as_any_other(cluste
 
 @pytest.fixture
 def interruptible() -> Iterator[None]:
-    """As in a terminal: what a shell starts in the background ignores SIGINT, and the processes that it starts do too."""
+    """As in a terminal: what a shell starts in the background ignores SIGINT, and so do the processes it starts."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
