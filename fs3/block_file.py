@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 
 from fs3 import checksum
 from fs3.checksum import COARSE_BYTES, FINE_BYTES
+from fs3.page_cache import LARGE_PAGE_BYTES
 
 MAGIC = b"FS3BLK\x00\x01"
 FORMAT = 2
 HEADER_BYTES = 4096  # and where the sums begin
 _HEADER = struct.Struct("<8sIIQQQQ")
 _CRC = struct.Struct("<I")
-LARGE_BYTES = 2 << 20  # a large page of x86-64 and of most others
-_DATA_ALIGN = {1: 1 << 20, FORMAT: LARGE_BYTES}
+_DATA_ALIGN = {1: 1 << 20, FORMAT: LARGE_PAGE_BYTES}
 PACKED_BYTES = _HEADER.size + _CRC.size
 
 Position = TypeVar("Position", int, NDArray[np.int64])
@@ -42,8 +42,8 @@ class BlockLayout:
         self.fine_sums = block_bytes // FINE_BYTES  # sums of a slot of 4 KiB each, which come first
         self.stride = _stride(block_bytes)  # sums of a slot
         self.pitch = block_bytes
-        if version > 1 and block_bytes >= LARGE_BYTES:
-            self.pitch = -(-block_bytes // LARGE_BYTES) * LARGE_BYTES
+        if version > 1 and block_bytes >= LARGE_PAGE_BYTES:
+            self.pitch = -(-block_bytes // LARGE_PAGE_BYTES) * LARGE_PAGE_BYTES
         self.data_at = _data_offset(self.stride, slots, _DATA_ALIGN[version])
         self.file_bytes = self.data_at + slots * self.pitch
 

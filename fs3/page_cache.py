@@ -16,7 +16,7 @@ import os
 import numpy as np
 
 LARGE_BYTES = 1 << 20  # from so many bytes on, reading whole large pages pays
-_PAGE = 2 << 20
+LARGE_PAGE_BYTES = 2 << 20  # on x86-64, and most others
 _POPULATE_READ = 22  # MADV_POPULATE_READ, Linux 5.14: faults pages in, and says EFAULT where the disk cannot
 _HUGE = 14  # MADV_HUGEPAGE
 _HARDWARE = 133  # EHWPOISON
@@ -38,8 +38,8 @@ def load(fd: int, position: int, length: int) -> bool:
     """
     if length < LARGE_BYTES:
         return False
-    begin = position // _PAGE * _PAGE
-    end = min(-(-(position + length) // _PAGE) * _PAGE, os.fstat(fd).st_size)
+    begin = position // LARGE_PAGE_BYTES * LARGE_PAGE_BYTES
+    end = min(-(-(position + length) // LARGE_PAGE_BYTES) * LARGE_PAGE_BYTES, os.fstat(fd).st_size)
     if end < position + length:
         return False
     address = _mmap(None, end - begin, mmap.PROT_READ, mmap.MAP_SHARED, fd, begin)

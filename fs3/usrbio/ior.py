@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fs3.client.storage import LONGEST_S
 from fs3.clock import deadline_after, lease_now_s
 from fs3.errors import Fs3Error, Invalid, MaybeApplied, Unavailable, from_code
 from fs3.transport.descriptors import close_all
@@ -39,7 +40,6 @@ from fs3.usrbio.writable import WritableFiles
 
 __all__ = ["Done", "Ior"]
 
-MOST_TIMEOUT_S = 1e6  # which, unlike any number, the kernel can wait for
 GRACE_S = 5.0  # that an I/O process may be silent beyond a batch's deadline
 MOST_TRIES = 3  # I/O processes that may die of one batch
 _NO_FILES = Files()
@@ -364,5 +364,5 @@ class Ior:
 
 def _check_timeout(timeout_s: float) -> None:
     """Raises: Invalid."""
-    if not 0 < timeout_s <= MOST_TIMEOUT_S:
-        raise Invalid(f"a timeout of {timeout_s} s: it must be more than 0, and at most {MOST_TIMEOUT_S:,.0f}")
+    if not 0 < timeout_s <= LONGEST_S:
+        raise Invalid(f"a timeout of {timeout_s} s: it must be more than 0, and at most {LONGEST_S:,.0f}")

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from fs3.client.file import OpenFile
 from fs3.client.plan_core import I64, column, out_runs, packed_offsets
-from fs3.client.storage import RANGE, ChunkUpdate, Op
+from fs3.client.storage import LONGEST_S, RANGE, ChunkUpdate, Op
 from fs3.clock import deadline_after, lease_now_s
 from fs3.errors import Fs3Error, Invalid, Unavailable, from_code
 from fs3.usrbio.application import UsrBio
-from fs3.usrbio.ior import MOST_TIMEOUT_S, Done, Ior
+from fs3.usrbio.ior import Done, Ior
 from fs3.usrbio.iov import Files, Iov
 from fs3.usrbio.ring_format import RANGE_RESULT
 
@@ -212,7 +212,7 @@ class RingReads:
             some = slice(part.start + first, part.start + min(first + step, count))
             if ring.under_way == ring.depth:
                 ended += ring.wait()
-            left_s = min(until_s - lease_now_s(), MOST_TIMEOUT_S)
+            left_s = min(until_s - lease_now_s(), LONGEST_S)
             if left_s <= 0:
                 break
             number = submit(ring, some, iov, places[first : first + step], left_s)

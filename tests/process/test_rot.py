@@ -23,7 +23,7 @@ from fs3.transport.messages import RANGE
 
 SIZE = 1 << 20
 CHUNKS = 24
-LARGE_PAGE = 2 << 20
+LARGE_PAGE = page_cache.LARGE_PAGE_BYTES
 
 
 @dataclass(frozen=True, slots=True)

@@ -244,14 +244,20 @@ def test_damage_is_reported_to_the_daemon_that_sent_it(reader, cluster) -> None:
     assert not any(server.reported for server in cluster.servers if server is not bad)
 
 
+async def begun(reader, cluster, handle) -> list[asyncio.Future[bytes]]:
+    """40 reads that the servers have, and do not answer until `go_on`."""
+    await warm(reader, handle)
+    stop(cluster)
+    tasks = [asyncio.ensure_future(reader.read(handle, at, 50)) for at in range(40)]
+    await under_way(reader, 40)
+    return tasks
+
+
 def test_a_read_that_is_cancelled_under_way_leaves_the_others(reader, cluster) -> None:
     (a,) = reader.files.open_many(["/a"])
 
     async def go() -> None:
-        await warm(reader, a)
-        stop(cluster)
-        tasks = [asyncio.ensure_future(reader.read(a, at, 50)) for at in range(40)]
-        await under_way(reader, 40)
+        tasks = await begun(reader, cluster, a)
         for task in tasks[::2]:
             task.cancel()
         go_on(cluster)
@@ -266,10 +272,7 @@ def test_a_reader_that_is_closed_leaves_no_read_unanswered(reader, cluster) -> N
     (a,) = reader.files.open_many(["/a"])
 
     async def go() -> None:
-        await warm(reader, a)
-        stop(cluster)
-        tasks = [asyncio.ensure_future(reader.read(a, at, 50)) for at in range(40)]
-        await under_way(reader, 40)
+        tasks = await begun(reader, cluster, a)
         tasks += [asyncio.ensure_future(reader.read(a, at, 50)) for at in range(30)]  # which wait for these
         await asyncio.sleep(0)
         tasks[3].cancel()
