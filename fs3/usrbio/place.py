@@ -5,8 +5,8 @@
       usrbio-KEY.sock     where it listens
       usrbio-KEY.log      what it had to say
 
-KEY is a digest of the cluster's addresses, the secret, and the user with all groups: whoever differs in one of these
-has an I/O process of their own.
+KEY is a digest of the cluster's addresses, the secret, the user with all groups, and the PID namespace, as processes of
+different ones cannot name each other: whoever differs in one of these has an I/O process of their own.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Place:
 def place_of(addresses: Sequence[str], secret: str) -> Place:
     """Of this process's user. Raises: PermissionDenied: somebody else has the directory, or could look into it."""
     user = process_user()
-    words = "\0".join([*sorted(addresses), secret, user.text])
+    words = "\0".join([*sorted(addresses), secret, user.text, str(_pid_namespace())])
     return Place(_directory(user.uid), hashlib.sha256(words.encode()).hexdigest()[:16])
 
 
@@ -74,6 +74,14 @@ def _directory(uid: int) -> Path:
             f"{at}: is not a directory of user {uid} that nobody else can enter; remove it, or set XDG_RUNTIME_DIR"
         )
     return at
+
+
+def _pid_namespace() -> int:
+    """0 where it cannot be known."""
+    try:
+        return os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        return 0
 
 
 def _is_ours(directory: Path, uid: int) -> bool:

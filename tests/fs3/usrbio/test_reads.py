@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import resource
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -373,3 +375,15 @@ def test_a_directory_that_others_can_enter_is_not_used(cluster: LocalCluster, ru
 def test_each_user_group_and_secret_has_a_process_of_its_own(runtime_directory: Path) -> None:
     assert place_of(["a:1", "b:2"], "") == place_of(["b:2", "a:1"], "")
     assert place_of(["a:1"], "").key != place_of(["a:1"], "s").key != place_of(["a:2"], "s").key
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may make a PID namespace")
+def test_a_pid_namespace_has_a_process_of_its_own(runtime_directory: Path) -> None:
+    """It shares the directory with others: a container that has it mounted, say."""
+    prints = "from fs3.usrbio.place import place_of; print(place_of(['a:1'], ''))"
+    ours, theirs = (
+        subprocess.run([*wrapped, sys.executable, "-c", prints], capture_output=True, text=True, check=True).stdout
+        for wrapped in ([], ["unshare", "--pid", "--fork", "--mount-proc"])
+    )
+    assert str(place_of(["a:1"], "")) == ours.strip() != theirs.strip()
+    assert str(runtime_directory) in theirs
