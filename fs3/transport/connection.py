@@ -21,6 +21,8 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
+from google.protobuf.message import DecodeError
+
 from fs3.checksum import Bytes
 from fs3.clock import deadline_after, lease_now_s
 from fs3.errors import Corrupt, Invalid, Unavailable, from_code
@@ -101,8 +103,11 @@ class Connection:
         try:
             connection.send(Kind.HELLO, [hello.SerializeToString()], count=0, deadline_s=deadline_after(timeout_s))
             _, head = connection.receive_head()
-            connection.hello_reply.ParseFromString(bytes(head))
             connection.receive_body(())
+            connection.hello_reply.ParseFromString(bytes(head))
+        except DecodeError:
+            connection.close()
+            raise Unavailable(f"{endpoint} answered HELLO with something else; is a storage daemon there?") from None
         except BaseException:
             connection.close()
             raise

@@ -49,7 +49,12 @@ def reply(asked: Header, head: bytes = b"", body: bytes = b"", *, flags: int = 0
 
 
 @contextmanager
-def peer(script: Callable[[socket.socket], None], *, unix: str | None = None) -> Iterator[str]:
+def peer(
+    script: Callable[[socket.socket], None],
+    *,
+    unix: str | None = None,
+    hello: bytes = storage_pb2.HelloReply(protocol=1, max_ranges=99).SerializeToString(),
+) -> Iterator[str]:
     """An endpoint whose every connection gets HELLO answered and is then handed to `script`."""
     listener = socket.socket(socket.AF_UNIX if unix else socket.AF_INET)
     listener.bind(unix or ("127.0.0.1", 0))
@@ -60,7 +65,7 @@ def peer(script: Callable[[socket.socket], None], *, unix: str | None = None) ->
         try:
             asked, head, _ = read_frame(sock)
             assert storage_pb2.Hello.FromString(head) == HELLO
-            sock.sendall(reply(asked, storage_pb2.HelloReply(protocol=1, max_ranges=99).SerializeToString()))
+            sock.sendall(reply(asked, hello))
             script(sock)
         except (EOFError, OSError):
             pass
@@ -110,6 +115,14 @@ def ask(connection: Connection, body: bytes, pieces: int = 1) -> bytes:
 
 def _cut(view: memoryview, pieces: int) -> list[memoryview]:
     return [view[at * len(view) // pieces : (at + 1) * len(view) // pieces] for at in range(pieces)]
+
+
+def test_who_answers_hello_with_something_else_is_not_available() -> None:
+    with (
+        peer(echo, hello=b"\xff" * 40) as endpoint,
+        pytest.raises(Unavailable, match=f"{endpoint} answered HELLO with something else"),
+    ):
+        Connection.open(endpoint, HELLO, timeout_s=5.0)
 
 
 @pytest.mark.parametrize("pieces", [1, 3, 2_500])
