@@ -23,7 +23,7 @@ from fs3.client.read_path import ReadCall
 from fs3.client.same_host import SameHost
 from fs3.client.select_core import NONE, ReplicaTable, choose
 from fs3.client.write_path import ChunkUpdate, WriteCall
-from fs3.errors import Fs3Error, Invalid, NotFound, StaleRouting
+from fs3.errors import Busy, Fs3Error, Invalid, NotFound, StaleRouting
 from fs3.ids import file_chunk
 from fs3.layout import Layout, stripe_chains
 from fs3.runtime import SYSTEM, Runtime
@@ -271,7 +271,12 @@ class StorageClient:
         errors: list[Fs3Error | None] = []
         for at in range(0, len(updates), UPDATES_AT_ONCE):
             call = WriteCall(self._peers, updates[at : at + UPDATES_AT_ONCE], deadline_s, begun_s)
-            errors += call.run()
+            try:
+                errors += call.run()
+            except Busy as error:
+                if not at:
+                    raise
+                return results, errors + [error] * (len(updates) - at)
             results[at : at + UPDATES_AT_ONCE] = call.results
         return results, errors
 

@@ -33,6 +33,7 @@ from fs3.errors import (
     Busy,
     Corrupt,
     Fs3Error,
+    Invalid,
     MaybeApplied,
     NoSpace,
     SessionEnded,
@@ -324,7 +325,10 @@ def _refusal(code: int, endpoint: str) -> str:
 def _records(updates: Sequence[ChunkUpdate], data: Sequence[memoryview], sums: Sequence[NDArray[np.uint32]]) -> Records:
     records = np.zeros(len(updates), dtype=UPDATE)
     for name in ("hi", "lo", "offset", "chain", "op", "chunk_bytes"):
-        records[name] = [getattr(update, name) for update in updates]
+        try:
+            records[name] = [getattr(update, name) for update in updates]
+        except OverflowError as error:
+            raise Invalid(f"`{name}` of an update: {error}") from None
     records["length"] = [len(one) for one in data]
     records["n_sums"] = [len(one) for one in sums]
     records["flags"] = [UpdateFlag.NONE if update.durable else UpdateFlag.OS_DURABILITY for update in updates]

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from fs3.client.storage import ChunkUpdate, StorageClient
+from fs3.client.channels import MAX_CHANNELS
+from fs3.client.storage import UPDATES_AT_ONCE, ChunkUpdate, StorageClient
 from fs3.clock import deadline_after
 from fs3.errors import (
     Busy,
@@ -531,6 +532,37 @@ def test_two_clients_of_one_session_are_told_apart(cluster) -> None:
         one.write([update(2, b"three")])
         assert cluster.shared.applied == {(HI, 0): 1, (HI, 1): 1, (HI, 2): 1}
         assert [seq for seq, _ in cluster.shared.seen.values()] == [3], "one channel, used by turns"
+
+
+class _TakesAllChannels(list):
+    """Updates of which the later ones find every channel of their client in use."""
+
+    def __init__(self, client: StorageClient, updates: list[ChunkUpdate]) -> None:
+        super().__init__(updates)
+        self.client = client
+
+    def __getitem__(self, place):
+        if isinstance(place, slice) and place.start:
+            channels = self.client.peers.identity().channels
+            channels.take(MAX_CHANNELS - 1, deadline_after(5.0))
+        return super().__getitem__(place)
+
+
+def test_what_was_done_before_the_client_was_too_busy_for_the_rest_is_told(cluster, client) -> None:
+    updates = _TakesAllChannels(client, [update(lo, b"%d" % lo) for lo in range(UPDATES_AT_ONCE + 2)])
+    results, errors = client.try_write(updates, deadline_s=deadline_after(5.0))
+    assert errors[:UPDATES_AT_ONCE] == [None] * UPDATES_AT_ONCE
+    assert [type(error) for error in errors[UPDATES_AT_ONCE:]] == [Busy, Busy]
+    assert results["version"].tolist() == [1] * UPDATES_AT_ONCE + [0, 0]
+    with pytest.raises(Busy):
+        client.try_write(updates[:2], deadline_s=deadline_after(0.1))
+
+
+@pytest.mark.parametrize("wrong", [{"hi": 1 << 64}, {"lo": -1}, {"offset": 1 << 32}, {"chain": -1}])
+def test_an_update_of_numbers_that_no_frame_can_say_is_refused(cluster, client, wrong) -> None:
+    with pytest.raises(Invalid, match=f"`{next(iter(wrong))}` of an update"):
+        client.write([dataclasses.replace(update(0, b"x"), **wrong)])
+    assert not cluster.shared.applied
 
 
 def test_only_what_may_be_on_its_way_already_is_marked_as_sent_again(cluster, client) -> None:
