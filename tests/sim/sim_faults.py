@@ -404,6 +404,8 @@ class Nemesis:
             return self._late.filling()
         if 0.75 <= drawn < 0.9:
             return self._late.attempts()
+        if drawn >= 0.9 and self.cluster.shape.tombstone_s <= 1.0:
+            return self._late.forgets()
         return None
 
     def _syncing(self) -> set[str]:

@@ -6,6 +6,7 @@ At every published routing  its version and every chain's only rise, and a chain
 At every answer of a mgmtd  no other one may answer at that moment, if their clocks go at one rate
 At every observer           the routing version only rises within one run of a process
 At every commit of a chunk  its version only rises on a target that serves
+At every forwarded update   no replica that serves misses what was before it, or has another one under its number
 Once quiet (`at_rest`)      replicas are the same: content, versions, sums, tombstones, results of clients; nothing is
                             pending, locked, lent or waiting; every block is in use by exactly one record, or free
 After a restart of all      (`after_restart`) every committed version is there, and every block in use or free
@@ -29,12 +30,15 @@ from sim_linearize import Verdict, check
 from sim_workload import Workload
 
 from fs3.client import identity
-from fs3.errors import Corrupt, NotPrimary
+from fs3.errors import Conflict, Corrupt, NotPrimary
 from fs3.ids import chunk_name
 from fs3.mgmtd.election import Election
 from fs3.mgmtd.primary import Primary
 from fs3.routing import Routing, Target, TargetState
+from fs3.storage import craq_core
 from fs3.storage.allocator_core import Block
+from fs3.storage.craq_core import Decision
+from fs3.storage.engine_api import ChunkInfo
 from fs3.storage.published import Published
 from fs3.storage.target_core import Phase
 
@@ -86,6 +90,7 @@ class Invariants:
         self._clocks_agree = True  # of the mgmtds: no lease excludes two of them otherwise
         self._commit: Callable[..., None] | None = None
         self._deciding: Callable[..., Primary] | None = None
+        self._replica_decides: Callable[..., Decision] | None = None
         sim.subscribe(self.hear, "routing", "learned", "fault", "start", "power_loss")
 
     def __enter__(self) -> Invariants:
@@ -108,12 +113,22 @@ class Invariants:
             return primary
 
         Election.deciding = alone  # type: ignore[method-assign]
+        self._replica_decides = decides = craq_core.replica_decides
+
+        def in_step(hi: int, lo: int, version: int, info: ChunkInfo, **others: Any) -> Decision:
+            decision = decides(hi, lo, version, info, **others)
+            if isinstance(decision.error, Conflict):  # its predecessor is told so, but has no way on
+                raise Violation(f"a replica is out of step with its predecessor: {decision.error}")
+            return decision
+
+        craq_core.replica_decides = in_step
         return self
 
     def __exit__(self, *_: object) -> None:
-        assert self._commit is not None and self._deciding is not None
+        assert self._commit is not None and self._deciding is not None and self._replica_decides is not None
         Published.commit = self._commit  # type: ignore[method-assign]
         Election.deciding = self._deciding  # type: ignore[method-assign]
+        craq_core.replica_decides = self._replica_decides
 
     # Events
 

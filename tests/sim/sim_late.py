@@ -141,6 +141,24 @@ class Late:
         hung = Hung(self._sim, self._chance, self._lease_s, soon=True, when=passed_by)
         return self._catching(catch, hung)
 
+    def forgets(self) -> End:
+        """The answers to FORGETs, whose senders soon find the connection broken: who was asked has forgotten a removal,
+        and who asked keeps its tombstone, for as long as the chain's version stays, with what clients make of it."""
+        asked: dict[int, Records] = {}
+
+        def catch(wire: Wire, end: int, item: Any) -> None:
+            records = self._frame_of(wire, end, item, Kind.WRITE, UPDATE)
+            if records is None or not (records["op"] == Op.FORGET).any():
+                return
+            if self._takes(asked, wire, 0.7):
+                asked[wire.number] = records
+                hung.hang(wire, 1)
+                soon_s = self._lease_s * self._chance.uniform(0.005, 0.05)
+                self._sim.after(soon_s, lambda: wire.tell(0, "broken, as its sender sees it"))
+
+        hung = Hung(self._sim, self._chance, self._lease_s, soon=True, when=lambda wire: not wire.open[0])
+        return self._catching(catch, hung)
+
     def good_bytes(self, asking: SimStorage) -> End:
         """What a daemon asks others for to repair a chunk; until the chunk has another version, or for a while."""
         asked: dict[int, list[tuple[Key, int]]] = {}

@@ -468,6 +468,7 @@ MUTANTS: tuple[Mutant, ...] = (
         _CRAQ,
         "    if not info.found if fresh else (",
         "    if (not info.found and version == info.version + 1) if fresh else (",
+        faults=("connections hang",),
     ),
     _one(
         "removal-leaves-nothing",

@@ -105,11 +105,13 @@ class _Run:
                 cluster.run_until(names.collected, within_s=_HEAL_S, what="the collection of every dead file")
             cluster.settle(within_s=_HEAL_S)
         with self._phase("check"):
-            self.invariants.histories()
             self.invariants.at_rest()
             self.under_way.at_rest()
             if names is not None:
                 names.at_rest()
+            last = cluster.clients[0].spawn(lambda: workload.write_all(0), name="last")
+            cluster.run_until(lambda: not last.is_alive(), within_s=_HEAL_S)
+            self.invariants.histories()
             self.invariants.after_restart(power=sim.stream("restart").random() < 0.5)
 
     def _mend(self) -> None:

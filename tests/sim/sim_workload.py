@@ -215,6 +215,15 @@ class Workload:
             if error is not None and not (isinstance(error, errors.Corrupt) and not place.durable):
                 raise Violation(f"{place.chunk} cannot be read though all is well again: {error!r}")
 
+    def write_all(self, number: int, *, within_s: float = 60.0) -> None:
+        """Replace every chunk that is not left alone, by one client; in a thread of its process. Raises: Violation."""
+        client, last = self.clients[number], Worker(number, len(self.workers), self.sim.stream("last"), 0)
+        wanted = [(place, Kind.REPLACE) for place in self.places if place.chunk not in self.left_alone]
+        operations = self._write(client, last, wanted, within_s) if wanted else []
+        for operation in operations:
+            if operation.outcome is not Outcome.OK:
+                raise Violation(f"{operation.chunk} takes no change though all is well again: {operation}")
+
     # One worker
 
     def _work(self, worker: Worker) -> None:
@@ -255,8 +264,11 @@ class Workload:
             chosen[place.chunk] = place
         return list(chosen.values())
 
-    def _write(self, client: Client, worker: Worker, wanted: list[tuple[Place, Kind]], within_s: float) -> None:
-        operations, updates = [], []
+    def _write(
+        self, client: Client, worker: Worker, wanted: list[tuple[Place, Kind]], within_s: float
+    ) -> list[Operation]:
+        operations: list[Operation] = []
+        updates: list[ChunkUpdate] = []
         for place, kind in wanted:
             if not place.durable and kind not in _WHOLE:
                 kind = Kind.REPLACE
@@ -268,7 +280,7 @@ class Workload:
         except Fs3Error as error:  # nothing of it was sent
             for operation in operations:
                 self._failed(operation, error)
-            return
+            return operations
         for row, (operation, failure) in enumerate(zip(operations, failures, strict=True)):
             if failure is not None:
                 self._failed(operation, failure)
@@ -278,6 +290,7 @@ class Workload:
                     int(results["chunk_length"][row]),
                 )
                 self._ended(operation, Outcome.OK)
+        return operations
 
     def _update(self, worker: Worker, place: Place, kind: Kind) -> tuple[Operation, ChunkUpdate]:
         draw = worker.draw
