@@ -62,12 +62,14 @@ def page_keys(namespace: bytes, tokens: ArrayLike | Sequence[int], page_tokens: 
     Raises: Invalid, if a token is no unsigned 32-bit number (two of them must never be written alike).
     """
     assert page_tokens > 0, page_tokens
-    wide = np.asarray(tokens, dtype=np.int64)
-    if wide.ndim != 1:
-        raise Invalid(f"tokens must be one sequence, got shape {wide.shape}")
-    if len(wide) and not 0 <= int(wide.min()) <= int(wide.max()) <= LARGEST_TOKEN:
-        raise Invalid(f"tokens from {int(wide.min())} to {int(wide.max())}: a token is a number of 32 bits")
-    raw = wide.astype("<u4")
+    given = np.asarray(tokens)
+    if given.ndim != 1:
+        raise Invalid(f"tokens must be one sequence, got shape {given.shape}")
+    if len(given) and given.dtype.kind not in "iu":
+        raise Invalid(f"tokens of type {given.dtype}: a token is a whole number of 32 bits")
+    if len(given) and not 0 <= int(given.min()) <= int(given.max()) <= LARGEST_TOKEN:
+        raise Invalid(f"tokens from {int(given.min())} to {int(given.max())}: a token is a number of 32 bits")
+    raw = given.astype("<u4")
     keys = []
     key = namespace
     for begin in range(0, len(raw) - page_tokens + 1, page_tokens):

@@ -40,7 +40,19 @@ def test_how_tokens_come_does_not_matter() -> None:
         assert page_keys(SEED, np.array([1, 2, 3, 4], dtype=dtype), 4) == expected
 
 
-@pytest.mark.parametrize("tokens", [[0, 1, 2, -1], [0, 1, 2, 1 << 32], [[1, 2], [3, 4]]])
+@pytest.mark.parametrize(
+    "tokens",
+    [
+        [0, 1, 2, -1],
+        [0, 1, 2, 1 << 32],
+        [0, 1, 2, 1 << 64],
+        [[1, 2], [3, 4]],
+        [1.0, 2.0, 3.0, 4.5],
+        np.array([1, 2, 3, (1 << 24) + 1], dtype=np.float32),
+        ["1", "2", "3", "4"],
+        [1, 2, 3, None],
+    ],
+)
 def test_what_is_no_token_is_refused(tokens: Any) -> None:
     with pytest.raises(Invalid):
         page_keys(SEED, tokens, 4)
