@@ -324,6 +324,8 @@ class KVStore:
         for key in keys:
             if len(key) != KEY_BYTES:
                 raise Invalid(f"a KV page has a key of {KEY_BYTES} bytes, got {len(key)}")
+        if len(set(rows)) < len(rows):
+            raise Invalid("a row of the slab is named twice: give each page one of its own")
 
     def _views(self, keys: Sequence[bytes], buffers: Sequence[Bytes]) -> list[memoryview]:
         views = [memoryview(buffer).cast("B") for buffer in buffers]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
 from collections.abc import Callable
@@ -292,6 +293,9 @@ def test_what_cannot_be_is_refused(cluster: LocalCluster, client: Client, store:
         store.put_from([b"short"], [bytes(20_000)], depths=[0])
     with pytest.raises(Invalid, match="slab for pages of 100 bytes"):
         store.get_rows(keys, PageSlab(2, 100), [0, 1])
+    for call in (store.get_rows, functools.partial(store.put_rows, depths=[0, 1])):
+        with pytest.raises(Invalid, match="row of the slab is named twice"):
+            call(keys, PageSlab(2, 20_000), [1, 1])
     with pytest.raises(Invalid, match="writable"):
         PageSlab(1, 100, memory=bytes(300))
     with pytest.raises(Invalid, match="fewer tokens a page"):
