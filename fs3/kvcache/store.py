@@ -215,7 +215,7 @@ class KVStore:
         self._check(keys, slab, rows)
         ids, chains, served = self._places(keys)
         now_ns = wall_now_ns()
-        updates, asked = [], []
+        updates: dict[bytes, ChunkUpdate] = {}  # a page that is named twice is written once
         for i, (key, row, depth) in enumerate(zip(keys, rows, depths, strict=True)):
             slab.footer(row)[:] = pack_footer(
                 Footer(
@@ -227,11 +227,8 @@ class KVStore:
                     key=key,
                 )
             )
-            if not served[i]:
-                continue
-            asked.append(i)
-            updates.append(
-                ChunkUpdate(
+            if served[i] and key not in updates:
+                updates[key] = ChunkUpdate(
                     hi=int(ids[i, 0]),
                     lo=int(ids[i, 1]),
                     chain=int(chains[i]),
@@ -239,10 +236,10 @@ class KVStore:
                     data=slab.row(row),
                     durable=self._durable,
                 )
-            )
-        stored = [False] * len(keys)
-        for i, error in zip(asked, self._write(updates, deadline_after(timeout_s)), strict=True):
-            stored[i] = error is None
+        errors = self._write(list(updates.values()), deadline_after(timeout_s))
+        written = {key for key, error in zip(updates, errors, strict=True) if error is None}
+        stored = [key in written for key in keys]
+        for error in errors:
             if error is not None:
                 self._failed(error)
         with self._lock:

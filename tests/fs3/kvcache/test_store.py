@@ -90,6 +90,13 @@ def test_the_first_to_store_a_page_wins(store: KVStore, keys_of: Keys, noise: No
     assert get(store, keys) == [noise(1), noise(3)]
 
 
+def test_a_page_may_be_named_twice(store: KVStore, keys_of: Keys, noise: Noise) -> None:
+    one, two = keys_of(store, 2)
+    assert put(store, [one, two, one], [noise(1), noise(2), noise(1)]) == [True] * 3
+    assert get(store, [one, one, two, one]) == [noise(1), noise(1), noise(2), noise(1)]
+    assert not store.stats().last_failure
+
+
 def test_match_prefix_stops_at_the_first_hole(store: KVStore, keys_of: Keys, noise: Noise) -> None:
     keys = keys_of(store, 6)
     assert store.match_prefix(keys) == 0
