@@ -39,7 +39,8 @@ class PageRead:
         self.errors: list[Fs3Error] = []
 
     def run(self, asked: Places, deadline_s: float) -> None:
-        """Read the pages at places `asked`: `whole` are there and verified, `corrupt` have no replica that is sound."""
+        """Read the pages at places `asked`: `whole` are there and verified; `corrupt` have no replica that is sound, or
+        end too early."""
         if not len(asked):
             return
         chains = np.unique(self._ranges["chain"][asked])
@@ -70,5 +71,6 @@ class PageRead:
             results = self._reader.read(ranges, self._out, self._offsets[asked], deadline_s=until_s)
         except Fs3Error as error:
             return error
-        self.whole[asked] = (results["status"] == 0) & (results["length"] == ranges["length"])
+        found, full = results["status"] == 0, results["length"] == ranges["length"]
+        self.whole[asked], self.corrupt[asked] = found & full, found & ~full
         return None

@@ -130,7 +130,7 @@ def test_a_page_of_another_key_is_a_miss_and_is_replaced(
 
 
 @pytest.mark.parametrize("length", [0, 1, 127, 128, 20_127, 20_129])
-def test_a_chunk_of_another_length_is_a_miss(
+def test_a_chunk_of_another_length_is_a_miss_and_is_replaced(
     store: KVStore, client: Client, url: str, keys_of: Keys, noise: Noise, length: int
 ) -> None:
     keys = keys_of(store, 2)
@@ -138,6 +138,9 @@ def test_a_chunk_of_another_length_is_a_miss(
     overwrite(client, url, keys[0], b"x" * length)
     assert get(store, keys) == [None, noise(1)]
     assert store.exists(keys) == [False, True]
+    assert put(store, keys, [noise(0), noise(1)]) == [True, True]
+    assert store.exists(keys) == [True, True]
+    assert get(store, keys) == [noise(0), noise(1)]
 
 
 def test_a_page_damaged_on_disk_costs_no_other(
