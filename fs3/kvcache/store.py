@@ -120,12 +120,16 @@ class KVStore:
         """Raises: Fs3Error: the I/O process cannot be had."""
         return self._client.storage if self._ring_reads is None else self._own_rings()
 
-    def _spare_slab(self, count: int) -> PageSlab:
-        """One for a call of `get_into`; shared memory is used again, as it takes long to make."""
+    def _spare_slab(self, count: int) -> PageSlab | None:
+        """One for a call of `get_into`; shared memory is used again, as it takes long to make. None: there is none."""
         spare, self._spare = self._spare, None
-        if spare is None or spare[0] != os.getpid() or spare[1].count < count:
+        if spare is not None and spare[0] == os.getpid() and spare[1].count >= count:
+            return spare[1]
+        try:
             return self.slab(count)
-        return spare[1]
+        except Fs3Error as error:
+            self._failed(error)
+            return None
 
     def _keep(self, slab: PageSlab) -> None:
         if self._ring_reads is not None:
@@ -253,6 +257,9 @@ class KVStore:
         """As `get_rows`, into `buffers[i]` (`page_bytes` each, writable); a missed page's buffer is left as it was."""
         views = self._views(keys, buffers)
         slab = self._spare_slab(len(keys))
+        if slab is None:
+            self._count(misses=len(keys))
+            return [False] * len(keys)
         hits = self.get_rows(keys, slab, range(len(keys)), timeout_s=timeout_s)
         for row, view in enumerate(views):
             if hits[row]:
@@ -271,6 +278,9 @@ class KVStore:
         """As `put_rows`, from `buffers[i]` (`page_bytes` each)."""
         views = self._views(keys, buffers)
         slab = self._spare_slab(len(keys))
+        if slab is None:
+            self._count(refused=len(keys))
+            return [False] * len(keys)
         for row, view in enumerate(views):
             slab.page(row)[:] = view
         stored = self.put_rows(keys, slab, range(len(keys)), depths=depths, timeout_s=timeout_s)

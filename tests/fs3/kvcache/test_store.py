@@ -15,13 +15,14 @@ import pytest
 from fs3.client.connect import Client
 from fs3.client.storage import ChunkUpdate, Op
 from fs3.cluster.local import LocalCluster
-from fs3.errors import Invalid, NotADirectory
-from fs3.kvcache import KVStore, Namespace, PageSlab
+from fs3.errors import Invalid, NotADirectory, Unavailable
+from fs3.kvcache import KVStats, KVStore, Namespace, PageSlab
 from fs3.kvcache.admin import holdings
 from fs3.kvcache.directory import open_directory
 from fs3.kvcache.keys_core import page_chunk
 from fs3.layout import Durability, LayoutChoice, page_chain
 from fs3.routing import Routing
+from fs3.usrbio.reads import RingReads
 
 Keys = Callable[..., list[bytes]]
 Noise = Callable[[int], bytes]
@@ -248,6 +249,25 @@ def test_a_directory_decides_the_layout(
     assert {len(routing.serving(chain_of(client, url + "-two", key))) for key in keys} == {2}
     assert get(twice, keys) == [noise(i) for i in range(5)]
     assert get(store, keys) == [noise(9)] * 5
+
+
+def bare_store(url: str, ring_reads: Callable[[], RingReads]) -> KVStore:
+    """One whose rings `ring_reads` makes."""
+    client, directory = open_directory(url, create=True)
+    space = Namespace(weights=url, dtype="u8", layout="noise", page_tokens=4, layers=1, shape=(20_000,))
+    return KVStore(client, directory, space, 20_000, ring_reads)
+
+
+def test_without_an_io_process_every_page_is_a_miss(url: str, keys_of: Keys, noise: Noise) -> None:
+    def cannot() -> RingReads:
+        raise Unavailable("no I/O process could be started")
+
+    store = bare_store(url, cannot)
+    keys, slab = keys_of(store, 2), PageSlab(2, 20_000)
+    assert get(store, keys) == [None, None]
+    assert put(store, keys, [noise(1), noise(2)]) == [False, False]
+    assert store.get_rows(keys, slab, range(2)) == store.put_rows(keys, slab, range(2), depths=range(2)) == [False] * 2
+    assert store.stats() == KVStats(misses=4, refused=4, last_failure="no I/O process could be started")
 
 
 class AsAnotherReads(KVStore):
