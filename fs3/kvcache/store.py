@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -75,14 +76,19 @@ class KVStore:
         self._digest = namespace.digest()
         self._client = client
         self._ring_reads = ring_reads
-        self._rings: tuple[int, RingReads] | None = None  # and of which process
-        self._opening = threading.Lock()
-        self._spare: tuple[int, PageSlab] | None = None  # and of which process: shared memory is a parent's, too
         self._directory = directory.inode_id
         self._durable = directory.layout.durability == Durability.SYNC
         self._table = (directory.layout.chain_table, directory.layout.chain_table_version)
         self._stats = KVStats()
         self._bad: set[bytes] = set()  # pages found damaged here: the next put of one replaces it
+        self.begin_again()
+        _living.add(self)
+
+    def begin_again(self) -> None:
+        """Let go, in a forked child, of what is the parent's: rings, shared memory, and locks that others may hold."""
+        self._rings: RingReads | None = None
+        self._spare: PageSlab | None = None
+        self._opening = threading.Lock()
         self._lock = threading.Lock()
 
     @classmethod
@@ -113,8 +119,8 @@ class KVStore:
     def close(self) -> None:
         """Let go of the I/O process, if there is one. The cluster's client is the process's."""
         rings, self._rings = self._rings, None
-        if rings is not None and rings[0] == os.getpid():
-            rings[1].close()
+        if rings is not None:
+            rings.close()
 
     def _reader(self) -> ChunkReader:
         """Raises: Fs3Error: the I/O process cannot be had."""
@@ -123,8 +129,8 @@ class KVStore:
     def _spare_slab(self, count: int) -> PageSlab | None:
         """One for a call of `get_into`; shared memory is used again, as it takes long to make. None: there is none."""
         spare, self._spare = self._spare, None
-        if spare is not None and spare[0] == os.getpid() and spare[1].count >= count:
-            return spare[1]
+        if spare is not None and spare.count >= count:
+            return spare
         try:
             return self.slab(count)
         except Fs3Error as error:
@@ -133,14 +139,14 @@ class KVStore:
 
     def _keep(self, slab: PageSlab) -> None:
         if self._ring_reads is not None:
-            self._spare = (os.getpid(), slab)
+            self._spare = slab
 
     def _own_rings(self) -> RingReads:
         assert self._ring_reads is not None
         with self._opening:
-            if self._rings is None or self._rings[0] != os.getpid():
-                self._rings = (os.getpid(), self._ring_reads())
-            return self._rings[1]
+            if self._rings is None:
+                self._rings = self._ring_reads()
+            return self._rings
 
     def stats(self) -> KVStats:
         """Counters so far."""
@@ -362,3 +368,14 @@ class KVStore:
                 stored=old.stored + stored,
                 refused=old.refused + refused,
             )
+
+
+_living: weakref.WeakSet[KVStore] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for store in list(_living):
+        store.begin_again()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

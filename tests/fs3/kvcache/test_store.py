@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -268,6 +269,39 @@ def test_without_an_io_process_every_page_is_a_miss(url: str, keys_of: Keys, noi
     assert put(store, keys, [noise(1), noise(2)]) == [False, False]
     assert store.get_rows(keys, slab, range(2)) == store.put_rows(keys, slab, range(2), depths=range(2)) == [False] * 2
     assert store.stats() == KVStats(misses=4, refused=4, last_failure="no I/O process could be started")
+
+
+def test_a_child_that_is_forked_while_another_thread_opens_opens_by_itself(url: str, keys_of: Keys) -> None:
+    opening, go_on = threading.Event(), threading.Event()
+    parent = os.getpid()
+
+    def open_rings() -> RingReads:
+        if os.getpid() == parent:
+            opening.set()
+            go_on.wait()
+        raise Unavailable(f"none in process {os.getpid()}")
+
+    store = bare_store(url, open_rings)
+    keys = keys_of(store, 1)
+    context = multiprocessing.get_context("fork")
+    heard, answer = context.Pipe(duplex=False)
+
+    def read() -> None:
+        answer.send((get(store, keys), store.stats().last_failure))
+
+    child = context.Process(target=read)
+    other = threading.Thread(target=get, args=(store, keys))
+    other.start()
+    try:
+        assert opening.wait(60)
+        child.start()
+        assert heard.poll(60), "the child waits for a thread that it does not have"
+        assert heard.recv() == ([None], f"none in process {child.pid}")
+    finally:
+        go_on.set()
+        other.join()
+        child.kill()
+        child.join()
 
 
 class AsAnotherReads(KVStore):
