@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from fs3.client.connect import connect
 from fs3.cluster.local import LocalCluster
 from fs3.kvcache.admin import holdings
 from fs3_trainer.cli.generate import main
@@ -120,6 +121,21 @@ def test_a_cache_that_cannot_be_reached_is_a_warning(generate, figures):
     assert result.stdout == figures()["text"] + "\n"
     warning, line = result.stderr.splitlines()
     assert warning.startswith("fs3-generate: warning: KV cache fs3://127.0.0.1:1/kv: ")
+    assert "going on without it" in warning
+    assert "0 pages loaded" in line
+
+
+def test_a_cache_that_cannot_be_made_is_a_warning(cluster, generate, figures):
+    meta = connect(cluster.url).meta
+    meta.mkdir("/small")
+    meta.set_quota("/small", max_inodes=1)
+    meta.mkdir("/small/full")
+    url = f"{cluster.url}/small/kv"
+    result = generate("--kv-cache", url)
+    assert result.exit_code == 0, result.output
+    assert result.stdout == figures()["text"] + "\n"
+    warning, line = result.stderr.splitlines()
+    assert warning.startswith(f"fs3-generate: warning: KV cache {url}: ") and "quota" in warning
     assert "going on without it" in warning
     assert "0 pages loaded" in line
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch
 
-from fs3.errors import Fs3Error, Invalid, MaybeApplied, NotFound, Unavailable
+from fs3.errors import Fs3Error, Invalid, NotADirectory, NotFound, PermissionDenied
 from fs3.kvcache import KVStore
 from fs3.kvcache.admin import clear
 from fs3.url import parse_url
@@ -140,12 +140,15 @@ def _cache(loaded: LoadedModel, prompt_tokens: int, options: Options) -> PagedCa
 
 
 def _open_store(loaded: LoadedModel, cache: PagedCache, options: Options, warn: Say) -> KVStore | None:
+    """None where no cache can be had. Raises: Invalid, NotADirectory, PermissionDenied: what the user must mend."""
     if options.kv_cache is None:
         return None
     namespace = namespace_of(loaded.model, cache, math_mode=options.math_mode)
     try:
         return KVStore.open(options.kv_cache, namespace, page_bytes=cache.slab.page_bytes, secret=options.secret)
-    except (Unavailable, MaybeApplied) as error:
+    except (Invalid, NotADirectory, PermissionDenied):
+        raise
+    except Fs3Error as error:
         warn(f"KV cache {options.kv_cache}: {error}; going on without it")
         return None
 
