@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from fs3.checksum import Bytes
 from fs3.client.connect import Client
-from fs3.client.storage import RANGE, ChunkUpdate, Op
+from fs3.client.storage import LONGEST_S, RANGE, ChunkUpdate, Op
 from fs3.clock import deadline_after, wall_now_ns
 from fs3.errors import Corrupt, Fs3Error, Invalid
 from fs3.inode import Inode
@@ -159,15 +159,14 @@ class KVStore:
 
     def exists(self, keys: Sequence[bytes], *, timeout_s: float = DEFAULT_TIMEOUT_S) -> list[bool]:
         """Which of `keys` are stored, with a page of the right size: [n]."""
+        deadline_s = _deadline(timeout_s)
         hits = np.zeros(len(keys), dtype=np.bool_)
         ids, chains, served = self._places(keys)
         (asked,) = np.nonzero(served)
         if not len(asked):
             return [bool(hit) for hit in hits]
         try:
-            found = self._client.storage.query(
-                ids[asked, 0], ids[asked, 1], chains[asked], deadline_s=deadline_after(timeout_s)
-            )
+            found = self._client.storage.query(ids[asked, 0], ids[asked, 1], chains[asked], deadline_s=deadline_s)
         except Fs3Error as error:
             self._failed(error)
         else:
@@ -183,12 +182,12 @@ class KVStore:
         miss; its row's content is then undefined and must not be used.
         """
         self._check(keys, slab, rows)
+        deadline_s = _deadline(timeout_s)
         ids, chains, served = self._places(keys)
         ranges = np.zeros(len(keys), dtype=RANGE)
         ranges["hi"], ranges["lo"], ranges["chain"] = ids[:, 0], ids[:, 1], chains
         ranges["length"] = slab.row_bytes
         offsets = np.array([slab.offset(row) for row in rows], dtype=np.int64)
-        deadline_s = deadline_after(timeout_s)
         try:
             call = PageRead(self._reader(), ranges, slab.memory, offsets)
         except Fs3Error as error:
@@ -223,6 +222,7 @@ class KVStore:
         rows until the call returns.
         """
         self._check(keys, slab, rows)
+        deadline_s = _deadline(timeout_s)
         ids, chains, served = self._places(keys)
         now_ns = wall_now_ns()
         updates: dict[bytes, ChunkUpdate] = {}  # a page that is named twice is written once
@@ -246,7 +246,7 @@ class KVStore:
                     data=slab.row(row),
                     durable=self._durable,
                 )
-        errors = self._write(list(updates.values()), deadline_after(timeout_s))
+        errors = self._write(list(updates.values()), deadline_s)
         written = {key for key, error in zip(updates, errors, strict=True) if error is None}
         stored = [key in written for key in keys]
         for error in errors:
@@ -368,6 +368,13 @@ class KVStore:
                 stored=old.stored + stored,
                 refused=old.refused + refused,
             )
+
+
+def _deadline(timeout_s: float) -> float:
+    """Raises: Invalid."""
+    if not timeout_s <= LONGEST_S:  # nor if it is not a number
+        raise Invalid(f"a timeout of {timeout_s} s: name seconds, at most {LONGEST_S:,.0f}")
+    return deadline_after(timeout_s)
 
 
 _living: weakref.WeakSet[KVStore] = weakref.WeakSet()

@@ -360,6 +360,12 @@ def test_what_cannot_be_is_refused(cluster: LocalCluster, client: Client, store:
     for call in (store.get_rows, functools.partial(store.put_rows, depths=[0, 1])):
         with pytest.raises(Invalid, match="row of the slab is named twice"):
             call(keys, PageSlab(2, 20_000), [1, 1])
+    for timeout_s in (float("inf"), float("nan"), 1e7):
+        for ask in (store.match_prefix, lambda keys, **options: get(store, keys, **options)):
+            with pytest.raises(Invalid, match="name seconds, at most 1,000,000"):
+                ask(keys, timeout_s=timeout_s)
+        with pytest.raises(Invalid, match="name seconds, at most 1,000,000"):
+            store.put_from(keys, [bytes(20_000)] * 2, depths=[0, 1], timeout_s=timeout_s)
     with pytest.raises(Invalid, match="writable"):
         PageSlab(1, 100, memory=bytes(300))
     with pytest.raises(Invalid, match="fewer tokens a page"):
