@@ -22,7 +22,7 @@ class PageSlab:
         self.page_bytes = page_bytes
         self._owner = owner
         self.row_bytes = self.row_size(page_bytes)
-        self.memory = memoryview(bytearray(count * self.row_bytes) if memory is None else memory).cast("B")
+        self.memory = bytes_of(bytearray(count * self.row_bytes) if memory is None else memory)
         if self.memory.readonly or len(self.memory) < count * self.row_bytes:
             raise Invalid(
                 f"{count} KV pages of {page_bytes} bytes need {count * self.row_bytes} writable bytes with their "
@@ -50,3 +50,11 @@ class PageSlab:
     def footer(self, row: int) -> memoryview:
         """The footer of `row`."""
         return self.row(row)[self.page_bytes :]
+
+
+def bytes_of(memory: Bytes) -> memoryview:
+    """All of it, as bytes, without a copy. Raises: Invalid: it is no memory, or does not lie together."""
+    try:
+        return memoryview(memory).cast("B")
+    except (TypeError, ValueError, BufferError) as error:
+        raise Invalid(f"KV pages lie in contiguous memory, as of a bytearray or an array: {error}") from None

@@ -32,7 +32,7 @@ from fs3.kvcache.directory import open_directory
 from fs3.kvcache.keys_core import KEY_BYTES, Namespace, page_chunk
 from fs3.kvcache.page_core import FOOTER_BYTES, Footer, pack_footer, unpack_footer
 from fs3.kvcache.page_read import ChunkReader, PageRead
-from fs3.kvcache.slab import PageSlab
+from fs3.kvcache.slab import PageSlab, bytes_of
 from fs3.layout import MAX_CHUNK_BYTES, Durability, page_chain
 from fs3.usrbio import open as open_usrbio
 from fs3.usrbio.reads import RingReads
@@ -261,7 +261,7 @@ class KVStore:
         self, keys: Sequence[bytes], buffers: Sequence[Bytes], *, timeout_s: float = DEFAULT_TIMEOUT_S
     ) -> list[bool]:
         """As `get_rows`, into `buffers[i]` (`page_bytes` each, writable); a missed page's buffer is left as it was."""
-        views = self._views(keys, buffers)
+        views = self._views(keys, buffers, filled=True)
         slab = self._spare_slab(len(keys))
         if slab is None:
             self._count(misses=len(keys))
@@ -340,11 +340,13 @@ class KVStore:
         if len(set(rows)) < len(rows):
             raise Invalid("a row of the slab is named twice: give each page one of its own")
 
-    def _views(self, keys: Sequence[bytes], buffers: Sequence[Bytes]) -> list[memoryview]:
-        views = [memoryview(buffer).cast("B") for buffer in buffers]
+    def _views(self, keys: Sequence[bytes], buffers: Sequence[Bytes], *, filled: bool = False) -> list[memoryview]:
+        views = [bytes_of(buffer) for buffer in buffers]
         for view in views:
             if len(view) != self.page_bytes:
                 raise Invalid(f"a KV page has {self.page_bytes} bytes here, got a buffer of {len(view)}")
+            if filled and view.readonly:
+                raise Invalid("a KV page's buffer is read-only; give a bytearray, or a writable array")
         if len(keys) != len(views):
             raise Invalid(f"{len(keys)} keys and {len(views)} buffers: the numbers must agree")
         return views

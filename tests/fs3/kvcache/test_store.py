@@ -347,12 +347,27 @@ def test_a_forked_child_reads_into_memory_of_its_own(
     assert child.exitcode == 0
 
 
+def test_a_buffer_that_cannot_be_filled_is_refused_before_any_is(store: KVStore, keys_of: Keys, noise: Noise) -> None:
+    keys = keys_of(store, 2)
+    put(store, keys, [noise(1), noise(2)])
+    first = bytearray(20_000)
+    with pytest.raises(Invalid, match="buffer is read-only"):
+        store.get_into(keys, [first, bytes(20_000)])
+    assert not any(first)
+
+
 def test_what_cannot_be_is_refused(cluster: LocalCluster, client: Client, store: KVStore, keys_of: Keys) -> None:
     keys = keys_of(store, 2)
     with pytest.raises(Invalid, match="2 keys and 1 buffers"):
         store.get_into(keys, [bytearray(20_000)])
     with pytest.raises(Invalid, match="20000 bytes here, got a buffer of 19999"):
         store.get_into(keys[:1], [bytearray(19_999)])
+    for wrong in (np.zeros((200, 200), dtype=np.uint8)[:, :100], np.zeros((100, 200), order="F"), "text", None):
+        for call in (store.get_into, functools.partial(store.put_from, depths=[0])):
+            with pytest.raises(Invalid, match="contiguous memory"):
+                call(keys[:1], [wrong])  # type: ignore[list-item]
+        with pytest.raises(Invalid, match="contiguous memory"):
+            PageSlab(0, 100, memory="text" if wrong is None else wrong)  # type: ignore[arg-type]
     with pytest.raises(Invalid, match="key of 32 bytes"):
         store.put_from([b"short"], [bytes(20_000)], depths=[0])
     with pytest.raises(Invalid, match="slab for pages of 100 bytes"):
