@@ -44,7 +44,8 @@ class PageRead:
         if not len(asked):
             return
         chains = np.unique(self._ranges["chain"][asked])
-        error = self._read(asked, deadline_s, leave_time=len(asked) > 1)
+        # What is damaged is told at once; only a chain that does not answer takes all the time that it is given.
+        error = self._read(asked, deadline_s, leave_time=len(chains) > 1)
         if error is None:
             return
         self.errors.append(error)
