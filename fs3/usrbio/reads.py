@@ -42,6 +42,11 @@ class _Kept:
     ring: Ior
     beside: Iov | None = None
 
+    def close(self) -> None:
+        self.ring.close()
+        if self.beside is not None:
+            self.beside.close()
+
 
 class RingReads:
     """Thread-safe; in a forked child make another. It closes `io` with itself."""
@@ -50,6 +55,8 @@ class RingReads:
         self._io = io
         self._lock = threading.Lock()
         self._kept: list[_Kept] = []
+        self._lent = 0
+        self._closed = False
         self._iovs: weakref.WeakSet[Iov] = weakref.WeakSet()
 
     def iov(self, nbytes: int) -> Iov:
@@ -111,12 +118,15 @@ class RingReads:
         return errors
 
     def close(self) -> None:
-        """Close every ring, and let go of the I/O process."""
-        self._io.close()
-        for kept in self._kept:
-            if kept.beside is not None:
-                kept.beside.close()
-        self._kept.clear()
+        """Close every ring, and let go of the I/O process; calls under way go on, and the last does that at its end."""
+        with self._lock:
+            self._closed = True
+            kept, self._kept = self._kept, []
+            last = not self._lent
+        for one in kept:
+            one.close()
+        if last:
+            self._io.close()
 
     def _read(self, submit: Submit, sizes: I64, out: memoryview, places: I64, deadline_s: float | None) -> NDArray[Any]:
         until_s = deadline_after(_TIMEOUT_S) if deadline_s is None else deadline_s
@@ -243,20 +253,32 @@ class RingReads:
         return kept.beside
 
     def _borrow(self) -> _Kept:
+        """Raises: Fs3Error."""
         with self._lock:
+            if self._closed:
+                raise Invalid("this USRBIO is closed; open it again")
+            self._lent += 1
             if self._kept:
                 return self._kept.pop()
-        return _Kept(self._io.ior(depth=16, ranges=4_096))
+        try:
+            return _Kept(self._io.ior(depth=16, ranges=4_096))
+        except BaseException:
+            self._give_back(None)
+            raise
 
-    def _give_back(self, kept: _Kept) -> None:
-        if not kept.ring.under_way:
-            with self._lock:
-                if len(self._kept) < MOST_KEPT:
-                    self._kept.append(kept)
-                    return
-        kept.ring.close()  # interrupted: what it reads ends before its memory is anybody else's
-        if kept.beside is not None:
-            kept.beside.close()
+    def _give_back(self, kept: _Kept | None) -> None:
+        """End a loan; None: of what could not be made."""
+        with self._lock:
+            if kept is not None and not (self._closed or kept.ring.under_way or len(self._kept) == MOST_KEPT):
+                self._kept.append(kept)
+                kept = None
+        if kept is not None:
+            kept.close()  # if interrupted: what it reads ends before its memory is anybody else's
+        with self._lock:
+            self._lent -= 1
+            last = self._closed and not self._lent
+        if last:
+            self._io.close()
 
 
 def _check(sizes: I64, out: memoryview, places: I64) -> None:

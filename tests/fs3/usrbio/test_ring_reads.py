@@ -19,7 +19,7 @@ from fs3.errors import Invalid, MaybeApplied, NotFound, Unavailable
 from fs3.kvcache.keys_core import page_chunk
 from fs3.usrbio import Files
 from fs3.usrbio.reads import BESIDE_BYTES, RingReads
-from tests.fs3.usrbio.conftest import SIZES, Batch, Stalled
+from tests.fs3.usrbio.conftest import SIZES, Batch, Stalled, until
 
 PATHS = list(SIZES)
 
@@ -123,6 +123,27 @@ def test_a_deadline(cluster: LocalCluster, reads: RingReads, noise: dict[str, by
         read(reads, batch, out, deadline_s=deadline_after(-1))
     read(reads, batch, out, deadline_s=float("inf"))
     check(batch, out)
+
+
+def test_a_call_under_way_when_all_is_closed_goes_on(
+    cluster: LocalCluster, noise: dict[str, bytes], runtime_directory: Path
+) -> None:
+    io = usrbio.open(cluster.url)
+    reads = RingReads(io)
+    files = Files(reads.open_many(PATHS))
+    batch = Batch.random(files, noise, 1, 500)
+    out = memoryview(bytearray(int((batch.places + batch.lengths).max())))
+    with ThreadPoolExecutor(1) as threads:
+        with Stalled(cluster):
+            reading = threads.submit(read, reads, batch, out)
+            until(lambda: io.stats()["rings"] == 1, "no ring comes")
+            reads.close()
+            with pytest.raises(Invalid, match="closed"):
+                read(reads, batch, out)
+        reading.result()
+    check(batch, out)
+    with pytest.raises(Invalid, match="closed"):
+        io.stats()
 
 
 def updates(seed: int, sizes: list[int], datas: list[memoryview], **options: Any) -> list[ChunkUpdate]:
