@@ -106,6 +106,19 @@ def test_another_namespace_shares_nothing(sharp, tiny, run, store, prompt_of):
     assert len(store.pages) == before + 4 + 8 + 4 + 4
 
 
+@pytest.mark.parametrize("precision", ["high", "medium"])
+def test_products_of_less_precision_make_other_pages(run, store, prompt_of, precision):
+    prompt = prompt_of(32)
+    run(prompt, store)
+    torch.set_float32_matmul_precision(precision)
+    try:
+        _, report, _ = run(prompt, store)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert report.pages_loaded == 0
+    assert run(prompt, store)[1].pages_loaded == 3
+
+
 def test_a_page_may_lie_anywhere(sharp, prompt_of):
     """Two sequences take pages in turns, so that neither's lie in order; both continue as they would alone."""
     cache = PagedCache(sharp.config, pages=16, page_tokens=4)

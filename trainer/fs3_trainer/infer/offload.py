@@ -88,10 +88,15 @@ def computation_mode(device: torch.device, math_mode: str) -> str:
     """What else decides the last bits of a sum: the library, its version, and the processor's kind.
 
     Under MKL's strict mode the number of threads does not: measured on two cores with the small preset, all pages of a
-    prompt were the same bits with 1 and 2 threads. Otherwise it is part of the mode.
+    prompt were the same bits with 1 and 2 threads. Otherwise it is part of the mode. So is a precision of products that
+    torch was allowed to reduce (TF32, bfloat16): they differ in far more than the last bits.
     """
+    backend = torch.backends.cuda if device.type == "cuda" else torch.backends.mkldnn
+    precision = backend.matmul.fp32_precision
+    products = "" if precision in ("none", "ieee") else f", float32 products in {precision}"
     if device.type == "cuda":
-        return f"torch {torch.__version__}, {torch.cuda.get_device_name(device)}"
+        return f"torch {torch.__version__}, {torch.cuda.get_device_name(device)}{products}"
     strict = torch.backends.mkl.is_available() and math_mode.endswith(",STRICT")
     threads = f"MKL {math_mode}" if strict else f"{math_mode} {torch.get_num_threads()} threads"
-    return f"torch {torch.__version__}, {platform.machine()} {torch.backends.cpu.get_cpu_capability()}, {threads}"
+    capability = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    return f"torch {torch.__version__}, {capability}, {threads}{products}"
