@@ -24,11 +24,12 @@ def parse_bytes(text: str) -> int:
     number = text.strip().rstrip("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ ")
     unit = text.strip()[len(number) :].strip().lower()
     try:
-        return int(float(number) * _UNITS[unit])
+        size = int(float(number) * _UNITS[unit])
     except (ValueError, KeyError, OverflowError):
-        raise Invalid(
-            f"size {text!r}: write a number with an optional unit, such as 512, 64KiB, 1MiB or 2GiB"
-        ) from None
+        size = -1
+    if size < 0:
+        raise Invalid(f"size {text!r}: write a number with an optional unit, such as 512, 64KiB, 1MiB or 2GiB")
+    return size
 
 
 _SPANS_S = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3_600, "d": 86_400, "w": 7 * 86_400}

@@ -62,7 +62,7 @@ def test_sizes(text: str, value: int) -> None:
     assert parse_bytes(text) == value
 
 
-@pytest.mark.parametrize("text", ["", "MiB", "1XiB", "one", "1e400"])
+@pytest.mark.parametrize("text", ["-1GiB", "-1", "", "MiB", "1XiB", "one", "1e400"])
 def test_bad_sizes(text: str) -> None:
     with pytest.raises(Invalid, match="write a number"):
         parse_bytes(text)
