@@ -168,13 +168,14 @@ def _list(client: Client, directory: Inode) -> _Pages:
     parts = [np.zeros(0, dtype=PAGE)]
     silent = []
     for chain in chains:
-        if not routing.serving(chain):
+        if not client.mgmtd.routing.serving(chain):
             silent.append(chain)  # known not to answer: nobody need wait for it
             continue
         try:
+            # First the list and then the footers, which have times of their own: a long chain is not a silent one.
+            listing = list(client.storage.list_kind(KIND_KV_PAGE, chain, deadline_s=deadline_after(CHAIN_TIMEOUT_S)))
             of_chain = [
-                _told(client, listed, chain, None if everything else directory.inode_id, places)
-                for listed in client.storage.list_kind(KIND_KV_PAGE, chain, deadline_s=deadline_after(CHAIN_TIMEOUT_S))
+                _told(client, listed, chain, None if everything else directory.inode_id, places) for listed in listing
             ]
         except Unavailable:
             silent.append(chain)
