@@ -40,8 +40,13 @@ def test_a_seed_is_a_sequence():
     assert first == again != other
 
 
+def test_the_smallest_temperature_takes_the_likeliest():
+    assert Sampler(temperature=5e-324).choose(torch.tensor([1.0, 3.0, 2.0])) == 1
+
+
 @pytest.mark.parametrize(
-    "wrong", [{"temperature": -1.0}, {"temperature": float("nan")}, {"top_p": 0.0}, {"top_p": 1.1}]
+    "wrong",
+    [{"temperature": -1.0}, {"temperature": float("nan")}, {"top_p": 0.0}, {"top_p": 1.1}, {"seed": 1 << 64}],
 )
 def test_values_that_cannot_be(wrong):
     with pytest.raises(Invalid):

@@ -5,7 +5,7 @@ import random
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from fs3.errors import Corrupt
+from fs3.errors import Corrupt, Invalid
 from fs3_trainer.infer.text import UNFINISHED, Text
 
 
@@ -57,3 +57,8 @@ def test_documents_end(text):
 def test_a_broken_tokenizer_is_named():
     with pytest.raises(Corrupt, match=r"here: its tokenizer\.json cannot be read"):
         Text("{}", "here")
+
+
+def test_bytes_of_a_shell_that_are_no_text_are_refused(text):
+    with pytest.raises(Invalid, match="not UTF-8"):
+        text.encode(b"caf\xe9".decode("utf-8", "surrogateescape"))

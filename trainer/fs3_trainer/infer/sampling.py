@@ -21,6 +21,8 @@ class Sampler:
             raise Invalid(f"temperature {temperature}: give 0 for the likeliest token, or a positive number")
         if not 0.0 < top_p <= 1.0:
             raise Invalid(f"top-p {top_p}: give a share above 0 and up to 1")
+        if not -(1 << 63) <= seed < 1 << 64:
+            raise Invalid(f"seed {seed}: give a number of 64 bits")
         self.temperature = temperature
         self.top_p = top_p
         self._generator = torch.Generator().manual_seed(seed)
@@ -30,7 +32,8 @@ class Sampler:
         if self.temperature == 0.0:
             return int(logits_V.argmax())
         logits = logits_V.detach().to("cpu", torch.float64)
-        ordered, tokens = (logits / self.temperature).softmax(dim=-1).sort(descending=True, stable=True)
+        logits = (logits - logits.max()) / self.temperature  # at most 0: by a tiny temperature all others are -inf
+        ordered, tokens = logits.softmax(dim=-1).sort(descending=True, stable=True)
         before = ordered.cumsum(dim=-1) - ordered
         nucleus = torch.where(before < self.top_p, ordered, 0.0)
         return int(tokens[torch.multinomial(nucleus, 1, generator=self._generator)])

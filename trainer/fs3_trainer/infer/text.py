@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tokenizers import Tokenizer
 
-from fs3.errors import Corrupt
+from fs3.errors import Corrupt, Invalid
 from fs3_loader.tokenizing import KNOWN_ENDS
 
 UNFINISHED = "\ufffd"  # how a decoder shows bytes that are no character yet
@@ -31,7 +31,11 @@ class Text:
         return {token for token in found if token is not None}
 
     def encode(self, text: str) -> list[int]:
-        """The tokens of `text`."""
+        """The tokens of `text`. Raises: Invalid: as the bytes of a shell may, it is no UTF-8."""
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise Invalid("the prompt is not UTF-8 text") from None
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def decode(self, tokens: list[int]) -> str:
