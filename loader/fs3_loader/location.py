@@ -14,7 +14,17 @@ from typing import Any, BinaryIO, TypeVar, cast
 
 import fsspec
 
-from fs3.errors import BY_CODE, Fs3Error, Invalid, IsADirectory, NoSpace, NotADirectory, NotFound, PermissionDenied
+from fs3.errors import (
+    BY_CODE,
+    Exists,
+    Fs3Error,
+    Invalid,
+    IsADirectory,
+    NoSpace,
+    NotADirectory,
+    NotFound,
+    PermissionDenied,
+)
 from fs3.url import check_local
 
 T = TypeVar("T")
@@ -109,8 +119,16 @@ class Location:
         self.call("", lambda: self.fs.makedirs(self.root, exist_ok=True))
 
     def create(self, name: str) -> BinaryIO:
-        """The file `name`, opened for writing from its beginning."""
-        return cast(BinaryIO, self.call(name, lambda: self.fs.open(self.path(name), "wb")))
+        """The new file `name`, opened for writing. Raises: Exists, here or when it is closed."""
+
+        def ask() -> Any:
+            if self.is_local or self.is_fs3:
+                return self.fs.open(self.path(name), "xb")
+            if self.fs.exists(self.path(name)):  # many an object store does not know "xb"
+                raise Exists(f"{self.show(name)}: it exists already")
+            return self.fs.open(self.path(name), "wb")
+
+        return cast(BinaryIO, self.call(name, ask))
 
     def write(self, name: str, data: bytes) -> None:
         """Make `name` hold `data`, durably; a failure may leave a part of it."""
@@ -150,14 +168,13 @@ class Location:
             raise
         self.sync_folder()
 
-    def discard(self, name: str, file: BinaryIO) -> None:
-        """Give up the file `name`, which is open for writing: nothing of it stays."""
+    def discard(self, file: BinaryIO) -> None:
+        """Give up a file that is open for writing; outside of fs3 its name is left, to be removed."""
         if self.is_fs3:
             cast(Any, file).discard()
             return
         with contextlib.suppress(OSError):
             file.close()
-        self.remove(name)
 
     def sync(self, file: BinaryIO) -> None:
         """Bring a local file to the disk. Other filesystems promise that when they close it."""

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import contextlib
 import re
+from collections.abc import Iterator
 from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fs3.errors import Conflict, Exists, Fs3Error, Invalid, NotADirectory, NotFound
+from fs3.errors import Conflict, Corrupt, Exists, Fs3Error, Invalid, NotADirectory, NotFound
 from fs3_loader.formats.manifest import (
     MANIFEST_NAME,
     Fingerprint,
@@ -86,7 +87,19 @@ class Destination:
         """Raises: Conflict if another import used the folder meanwhile."""
         names = self.location.names()
         if (MANIFEST_NAME in names) != self._replaces or any(names.get(s.file) != s.bytes for s in shards):
-            raise Conflict(f"another import into {self.location.url} ran at the same time; give each its own folder")
+            raise self.conflict()
+
+    def published_by_another(self) -> bool:
+        """Whether the dataset here is of this generation: so another import made it, with files of the same names."""
+        try:
+            data = self.location.read(MANIFEST_NAME)
+            return Manifest.decode(data, self.location.show(MANIFEST_NAME)).generation == self.generation
+        except (NotFound, Corrupt, Invalid):
+            return False
+
+    def conflict(self) -> Conflict:
+        """The error of an import that found another one at work in its folder."""
+        return Conflict(f"another import into {self.location.url} ran at the same time; give each its own folder")
 
     def _remove(self, names: set[str]) -> None:
         for name in sorted(names):
@@ -137,6 +150,7 @@ class DatasetWriter:
     def finish(self, source: SourceEntry, num_tokens: int) -> Manifest:
         """Make the dataset appear. Raises: as `add`, and Conflict if another import used the folder meanwhile."""
         self._end()
+        self._destination.check_unpublished(self._shards)
         generation = self._destination.generation
         name = tokenizer_name(generation)
         self._names.append(name)
@@ -159,7 +173,6 @@ class DatasetWriter:
             source=source,
             shards=tuple(self._shards),
         )
-        self._destination.check_unpublished(self._shards)
         self._publish(manifest.encode())
         self._destination.settle()
         return manifest
@@ -177,20 +190,27 @@ class DatasetWriter:
             raise
 
     def abort(self) -> None:
-        """Remove all that was written. What cannot be removed is left to the next import."""
+        """Remove all that was written, unless its names are by now those of another import's dataset.
+
+        What cannot be removed is left to the next import.
+        """
         if self._file is not None:
             with contextlib.suppress(OSError, Fs3Error):
-                self._location.discard(self._names[-1], self._file)
+                self._location.discard(self._file)
             self._file = None
-        for name in self._names:
-            with contextlib.suppress(OSError, Fs3Error):
-                self._location.remove(name)
-        self._names.clear()
+        names, self._names = self._names, []
+        with contextlib.suppress(OSError, Fs3Error):
+            if self._destination.published_by_another():
+                return
+            for name in names:
+                with contextlib.suppress(OSError, Fs3Error):
+                    self._location.remove(name)
 
     def _begin(self) -> ShardWriter:
         name = f"tokens-{self._destination.generation:04d}-{len(self._shards):05d}.shard"
         self._names.append(name)
-        self._file = self._location.create(name)
+        with self._name_is_new():
+            self._file = self._location.create(name)
         self._shard = ShardWriter(self._file, token_bytes=self._token_bytes, tokens_per_sample=self._seq_len + 1)
         return self._shard
 
@@ -207,8 +227,18 @@ class DatasetWriter:
             file.close()
             return ShardEntry(file=name, samples=footer.num_samples, bytes=footer.file_bytes, end_crc32c=end_crc)
 
-        self._shards.append(self._location.call(name, finish))
+        with self._name_is_new():
+            self._shards.append(self._location.call(name, finish))
         self._shard = self._file = None
+
+    @contextlib.contextmanager
+    def _name_is_new(self) -> Iterator[None]:
+        """Raises: Conflict: the last name is another import's, and not removed by this one."""
+        try:
+            yield
+        except Exists:
+            self._names.pop()
+            raise self._destination.conflict() from None
 
 
 def tokenizer_name(generation: int) -> str:

@@ -238,7 +238,30 @@ def test_two_imports_at_once_do_not_mix(url: str, tokenizer: DatasetTokenizer) -
     writers[1].finish(source, 16)
     with pytest.raises(Conflict, match="another import"):
         writers[0].finish(source, 16)
+    writers[0].abort()
     assert np.array_equal(Dataset.open(url).read_tokens([0, 4]), np.full((2, 4), 2))
+
+
+@pytest.mark.parametrize("replaces", [False, True])
+@pytest.mark.parametrize("before", [0, 1, 2])
+def test_an_import_that_is_overtaken_leaves_the_dataset_of_the_other_alone(
+    url: str, tokenizer: DatasetTokenizer, make_dataset: MakeDataset, replaces: bool, before: int
+) -> None:
+    """It has no shard yet, or the half of one, or a whole one, when another begins and ends in the same folder."""
+    if replaces:
+        make_dataset(url, 30)
+    destination = Destination(Location.parse(url), overwrite=replaces)
+    slow = DatasetWriter(destination, tokenizer, seq_len=3, shard_bytes=16)
+    slow.add(np.ones((before, 4), dtype=np.uint32))
+    manifest, samples = make_dataset(url, 30, seed=1, overwrite=replaces)
+    with pytest.raises(Conflict, match="another import"):
+        slow.add(np.ones((2, 4), dtype=np.uint32))
+        slow.finish(SourceEntry(files=1, bytes=1, skipped_files=0, dropped_tokens=0), 16)
+    slow.abort()
+    ds = Dataset.open(url)
+    assert ds.manifest == manifest
+    assert np.array_equal(ds.read_tokens(range(30)), samples)
+    assert ds.tokenizer_json() == tokenizer.text
 
 
 class InterruptedAtTheEnd(MemoryFileSystem):
