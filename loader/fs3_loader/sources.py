@@ -10,8 +10,9 @@ from __future__ import annotations
 import codecs
 import fnmatch
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, BinaryIO
 
 import fsspec
@@ -65,12 +66,16 @@ def read_text(source: SourceFile) -> Iterator[str]:
     """
     try:
         with source.fs.open(source.path, "rb") as file:
-            if source.bytes > PIECE_BYTES:
-                for _ in _decoded(file):
+            decoded = _decoded(file)
+            begin = list(islice(decoded, 2))
+            pieces: Iterable[str] = begin
+            if len(begin) == 2:  # there may be more: all of it is looked at before any is given
+                for _ in decoded:
                     pass
                 file.seek(0)
+                pieces = _decoded(file)
             rest = ""
-            for text in _decoded(file):
+            for text in pieces:
                 cut = text.rfind("\n") + 1 or len(text)
                 yield rest + text[:cut]
                 rest = text[cut:]

@@ -118,6 +118,15 @@ def test_large_files_are_read_in_pieces_that_end_with_lines(tmp_path: Path) -> N
         next(read_text(late))
 
 
+@pytest.mark.parametrize("end", [b"\xc3", b"\xe4\xbd", b"\xff", b"\0"])
+def test_a_file_that_ends_as_no_text_does_is_left_out_whole(tmp_path: Path, sources: Path, end: bytes) -> None:
+    """As one that was cut in the middle of a character."""
+    (sources / "cut.py").write_bytes(b"the beginning\n" + end)
+    manifest = import_dataset(options(sources, str(tmp_path / "c"), glob="*.py"))
+    assert (manifest.source.files, manifest.source.skipped_files) == (2, 3)
+    assert "the beginning" not in "".join(text_of(str(tmp_path / "c")))
+
+
 def test_a_source_named_twice_is_read_once(sources: Path) -> None:
     once = find_sources([str(sources)], "*.py")
     assert find_sources([str(sources), str(sources / "a.py"), str(sources / "b")], "*.py") == once
