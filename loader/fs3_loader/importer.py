@@ -6,6 +6,7 @@ a tokenizer is learned from at most `train_bytes` of text, taken from files spre
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -91,8 +92,10 @@ def _learn(spec: TokenizerSpec, files: Sequence[SourceFile], train_bytes: int, p
     for index in Permutation(len(files), 0, 0).at(np.arange(len(files))).tolist():
         if total >= train_bytes:
             break
-        chosen.append(index)
-        total += files[index].bytes
+        with contextlib.suppress(NotText):
+            next(read_text(files[index]), None)
+            chosen.append(index)
+            total += files[index].bytes
     progress.stage("learning the tokenizer", min(total, train_bytes))
 
     def texts() -> Iterator[str]:

@@ -94,6 +94,16 @@ def test_the_same_sources_make_the_same_bytes(tmp_path: Path, sources: Path) -> 
     assert longer.fingerprint != other.fingerprint
 
 
+@pytest.mark.parametrize("name", ["a.bin", "z.bin"])
+def test_a_tokenizer_is_learned_from_text_beside_large_files_that_are_none(tmp_path: Path, name: str) -> None:
+    """Each of the two is the first that is chosen, once."""
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / name).write_bytes(b"\0" * 5000)
+    (tmp_path / "src" / "m.txt").write_text("plain words, and more of them\n" * 25)
+    manifest = import_dataset(options(tmp_path / "src", str(tmp_path / "c"), tokenizer="bpe:270", train_bytes=1000))
+    assert manifest.vocab_size == 270
+
+
 def test_an_existing_tokenizer_is_taken(tmp_path: Path, sources: Path) -> None:
     import_dataset(options(sources, str(tmp_path / "one")))
     file = f"file:{tmp_path / 'one' / 'tokenizer.json'}"
