@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from fs3.errors import Fs3Error, Invalid
 from fs3_loader.dataset import Dataset
-from fs3_loader.plan_core import Cursor, Plan, Tail
+from fs3_loader.plan_core import Cursor, Plan, Tail, whole
 from fs3_loader.prefetch import Prefetcher
 
 if TYPE_CHECKING:
@@ -80,8 +80,9 @@ class Loader:
         `tail` says what becomes of the samples at the end of an epoch that fill no batch: "carry" puts them in a batch
         with the first of the next epoch, "drop" leaves them out.
 
-        Raises: Invalid if the ranks do not divide the batch or a number is out of range.
+        Raises: Invalid if the ranks do not divide the batch or a number is out of range or not whole.
         """
+        prefetch, request_samples = whole("prefetch", prefetch), whole("request_samples", request_samples)
         if prefetch < 1 or request_samples < 1:
             raise Invalid(f"prefetch {prefetch} and request_samples {request_samples} must be at least 1")
         self._plan = Plan(

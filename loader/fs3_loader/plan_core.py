@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from operator import index
+from typing import Any, Literal, SupportsIndex, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -67,6 +68,8 @@ class Plan:
     tail: Tail = "carry"
 
     def __post_init__(self) -> None:
+        for name in ("num_samples", "global_batch", "seed", "dp_rank", "dp_size"):
+            object.__setattr__(self, name, whole(name, getattr(self, name)))
         if self.global_batch < 1 or self.dp_size < 1:
             raise Invalid(f"global_batch {self.global_batch} and dp_size {self.dp_size} must be at least 1")
         if self.global_batch % self.dp_size:
@@ -120,6 +123,7 @@ class Plan:
 
     def cursor_at(self, batch: int) -> Cursor:
         """The cursor before global batch `batch` of a run that began at the beginning with this global batch."""
+        batch = whole("batch", batch)
         if batch < 0:
             raise Invalid(f"a batch number cannot be negative: {batch}")
         if self.tail == "carry":
@@ -161,6 +165,14 @@ class Plan:
                     f"give the loader {name}={state[name]!r} to resume, or start afresh"
                 )
         return Cursor(state["epoch"], state["position"], state["batches"])
+
+
+def whole(name: str, value: SupportsIndex) -> int:
+    """`value`, a whole number of Python's or of numpy's, as Python's: so that a state is JSON. Raises: Invalid."""
+    try:
+        return int(index(value))
+    except TypeError:
+        raise Invalid(f"{name} must be a whole number, not {value!r}") from None
 
 
 def _check_state(state: dict[str, Any]) -> None:

@@ -242,6 +242,8 @@ def test_a_forked_child_goes_on_by_itself(tmp_path: Path, make_dataset: MakeData
     ("arguments", "said"),
     [
         ({"global_batch": 4, "prefetch": 0}, "prefetch 0"),
+        ({"global_batch": 4, "request_samples": 1e3}, "request_samples must be a whole number, not 1000.0"),
+        ({"global_batch": 8 / 2}, "global_batch must be a whole number, not 4.0"),
         ({"global_batch": 4, "dp_size": 3}, "dp_size 3"),
         ({"global_batch": 31, "tail": "drop"}, "leaves nothing"),
     ],

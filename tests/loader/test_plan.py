@@ -79,6 +79,19 @@ def test_a_batch_is_found_by_its_number(num_samples: int, local: int, batch: int
     assert after[0] == cursors[batch]
 
 
+def test_numbers_of_numpy_are_numbers() -> None:
+    """Their state is JSON, is taken back, and does not overflow."""
+    plan = make_plan(12, 4)
+    fields = {"num_samples": 12, "global_batch": 4, "seed": 3, "dp_rank": 0, "dp_size": 1}
+    theirs = replace(plan, **{name: np.int16(value) for name, value in fields.items()})
+    assert theirs.cursor_at(np.int16(20_000)) == plan.cursor_at(20_000)
+    _, (after,) = theirs.batches(theirs.cursor_at(np.int16(20_000)), 1)
+    assert theirs.resume(json.loads(json.dumps(theirs.state(after)))) == plan.cursor_at(20_001)
+    assert json.dumps(theirs.state(after)) == json.dumps(plan.state(after))
+    with pytest.raises(Invalid, match=r"batch must be a whole number, not 1\.5"):
+        plan.cursor_at(1.5)  # type: ignore[arg-type]
+
+
 def test_the_end_of_an_epoch_is_the_beginning_of_the_next() -> None:
     plan = make_plan(12, 4)
     _, cursors = plan.batches(Cursor(), 3)
@@ -123,6 +136,9 @@ def test_refuses_a_state_that_is_not_its_own(change: dict[str, object], said: st
         ({"tail": "pad"}, "'pad' is not known"),
         ({"tail": "drop", "global_batch": 16}, "leaves nothing"),
         ({"seed": -1}, "seed must be"),
+        ({"seed": 1.5}, "seed must be a whole number, not 1.5"),
+        ({"global_batch": 16 / 4}, "global_batch must be a whole number, not 4.0"),
+        ({"dp_size": "2"}, "dp_size must be a whole number, not '2'"),
     ],
 )
 def test_refuses_numbers_that_make_no_plan(fields: dict[str, object], said: str) -> None:
