@@ -12,7 +12,6 @@ into the arrays that the tensors view. These are fresh for each request: a batch
 
 from __future__ import annotations
 
-import os
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -128,7 +127,7 @@ class Loader:
         if self._closed:
             raise Invalid("this loader is closed; make a new one")
         prefetcher = self._prefetcher
-        if prefetcher is None or prefetcher.pid != os.getpid():
+        if prefetcher is None or not prefetcher.goes_on:
             prefetcher = self._start()
         try:
             (batch, after), waited = prefetcher.take()
@@ -160,7 +159,10 @@ class Loader:
         self._cursor = cursor
 
     def close(self) -> None:
-        """End the thread and give back the dataset's open files. Closing twice is fine; the state stays readable."""
+        """End the thread and give back the dataset's open files. Closing twice is fine; the state stays readable.
+
+        A `next` that waits meanwhile, in another thread or where a signal's handler came between, ends with Invalid.
+        """
         self._closed = True
         self._halt()
         self._fetch.dataset.close()
@@ -174,6 +176,7 @@ class Loader:
         self.close()
 
     def _start(self) -> Prefetcher[tuple[Batch, Cursor], Cursor]:
+        self._halt()  # an interruption may have left it half done
         prefetcher = Prefetcher(self._fetch, self._cursor, low_water=self._low_water)
         self._prefetcher = prefetcher
         # Ends the thread when the loader is dropped unclosed, and at exit before the interpreter goes away under it.
@@ -181,11 +184,12 @@ class Loader:
         return prefetcher
 
     def _halt(self) -> None:
-        if self._prefetcher is not None:
-            self._prefetcher.stop()
+        prefetcher, finalizer = self._prefetcher, self._finalizer
+        if prefetcher is not None:
+            prefetcher.stop()
             self._prefetcher = None
-        if self._finalizer is not None:
-            self._finalizer.detach()
+        if finalizer is not None:
+            finalizer.detach()
             self._finalizer = None
 
 

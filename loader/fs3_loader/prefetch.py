@@ -14,6 +14,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
+from fs3.errors import Invalid
+
 Item = TypeVar("Item")
 Cursor = TypeVar("Cursor")
 
@@ -37,21 +39,26 @@ class Prefetcher(Generic[Item, Cursor]):
         self._thread = threading.Thread(target=self._run, args=(cursor,), name="fs3-loader", daemon=True)
         self._thread.start()
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether it was not stopped, and is of this process."""
+        return not self._stop and self.pid == os.getpid()
+
     def take(self) -> tuple[Item, float]:
         """The next item, and the seconds waited for it.
 
-        Raises: what `fetch` raised, once the items before it are taken; the prefetcher has then ended.
+        Raises: what `fetch` raised, once the items before it are taken; the prefetcher has then ended. Invalid: it was
+        stopped meanwhile.
         """
         with self._changed:
             if self._items:
                 return self._pop(), 0.0
             since = time.perf_counter()
-            while not self._items and self._error is None:
+            while not self._items and self._error is None and not self._stop:
                 self._changed.wait()
             if self._items:
                 return self._pop(), time.perf_counter() - since
-            assert self._error is not None
-            raise self._error
+            raise self._error or Invalid("the loader was closed, or moved, while its next batch was waited for")
 
     def stop(self) -> None:
         """End the thread, after the fetch in progress if there is one, and wait until it has ended."""

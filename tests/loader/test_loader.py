@@ -6,22 +6,28 @@ import gc
 import json
 import multiprocessing
 import multiprocessing.queues
+import signal
 import subprocess
 import sys
 import threading
+import traceback
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain, islice
 from pathlib import Path
+from types import CodeType
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from fsspec.implementations.memory import MemoryFileSystem
 from numpy.typing import NDArray
 
 from fs3.errors import Corrupt, Invalid
 from fs3_loader import Dataset, Loader
 from fs3_loader.formats.manifest import Manifest
+from fs3_loader.location import Location
 from fs3_loader.prefetch import Prefetcher
 from fs3_loader.sampler_core import perm
 
@@ -182,6 +188,82 @@ def test_an_error_comes_after_the_items_before_it() -> None:
     with pytest.raises(ValueError, match="the third"):
         prefetcher.take()
     prefetcher.stop()
+
+
+def test_stopping_ends_the_wait_for_an_item() -> None:
+    fetching, goes_on, raised = threading.Event(), threading.Event(), []
+
+    def fetch(cursor: int) -> tuple[list[int], int]:
+        fetching.set()
+        goes_on.wait()
+        return [cursor], cursor + 1
+
+    prefetcher = Prefetcher(fetch, 0, low_water=1)
+
+    def consume() -> None:
+        try:
+            prefetcher.take()
+        except Invalid as error:
+            raised.append(str(error))
+
+    consumer, stopper = threading.Thread(target=consume, daemon=True), threading.Thread(target=prefetcher.stop)
+    consumer.start()
+    fetching.wait()
+    stopper.start()
+    consumer.join(30.0)  # for ever, if nobody told it
+    goes_on.set()
+    stopper.join()
+    assert raised == ["the loader was closed, or moved, while its next batch was waited for"]
+
+
+class Gated(MemoryFileSystem):
+    """Samples are read when the gate is open."""
+
+    cachable = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waiting, self.gate = threading.Event(), threading.Event()
+
+    def cat_ranges(self, *arguments: Any, **options: Any) -> Any:
+        if not self.gate.is_set():
+            self.waiting.set()
+            self.gate.wait()
+        return super().cat_ranges(*arguments, **options)
+
+
+def test_a_loader_that_was_interrupted_while_it_stopped_reads_on(make_dataset: MakeDataset) -> None:
+    """Ctrl-C, and once more while the first waits for the read under way."""
+    url = "memory://fs3-loader-gated/corpus"
+    manifest, _ = make_dataset(url, 30)
+    gated = Gated()
+    gated.gate.set()
+    loader = Loader(Dataset(Location(url, gated, "/fs3-loader-gated/corpus"), manifest), global_batch=4, prefetch=1)
+    expected = next(loader).sample_ids.tolist()
+    loader.seek(0)
+    gated.gate.clear()
+    main = threading.main_thread().ident or 0
+
+    def interrupt_in(code: CodeType) -> None:
+        pause = threading.Event()
+        while all(frame.f_code is not code for frame, _ in traceback.walk_stack(sys._current_frames()[main])):
+            pause.wait(0.01)
+        signal.pthread_kill(main, signal.SIGINT)
+
+    def interrupt() -> None:
+        gated.waiting.wait()
+        interrupt_in(Prefetcher.take.__code__)
+        interrupt_in(threading.Thread.join.__code__)
+        gated.gate.set()
+
+    other = threading.Thread(target=interrupt)
+    other.start()
+    with pytest.raises(KeyboardInterrupt):
+        next(loader)
+    other.join()
+    assert next(loader).sample_ids.tolist() == expected
+    loader.close()
+    gated.rm("/fs3-loader-gated", recursive=True)
 
 
 def test_closing_and_dropping_end_the_thread(tmp_path: Path, make_dataset: MakeDataset) -> None:
