@@ -100,10 +100,14 @@ class LocalReader:
         name = self._files[index]
         path = self._location.path(name)
         descriptor = self._location.call(name, lambda: os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+        try:
+            _check_size(self._location.show(name), os.fstat(descriptor).st_size, self._sizes[index])
+        except BaseException:
+            os.close(descriptor)
+            raise
         self._open[index] = descriptor
         if len(self._open) > MAX_OPEN_FILES:
             os.close(self._open.popitem(last=False)[1])
-        _check_size(self._location.show(name), os.fstat(descriptor).st_size, self._sizes[index])
         return descriptor
 
     def close(self) -> None:

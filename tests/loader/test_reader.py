@@ -95,8 +95,18 @@ def test_names_a_missing_file(open_files: Open) -> None:
 
 def test_names_a_file_that_is_shorter_than_it_must_be(open_files: Open) -> None:
     reader = open_files(FILES, {"a": 2000})
-    with pytest.raises(Fs3Error, match=r"shard .*/a "):
-        read(reader, [(0, 1020, 8)])
+    for _ in range(2):
+        with pytest.raises(Fs3Error, match=r"shard .*/a "):
+            read(reader, [(0, 1020, 8)])
+
+
+def test_a_local_file_of_another_length_is_refused_whenever_it_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(FILES["a"])
+    for size in (1000, 1025):
+        reader = open_reader(Location.parse(str(tmp_path)), ["a"], [size])
+        for _ in range(2):
+            with pytest.raises(Corrupt, match=f"a has 1024 bytes, its manifest says {size}"):
+                read(reader, [(0, 0, 24)])
 
 
 def test_a_local_file_that_shrinks_while_open_is_noticed(tmp_path: Path) -> None:
