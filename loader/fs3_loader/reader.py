@@ -8,6 +8,7 @@ I/O process (`fs3.usrbio`), which a training loop that keeps this process's inte
 from __future__ import annotations
 
 import os
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -60,13 +61,14 @@ def open_reader(location: Location, files: Sequence[str], sizes: Sequence[int], 
 
 
 class LocalReader:
-    """`preadv` on files kept open, the least recently used of them closed beyond `MAX_OPEN_FILES`."""
+    """`preadv` on files kept open, the least recently used of them closed beyond `MAX_OPEN_FILES`, all when dropped."""
 
     def __init__(self, location: Location, files: Sequence[str], sizes: Sequence[int]) -> None:
         self._location = location
         self._files = files
         self._sizes = sizes
         self._open: OrderedDict[int, int] = OrderedDict()
+        weakref.finalize(self, _close_all, self._open, os.getpid()).atexit = False
 
     def read_into(
         self,
@@ -112,8 +114,7 @@ class LocalReader:
 
     def close(self) -> None:
         """See `RangeReader.close`."""
-        while self._open:
-            os.close(self._open.popitem()[1])
+        _close_all(self._open, os.getpid())
 
 
 class Fs3Reader:
@@ -260,6 +261,12 @@ def merge_runs(
             strict=True,
         )
     )
+
+
+def _close_all(files: OrderedDict[int, int], pid: int) -> None:
+    """In a forked child they are left alone: it may have closed them, and have others of the same numbers."""
+    while files and pid == os.getpid():
+        os.close(files.popitem()[1])
 
 
 def _open_shards(

@@ -5,6 +5,9 @@ Each reader runs on its own kind of filesystem: local files, fsspec's dict, and 
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -107,6 +110,7 @@ def test_a_local_file_of_another_length_is_refused_whenever_it_is_read(tmp_path:
         for _ in range(2):
             with pytest.raises(Corrupt, match=f"a has 1024 bytes, its manifest says {size}"):
                 read(reader, [(0, 0, 24)])
+        assert open_in(tmp_path) == []
 
 
 def test_a_local_file_that_shrinks_while_open_is_noticed(tmp_path: Path) -> None:
@@ -117,6 +121,26 @@ def test_a_local_file_that_shrinks_while_open_is_noticed(tmp_path: Path) -> None
     with pytest.raises(Corrupt, match="ends at byte 5"):
         read(reader, [(0, 0, 24)])
     reader.close()
+
+
+def open_in(folder: Path) -> list[str]:
+    """The files of `folder` that this process has open."""
+    paths = []
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # closed since, by another thread
+            paths.append(os.readlink(f"/proc/self/fd/{name}"))
+    return [path for path in paths if path.startswith(f"{folder}/")]
+
+
+def test_a_local_reader_that_is_dropped_unclosed_closes_its_files(tmp_path: Path) -> None:
+    for name, data in FILES.items():
+        (tmp_path / name).write_bytes(data)
+    reader = open_reader(Location.parse(str(tmp_path)), list(FILES), [len(data) for data in FILES.values()])
+    read(reader, [(0, 0, 24), (1, 0, 24), (2, 0, 1)])
+    assert len(open_in(tmp_path)) == 3
+    del reader
+    gc.collect()
+    assert open_in(tmp_path) == []
 
 
 def test_more_local_files_than_may_be_open(tmp_path: Path) -> None:
