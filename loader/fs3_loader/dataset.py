@@ -43,6 +43,7 @@ class Dataset:
         usrbio: bool = False,
     ) -> None:
         self._location = location
+        self._location_pid = os.getpid()
         self._manifest = manifest
         counts = np.array([shard.samples for shard in manifest.shards], dtype=np.int64)
         self._ends = np.cumsum(counts)
@@ -75,7 +76,7 @@ class Dataset:
 
     def twin(self) -> Dataset:
         """The same dataset with open files of its own, for another thread."""
-        return Dataset(self._location, self._manifest, self._checksum_cache_bytes, self._usrbio)
+        return Dataset(self.location, self._manifest, self._checksum_cache_bytes, self._usrbio)
 
     @property
     def url(self) -> str:
@@ -84,7 +85,11 @@ class Dataset:
 
     @property
     def location(self) -> Location:
-        """The folder and its filesystem."""
+        """The folder and its filesystem: a forked process must not share connections with its parent."""
+        if self._location_pid != os.getpid():
+            if not self._location.is_local:
+                self._location = Location.parse(self._location.url)
+            self._location_pid = os.getpid()
         return self._location
 
     @property
@@ -126,7 +131,7 @@ class Dataset:
 
     def __getstate__(self) -> dict[str, Any]:
         return {
-            "location": self._location,
+            "location": self.location,
             "manifest": self._manifest,
             "checksum_cache_bytes": self._checksum_cache_bytes,
             "usrbio": self._usrbio,
@@ -141,7 +146,7 @@ class Dataset:
     def tokenizer_json(self) -> str:
         """The tokenizer's own file. Raises: Corrupt if it is not the one the dataset was made with."""
         entry = self._manifest.tokenizer
-        data = self._location.read(entry.file)
+        data = self.location.read(entry.file)
         if hashlib.sha256(data).hexdigest() != entry.sha256:
             raise Corrupt(f"{self._location.show(entry.file)} is not the tokenizer of this dataset; import it again")
         return data.decode()
@@ -196,13 +201,11 @@ class Dataset:
         self._reader = None
 
     def _ranges(self) -> RangeReader:
-        """The reader of this process: a forked one must not share connections with its parent."""
+        """The reader of this process."""
         if self._reader is None or self._reader_pid != os.getpid():
             shards = self._manifest.shards
-            if self._reader is not None and not self._location.is_local:
-                self._location = Location.parse(self._location.url)
             files, sizes = [s.file for s in shards], [s.bytes for s in shards]
-            self._reader = open_reader(self._location, files, sizes, usrbio=self._usrbio)
+            self._reader = open_reader(self.location, files, sizes, usrbio=self._usrbio)
             self._reader_pid = os.getpid()
         return self._reader
 

@@ -198,19 +198,23 @@ class OneProcess(MemoryFileSystem):
 
 def _read_in_child(ds: Dataset, queue: multiprocessing.queues.SimpleQueue[list[int]]) -> None:
     try:
+        twin, ds = ds.twin(), pickle.loads(pickle.dumps(ds))
+        assert np.array_equal(twin.read_tokens([8]), ds.read_tokens([8]))
         queue.put(ds.read_tokens([8])[0].tolist())
-    except Fs3Error:
+    except (Fs3Error, OSError):
         queue.put([])
 
 
+@pytest.mark.parametrize("used", [True, False])
 @pytest.mark.parametrize("scheme", ["", "oneprocess://"])
-def test_reads_after_a_fork(tmp_path: Path, make_dataset: MakeDataset, scheme: str) -> None:
-    """The child makes its own connections and leaves those of its parent alone."""
+def test_reads_after_a_fork(tmp_path: Path, make_dataset: MakeDataset, scheme: str, used: bool) -> None:
+    """The child makes its own connections and leaves those of its parent alone, whether or not it read before."""
     fsspec.register_implementation("oneprocess", OneProcess, clobber=True)
     url = f"{scheme}{tmp_path / 'corpus'}"
     _, samples = make_dataset(url, 30)
     ds = Dataset.open(url)
-    ds.read([8])
+    if used:
+        ds.read([8])
     context = multiprocessing.get_context("fork")
     queue = context.SimpleQueue()
     child = context.Process(target=_read_in_child, args=(ds, queue))
