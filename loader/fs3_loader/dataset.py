@@ -160,7 +160,8 @@ class Dataset:
     def read(self, ids: ArrayLike) -> torch.Tensor:
         """Samples `ids` [n] as int64 tensor [n, seq_len + 1], in one batched read.
 
-        Raises: Invalid if an id is out of range; Corrupt, naming sample and shard, if a checksum does not match.
+        Raises: Invalid if an id is out of range or no whole number; Corrupt, naming sample and shard, if a checksum
+        does not match.
         """
         import torch
 
@@ -168,7 +169,10 @@ class Dataset:
 
     def read_tokens(self, ids: ArrayLike) -> NDArray[np.unsignedinteger]:
         """As `read`, but as stored: uint16 or uint32 [n, seq_len + 1], without torch."""
-        wanted = np.asarray(ids, dtype=np.int64).reshape(-1)
+        given = np.asarray(ids)
+        if given.size and given.dtype.kind not in "iu":
+            raise Invalid(f"sample ids must be whole numbers that fit 64 bits, not {given.dtype}")
+        wanted = given.astype(np.int64).reshape(-1)
         tokens = np.empty((len(wanted), self.seq_len + 1), dtype=token_dtype(self._manifest.token_bytes))
         if not wanted.size:
             return tokens

@@ -160,6 +160,12 @@ def test_ids_out_of_range(tmp_path: Path, make_dataset: MakeDataset) -> None:
     for ids in ([30], [-1], [0, 99]):
         with pytest.raises(Invalid, match="between 0 and 29"):
             ds.read(ids)
+    for ids in ([1.7], np.arange(30) < 3, ["1"], [1 << 70]):
+        with pytest.raises(Invalid, match="must be whole numbers"):
+            ds.read(ids)
+    with pytest.raises(Invalid, match="between 0 and 29"):
+        ds.read(np.array([1 << 63], dtype=np.uint64))
+    assert ds.read(torch.tensor([3, 4])).tolist() == ds.read([np.int8(3), torch.tensor(4)]).tolist()
     for index in (30, -31):
         with pytest.raises(IndexError, match="which has 30"):
             ds[index]
