@@ -117,12 +117,17 @@ def _walk(fs: Any, root: str, source: str, glob: str | None) -> Iterator[SourceF
 
 
 def _walk_local(fs: Any, root: str, glob: str | None) -> Iterator[SourceFile]:
-    for folder, folders, names in os.walk(root):
+    for folder, folders, names in os.walk(root, onerror=_refuse):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             path = os.path.join(folder, name)
             if _wanted(name, glob) and os.path.isfile(path):
                 yield SourceFile(fs, path, os.path.getsize(path))
+
+
+def _refuse(error: OSError) -> None:
+    """A folder cannot be looked into: left out, nobody would miss it."""
+    raise as_fs3_error(error, str(error.filename)) from None
 
 
 def _wanted(below: str, glob: str | None) -> bool:

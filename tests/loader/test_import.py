@@ -137,6 +137,20 @@ def test_a_file_that_ends_as_no_text_does_is_left_out_whole(tmp_path: Path, sour
     assert "the beginning" not in "".join(text_of(str(tmp_path / "c")))
 
 
+def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, sources: Path) -> None:
+    """Its path is too long, which holds for root as well."""
+    home = os.open(sources, os.O_RDONLY)
+    for _ in range(25):
+        os.mkdir("d" * 200, dir_fd=home)
+        below = os.open("d" * 200, os.O_RDONLY, dir_fd=home)
+        os.close(home)
+        home = below
+    os.close(home)
+    with pytest.raises(Fs3Error, match=r"/d+: File name too long"):
+        import_dataset(options(sources, str(tmp_path / "c")))
+    assert not (tmp_path / "c").exists()
+
+
 def test_a_source_named_twice_is_read_once(sources: Path) -> None:
     once = find_sources([str(sources)], "*.py")
     assert find_sources([str(sources), str(sources / "a.py"), str(sources / "b")], "*.py") == once
