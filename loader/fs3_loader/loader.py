@@ -129,14 +129,15 @@ class Loader:
         prefetcher = self._prefetcher
         if prefetcher is None or not prefetcher.goes_on:
             prefetcher = self._start()
+        done = self._stats
         try:
             (batch, after), waited = prefetcher.take()
+            stats = LoaderStats(done.batches + 1, done.samples + len(batch.sample_ids), done.wait_s + waited)
         except BaseException:
             self._halt()
             raise
-        self._cursor = after
-        done = self._stats
-        self._stats = LoaderStats(done.batches + 1, done.samples + len(batch.sample_ids), done.wait_s + waited)
+        # Last, and without a call: whoever is interrupted before it has not got the batch, and reads it again.
+        self._stats, self._cursor = stats, after
         return batch
 
     def state_dict(self) -> dict[str, Any]:

@@ -35,7 +35,9 @@ class Prefetcher(Generic[Item, Cursor]):
         self._items: deque[Item] = deque()
         self._error: BaseException | None = None
         self._stop = False
-        self._changed = threading.Condition()
+        # Taken by itself: a signal's handler can come between a condition and its lock, which then stays locked.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._thread = threading.Thread(target=self._run, args=(cursor,), name="fs3-loader", daemon=True)
         self._thread.start()
 
@@ -50,7 +52,7 @@ class Prefetcher(Generic[Item, Cursor]):
         Raises: what `fetch` raised, once the items before it are taken; the prefetcher has then ended. Invalid: it was
         stopped meanwhile.
         """
-        with self._changed:
+        with self._lock:
             if self._items:
                 return self._pop(), 0.0
             since = time.perf_counter()
@@ -64,7 +66,7 @@ class Prefetcher(Generic[Item, Cursor]):
         """End the thread, after the fetch in progress if there is one, and wait until it has ended."""
         if self.pid != os.getpid():
             return
-        with self._changed:
+        with self._lock:
             self._stop = True
             self._items.clear()
             self._changed.notify_all()
@@ -79,7 +81,7 @@ class Prefetcher(Generic[Item, Cursor]):
 
     def _run(self, cursor: Cursor) -> None:
         while True:
-            with self._changed:
+            with self._lock:
                 while len(self._items) >= self._low_water and not self._stop:
                     self._changed.wait()
                 if self._stop:
@@ -87,11 +89,11 @@ class Prefetcher(Generic[Item, Cursor]):
             try:
                 items, cursor = self._fetch(cursor)
             except BaseException as error:  # noqa: BLE001  (raised to the consumer, which alone can act on it)
-                with self._changed:
+                with self._lock:
                     self._error = error
                     self._changed.notify_all()
                 return
-            with self._changed:
+            with self._lock:
                 if self._stop:
                     return
                 self._items.extend(items)

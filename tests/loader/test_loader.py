@@ -15,7 +15,7 @@ import weakref
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain, islice
 from pathlib import Path
-from types import CodeType
+from types import CodeType, FrameType
 from typing import Any
 
 import numpy as np
@@ -264,6 +264,38 @@ def test_a_loader_that_was_interrupted_while_it_stopped_reads_on(make_dataset: M
     assert next(loader).sample_ids.tolist() == expected
     loader.close()
     gated.rm("/fs3-loader-gated", recursive=True)
+
+
+def test_ctrl_c_loses_no_batch_wherever_it_comes_in_next(tmp_path: Path, make_dataset: MakeDataset) -> None:
+    """It comes as `next` enters the first of the functions of Python that it calls, then the second, and so on."""
+    make_dataset(str(tmp_path / "c"), 30)
+    taken, calls = [], 0
+    with Loader(Dataset.open(str(tmp_path / "c")), global_batch=4) as loader:
+        for interrupted in range(1, 1000):
+            taken.append(next(loader))
+            calls = 0
+
+            def trace(frame: FrameType, event: str, argument: object, interrupted: int = interrupted) -> None:
+                nonlocal calls
+                calls += 1
+                if calls == interrupted:
+                    raise KeyboardInterrupt
+
+            before = sys.gettrace()
+            sys.settrace(trace)
+            try:
+                batch = next(loader)
+            except KeyboardInterrupt:
+                continue
+            finally:
+                sys.settrace(before)
+            taken.append(batch)
+            break
+        assert len(loader_threads()) == 1
+    assert calls > 3
+    ids = flat(batch.sample_ids.tolist() for batch in taken)
+    assert ids == stream(30, 0, 9)[: len(ids)]
+    assert [batch.index for batch in taken] == list(range(len(taken)))
 
 
 def test_closing_and_dropping_end_the_thread(tmp_path: Path, make_dataset: MakeDataset) -> None:
