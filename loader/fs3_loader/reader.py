@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from fs3 import usrbio
 from fs3.client.file import OpenFile
-from fs3.errors import Corrupt, Invalid, NotFound
+from fs3.errors import Corrupt, Fs3Error, Invalid, NotFound
 from fs3.user import process_user
 from fs3.usrbio.reads import RingReads
-from fs3_loader.location import Location, as_fs3_error
+from fs3_loader.location import Location, as_fs3_error, one_line
 
 MAX_OPEN_FILES = 256
 
@@ -221,13 +221,14 @@ class FsspecReader:
         indexes = file_index.tolist()
         paths = [self._location.path(self._files[index]) for index in indexes]
         starts, ends = offsets.tolist(), (offsets + lengths).tolist()
-        parts = self._location.fs.cat_ranges(paths, starts, ends, on_error="return")
+        fs = self._location.fs
+        parts = self._location.call("", lambda: fs.cat_ranges(paths, starts, ends, on_error="return"))
         for index, start, end, part, at in zip(indexes, starts, ends, parts, out_offsets.tolist(), strict=True):
             name = self._location.show(self._files[index])
             if isinstance(part, OSError):
                 raise as_fs3_error(part, name)
-            if isinstance(part, Exception):
-                raise part
+            if isinstance(part, Exception):  # many a client of an object store has a tree of its own
+                raise Fs3Error(f"{name}: {one_line(part)}")
             if len(part) != end - start:
                 raise _short(name, start + len(part), self._sizes[index])
             out[at : at + len(part)] = part

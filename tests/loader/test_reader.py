@@ -10,10 +10,12 @@ import gc
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import numpy as np
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -111,6 +113,40 @@ def test_a_local_file_of_another_length_is_refused_whenever_it_is_read(tmp_path:
             with pytest.raises(Corrupt, match=f"a has 1024 bytes, its manifest says {size}"):
                 read(reader, [(0, 0, 24)])
         assert open_in(tmp_path) == []
+
+
+class HttpError(Exception):
+    """As clients of object stores have it: no OSError."""
+
+
+class Overloaded(MemoryFileSystem):
+    """Answers nothing, neither for one range nor for all."""
+
+    cachable = False
+
+    def __init__(self, error: Exception, *, for_all: bool) -> None:
+        super().__init__()
+        self.error, self.for_all = error, for_all
+
+    def cat_ranges(self, paths: list[str], *arguments: Any, **options: Any) -> Any:
+        if self.for_all:
+            raise self.error
+        return [self.error for _ in paths]
+
+
+@pytest.mark.parametrize(
+    ("error", "for_all", "said"),
+    [
+        (HttpError("503,\nslow down"), False, "store://b/a: 503, slow down"),
+        (OSError("timed out"), False, "store://b/a: timed out"),
+        (OSError("timed out"), True, "store://b: timed out"),
+    ],
+)
+def test_what_any_filesystem_raises_is_one_line_that_says_where(error: Exception, for_all: bool, said: str) -> None:
+    reader = open_reader(Location("store://b", Overloaded(error, for_all=for_all), "/b"), ["a"], [1024])
+    with pytest.raises(Fs3Error) as caught:
+        read(reader, [(0, 0, 24)])
+    assert str(caught.value) == said
 
 
 def test_a_local_file_that_shrinks_while_open_is_noticed(tmp_path: Path) -> None:
