@@ -47,7 +47,8 @@ def plan_tree(source: Place, target: Place, *, recursive: bool, failures: Failur
         if not recursive:
             failures.say(f"-r not specified; omitting directory '{source.text}'")
             return
-        if source.fs == target.fs and (target.path + "/").startswith(source.path.rstrip("/") + "/"):
+        inside_it = (target.path + "/").startswith(source.path.rstrip("/") + "/")
+        if inside_it and source.shares_filesystem(target):
             failures.say(f"cannot copy a directory, '{source.text}', into itself, '{target.text}'")
             return
         plan.directories.append(target)

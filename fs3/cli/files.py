@@ -79,7 +79,7 @@ def mv(sources: tuple[str, ...], destination: str) -> int:
     failures = Failures("mv")
     for source, target in _targets(sources, destination, failures):
         with failures.of("cannot move", source.text):
-            if source.fs == target.fs:
+            if source.shares_filesystem(target):
                 if source.is_local:
                     source.info()
                     source.fs.mv(source.path, target.path)

@@ -28,13 +28,13 @@ def ln(target: str, link: str, symbolic: bool) -> int:
             at = at.child(posixpath.basename(target.rstrip("/")))
         if not symbolic:
             source = place(target)
-            if source.fs != at.fs:
+            if not source.shares_filesystem(at):
                 raise Invalid(f"{target}: lies elsewhere, and a hard link cannot leave its filesystem")
             at.fs.link(source.path, at.path)
             return failures.exit_code()
         if "://" in target:
             source = place(target)
-            if source.fs != at.fs:
+            if not source.shares_filesystem(at):
                 raise Invalid(f"{target}: lies elsewhere, and a symlink in a cluster cannot lead out of it")
             target = source.path
         if at.is_local:

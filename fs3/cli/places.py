@@ -45,6 +45,14 @@ class Place:
     def child(self, name: str) -> Place:
         return Place(self.fs, f"{self.path.rstrip('/')}/{name}", f"{self.text.rstrip('/')}/{name}")
 
+    def shares_filesystem(self, other: Place) -> bool:
+        """Whether both lie in one filesystem: in one cluster, by whichever of its addresses each is named.
+
+        Raises: OSError.
+        """
+        clusters = self.fs.protocol == other.fs.protocol == "fs3"
+        return bool(self.fs == other.fs or (clusters and self.fs.fsid == other.fs.fsid))
+
     def info(self) -> dict[str, Any]:
         """Raises: OSError."""
         found: dict[str, Any] = self.fs.info(self.path)

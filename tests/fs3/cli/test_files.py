@@ -114,6 +114,19 @@ def test_mv(run: Run, at: str, tree: Path) -> None:
     assert run("mv", f"{at}/missing", f"{at}/x")[0] == 1
 
 
+def test_a_cluster_is_the_same_by_another_of_its_addresses(run: Run, at: str, fs: Any, home: str) -> None:
+    """It is renamed there: a copy over itself, or into itself, would be removed with the original."""
+    other = at.replace("127.0.0.1", "localhost")
+    fs.mkdir(f"{home}/d")
+    fs.pipe({f"{home}/f": b"1", f"{home}/d/f": b"2"})
+    before = fs.info(f"{home}/f")["ino"]
+    run("mv", f"{at}/f", f"{other}/f")
+    assert run("mv", f"{at}/d", f"{other}/d")[0] == 1 and run("cp", "-r", f"{at}/d", f"{other}/d")[0] == 1
+    assert fs.cat(home, recursive=True) == {f"{home}/f": b"1", f"{home}/d/f": b"2"}
+    assert run("mv", f"{at}/f", f"{other}/g") == (0, "", "") and fs.info(f"{home}/g")["ino"] == before
+    assert run("ln", f"{at}/g", f"{other}/h") == (0, "", "")
+
+
 def test_mkdir_chooses_the_layout(run: Run, at: str) -> None:
     options = ("--replicas", "2", "--chunk-size", "1MiB", "--durability", "os", "--stripe", "3")
     assert run("mkdir", *options, f"{at}/d") == (0, "", "")
