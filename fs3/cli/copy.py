@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from fs3.cli.places import Failures, Place
+from fs3.cli.places import Failures, Place, walk
 from fs3.client.trash import TRASH
 
 SMALL_BYTES = 256 << 10
@@ -35,7 +35,7 @@ class Plan:
 
 
 def plan_tree(source: Place, target: Place, *, recursive: bool, failures: Failures, plan: Plan) -> None:
-    """Add `source` to the plan, as exactly `target`. An operand that cannot be read is a failure, and left out.
+    """Add `source` to the plan, as exactly `target`. What cannot be read of it is a failure, and left out.
 
     The trash of a cluster does not go along when all of the cluster is copied; /.trash itself can be named.
     """
@@ -52,12 +52,8 @@ def plan_tree(source: Place, target: Place, *, recursive: bool, failures: Failur
             failures.say(f"cannot copy a directory, '{source.text}', into itself, '{target.text}'")
             return
         plan.directories.append(target)
-        base = source.path.rstrip("/")
-        whole = not base and not source.is_local
-        for path, entry in sorted(source.fs.find(base, withdirs=True, detail=True).items()):
-            inside = posixpath.relpath(path, base or "/")
-            if inside == "." or (whole and inside.partition("/")[0] == _TRASH):
-                continue
+        whole = source.path == "/" and not source.is_local
+        for inside, entry in walk(source, failures, without=_TRASH if whole else ""):
             if entry["type"] == "directory":
                 plan.directories.append(target.child(inside))
             elif entry["type"] == "file":

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fs3.cli import copy
-from fs3.cli.places import Failures, Place, check_trash, place
+from fs3.cli.places import Failures, Place, check_trash, place, walk
 from fs3.config import parse_bytes, parse_seconds
 from fs3.errors import Invalid
 from fs3.layout import Durability, LayoutChoice
@@ -310,17 +310,15 @@ def du(places: tuple[str, ...], summarize: bool, human_sizes: bool, in_bytes: bo
             elif summarize:
                 show(at.fs.du(at.path), text)
             else:
-                for name, count in _tree_sizes(at):
+                for name, count in _tree_sizes(at, failures):
                     show(count, name)
     return failures.exit_code()
 
 
-def _tree_sizes(at: Place) -> list[tuple[str, int]]:
+def _tree_sizes(at: Place, failures: Failures) -> list[tuple[str, int]]:
     """(directory as the user would write it, bytes below it), children before parents."""
-    base = at.path.rstrip("/")
     sizes = {".": 0}
-    for path, entry in at.fs.find(base, withdirs=True, detail=True).items():
-        inside = posixpath.relpath(path, base or "/")
+    for inside, entry in walk(at, failures):
         if entry["type"] == "directory":
             sizes.setdefault(inside, 0)
             continue

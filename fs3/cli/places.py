@@ -113,6 +113,25 @@ class Failures:
         return code if self.count else 0
 
 
+def walk(top: Place, failures: Failures, *, without: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """What is below a directory, each as its path within it and what `info` tells; directories come before their own.
+
+    A directory that cannot be read is a failure. Of its own entries `top` gives all but `without`.
+    """
+    waiting = [""]
+    while waiting:
+        inside = waiting.pop()
+        at = top.child(inside) if inside else top
+        found: dict[str, dict[str, Any]] = {}
+        with failures.of("cannot read directory", at.text):
+            for entry in at.fs.ls(at.path, detail=True):
+                name = entry["name"].rstrip("/").rpartition("/")[2]
+                if entry["name"].rstrip("/") != at.path.rstrip("/") and (inside or name != without):
+                    found[f"{inside}/{name}" if inside else name] = entry
+        yield from sorted(found.items())
+        waiting += [name for name in sorted(found, reverse=True) if found[name]["type"] == "directory"]
+
+
 def reason(error: OSError) -> str:
     """Why, in words; the system's own for plain errors of local files."""
     return error.strerror or str(error) or type(error).__name__

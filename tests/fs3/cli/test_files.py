@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fsspec.config import conf
 
 from fs3.cli import main as entry
 from fs3.cli.files import human
@@ -125,6 +126,25 @@ def test_a_cluster_is_the_same_by_another_of_its_addresses(run: Run, at: str, fs
     assert fs.cat(home, recursive=True) == {f"{home}/f": b"1", f"{home}/d/f": b"2"}
     assert run("mv", f"{at}/f", f"{other}/g") == (0, "", "") and fs.info(f"{home}/g")["ino"] == before
     assert run("ln", f"{at}/g", f"{other}/h") == (0, "", "")
+
+
+def test_a_directory_that_cannot_be_read_is_told_and_stays(
+    run: Run, at: str, fs: Any, home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fs.makedirs(f"{home}/d/shut/deep")
+    fs.pipe({f"{home}/d/f": b"1", f"{home}/d/shut/g": b"2", f"{home}/d/shut/deep/h": b"3"})
+    for name in ("", "/d", "/d/shut", "/d/shut/deep"):
+        fs.chown(home + name, uid=2000)
+    fs.chmod(f"{home}/d/shut", 0o300)  # its owner may remove what is in it, and cannot see it
+    monkeypatch.setitem(conf, "fs3", {"user": "2000:2000"})
+    told = f"cannot read directory '{at}/d/shut': "
+    for command in (("cp", "-r", f"{at}/d"), ("mv", f"{at}/d")):
+        code, _, err = run(*command, str(tmp_path / command[0]))
+        assert (code, err.count("\n")) == (1, 1) and told in err
+        assert contents(tmp_path / command[0]) == {"f": b"1", "shut": None}
+    code, out, err = run("du", "-b", f"{at}/d")
+    assert (code, out) == (1, f"0\t{at}/d/shut\n1\t{at}/d\n") and told in err
+    assert fs.cat(f"{home}/d", recursive=True).keys() == {f"{home}/d/{name}" for name in ("f", "shut/g", "shut/deep/h")}
 
 
 def test_mkdir_chooses_the_layout(run: Run, at: str) -> None:
