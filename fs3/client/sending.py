@@ -98,6 +98,17 @@ class Window:
         except Fs3Error as error:
             raise self.fail(error) from error
 
+    @contextlib.contextmanager
+    def unbroken(self) -> Iterator[None]:
+        """Around what takes bytes: if it was interrupted, some of them are nowhere, and every later call raises."""
+        try:
+            yield
+        except Fs3Error:
+            raise
+        except BaseException as error:
+            self.fail(Fs3Error(f"a write was interrupted ({type(error).__name__}), and a part of it may be missing"))
+            raise
+
     def fail(self, error: Fs3Error) -> Fs3Error:
         """Note an error, so that every later call raises the first; the error, with the file's path."""
         named = type(error)(f"{self._path}: {error}")

@@ -36,7 +36,7 @@ _LEAST_S = 0.001  # for meta to answer, when there is no time left
 
 
 class FileUpdater:
-    """A file being written in place; for one thread at a time. After an error only `abandon` is left to do.
+    """A file being written in place; for one thread at a time. After an error, or an interrupt, only `abandon` is left.
 
     As a context manager it closes at the end of the block, or abandons if the block raised. In a forked child it
     cannot be written or closed (Invalid), and what becomes of it there is nothing to the parent's.
@@ -103,23 +103,8 @@ class FileUpdater:
         view = memoryview(data).cast("B")
         self._check(offset)
         self._check(offset + len(view))
-        if len(view):
-            if offset > self._length:
-                self._grow(offset)
-            self._dirty = True
-        taken, size = 0, self.layout.chunk_bytes
-        while taken < len(view):
-            index, at = divmod(offset + taken, size)
-            if self._buffer is not None and not (index == self._chunk and self._begin <= at <= self._end):
-                self._flush()
-            if self._buffer is None and not at and len(view) - taken >= DIRECT_CHUNKS * size:
-                taken += self._write_whole(index, view[taken:])
-                continue
-            taken += self._keep(index, at, view[taken:])
-            if self._end == size:
-                self._flush()
-        self._note_durable()
-        return taken
+        with self._window.unbroken():
+            return self._take(offset, view)
 
     def write_batch(self, offsets: I64, datas: Sequence[memoryview]) -> list[Fs3Error | None]:
         """Write all of `datas[i]`, bytes, at `offsets[i]`, for all i; what befell each: [n].
@@ -160,28 +145,30 @@ class FileUpdater:
         """Make the file `length` bytes long, with zeros where it grows; readers see it at once. Raises: as `write`."""
         self._check(length)
         self.flush()
-        if length > self._length:
-            self._grow(length)
-            self.sync()
-        elif length < self._length:
-            with self._window.remember():
-                if length % self.layout.chunk_bytes:
-                    self._presence.require([length // self.layout.chunk_bytes], self._deadline_s)
-            self._length = length
-            self._written = Written(length, self._written.epoch + 1)
-            self._dirty = True
-            self.sync()
-            with self._window.remember():
-                self._remove_beyond()
-        else:
-            self.sync()
+        with self._window.unbroken():
+            if length > self._length:
+                self._grow(length)
+                self.sync()
+            elif length < self._length:
+                with self._window.remember():
+                    if length % self.layout.chunk_bytes:
+                        self._presence.require([length // self.layout.chunk_bytes], self._deadline_s)
+                self._length = length
+                self._written = Written(length, self._written.epoch + 1)
+                self._dirty = True
+                self.sync()
+                with self._window.remember():
+                    self._remove_beyond()
+            else:
+                self.sync()
 
     def flush(self) -> None:
         """Wait until all that was written is acknowledged. Raises: as `write`."""
         self._check(0)
-        if self._buffer is not None:
-            self._flush()
-        self._window.settle()
+        with self._window.unbroken():
+            if self._buffer is not None:
+                self._flush()
+            self._window.settle()
         self._written = self._written._replace(length=self._length)
 
     def sync(self) -> Inode:
@@ -287,6 +274,26 @@ class FileUpdater:
         if not any(errors):
             self._length = max(self._length, some[-1].end)
         return errors
+
+    def _take(self, offset: int, view: memoryview) -> int:
+        """Copy what is not sent from where it lies, and send what cannot stay in the buffer; how many bytes."""
+        if len(view):
+            if offset > self._length:
+                self._grow(offset)
+            self._dirty = True
+        taken, size = 0, self.layout.chunk_bytes
+        while taken < len(view):
+            index, at = divmod(offset + taken, size)
+            if self._buffer is not None and not (index == self._chunk and self._begin <= at <= self._end):
+                self._flush()
+            if self._buffer is None and not at and len(view) - taken >= DIRECT_CHUNKS * size:
+                taken += self._write_whole(index, view[taken:])
+                continue
+            taken += self._keep(index, at, view[taken:])
+            if self._end == size:
+                self._flush()
+        self._note_durable()
+        return taken
 
     def _keep(self, index: int, at: int, data: memoryview) -> int:
         """Copy into the buffer what fits; how many bytes."""

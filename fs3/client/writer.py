@@ -26,7 +26,7 @@ ABANDON_S = 5.0
 
 
 class FileWriter:
-    """A file being written; for one thread at a time. After an error only `abandon` is left to do.
+    """A file being written; for one thread at a time. After an error, or an interrupt, only `abandon` is left to do.
 
     As a context manager it publishes at the end of the block, or abandons if the block raised. In a forked child it
     cannot be written or closed (Invalid), and what becomes of it there is nothing to the parent's.
@@ -74,24 +74,8 @@ class FileWriter:
         """
         self._check_open()
         view = memoryview(data).cast("B")
-        taken, size = 0, self.layout.chunk_bytes
-        while taken < len(view):
-            if self._filling is None and len(view) - taken >= DIRECT_CHUNKS * size:
-                whole = (len(view) - taken) // size * size
-                for at in range(taken, taken + whole, size):
-                    self._send(view[at : at + size], None)
-                self._window.settle()
-                taken += whole
-                continue
-            if self._filling is None:
-                self._filling = self._pool.take()
-            part = min(size - self._filled, len(view) - taken)
-            self._filling[self._filled : self._filled + part] = view[taken : taken + part]
-            self._filled += part
-            taken += part
-            if self._filled == size:
-                self._flush()
-        return taken
+        with self._window.unbroken():
+            return self._take(view)
 
     def close(self) -> Inode:
         """Wait until every chunk is acknowledged, and publish the file; any number of times.
@@ -117,9 +101,10 @@ class FileWriter:
         """
         self._check_open()
         length = self.length
-        if self._filled:
-            self._flush()
-        self._window.settle()
+        with self._window.unbroken():
+            if self._filled:
+                self._flush()
+            self._window.settle()
         return Publish(self.inode_id, self.path, length, self._replace)
 
     def published(self, inode: Inode) -> None:
@@ -158,6 +143,27 @@ class FileWriter:
         if self._ended:
             raise Invalid(f"{self.path}: the writer is closed")
         self._renewal.check_new(self.inode_id, self.path)
+
+    def _take(self, view: memoryview) -> int:
+        """Copy into chunks what is not sent from where it lies; how many bytes."""
+        taken, size = 0, self.layout.chunk_bytes
+        while taken < len(view):
+            if self._filling is None and len(view) - taken >= DIRECT_CHUNKS * size:
+                whole = (len(view) - taken) // size * size
+                for at in range(taken, taken + whole, size):
+                    self._send(view[at : at + size], None)
+                self._window.settle()
+                taken += whole
+                continue
+            if self._filling is None:
+                self._filling = self._pool.take()
+            part = min(size - self._filled, len(view) - taken)
+            self._filling[self._filled : self._filled + part] = view[taken : taken + part]
+            self._filled += part
+            taken += part
+            if self._filled == size:
+                self._flush()
+        return taken
 
     def _end(self) -> None:
         self._ended = True

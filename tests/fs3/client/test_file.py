@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import random
 import signal
+import sys
 import threading
+import traceback
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -16,7 +19,7 @@ from fs3.client.file import FileClient
 from fs3.client.renewal import Renewal
 from fs3.client.sending import WINDOW
 from fs3.client.storage import StorageClient
-from fs3.errors import Corrupt, Exists, Invalid, IsADirectory, NoSpace, NotFound, SessionEnded
+from fs3.errors import Corrupt, Exists, Fs3Error, Invalid, IsADirectory, NoSpace, NotFound, SessionEnded
 from fs3.ids import InodeId
 from fs3.inode import Inode, InodeType
 
@@ -30,6 +33,14 @@ def files(cluster, meta):
     yield made
     made.close()
     storage.close()
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """As in a terminal: what a shell starts in the background ignores SIGINT, and so do the processes it starts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def noise(size: int, seed: int = 0) -> bytes:
@@ -215,6 +226,34 @@ def test_a_chunk_that_cannot_be_written_fails_the_writer(files, meta, cluster, p
         writer.close()
     writer.abandon()
     assert not meta.files and not meta.unpublished
+
+
+@pytest.mark.parametrize("piece", [1, 4 * CHUNK])
+def test_a_writer_that_was_interrupted_publishes_nothing(files, meta, cluster, interruptible, piece: int) -> None:
+    """The chunk that it held in its hands is not sent, and what comes after it must not take its place."""
+    for server in cluster.servers:
+        server.goes_on.clear()
+    writer = files.create_writer("/f")
+    for size in (*[CHUNK] * WINDOW, CHUNK - 1):
+        writer.write(noise(size))
+
+    def watch() -> None:
+        """Until the writer waits for room."""
+        writing = threading.main_thread().ident or 0
+        while "_settle_some" not in [one.name for one in traceback.extract_stack(sys._current_frames()[writing])]:
+            pass
+        signal.pthread_kill(writing, signal.SIGINT)
+
+    threading.Thread(target=watch).start()
+    with pytest.raises(KeyboardInterrupt):
+        writer.write(noise(piece))
+    for server in cluster.servers:
+        server.goes_on.set()
+    for call in (lambda: writer.write(noise(piece)), writer.close):
+        with pytest.raises(Fs3Error, match=r"^/f: a write was interrupted \(KeyboardInterrupt\)"):
+            call()
+    writer.abandon()
+    assert meta.calls["publish"] == 0
 
 
 @pytest.mark.parametrize("piece", [100, CHUNK, 100 * CHUNK])
