@@ -43,6 +43,8 @@ class Sending:
             return self._threads.submit(self._write, update)
 
     def _write(self, update: ChunkUpdate) -> None:
+        if self._closed:
+            raise Invalid("the client is closed")
         self.storage.write([update])
 
     def pool(self, chunk_bytes: int) -> BufferPool:
@@ -58,7 +60,7 @@ class Sending:
             self._closed = True
             threads, self._threads = self._threads, None
         if threads is not None:
-            threads.shutdown(wait=False, cancel_futures=True)
+            threads.shutdown(wait=False)  # which hands out the rest: nobody could wait for what it cancels
 
 
 class Window:
@@ -122,7 +124,9 @@ class Window:
         """
         while len(self._under_way) >= WINDOW or any(chunk == update.lo for chunk, _ in self._under_way.values()):
             self._settle_some()
-        self._under_way[self._sending.submit(update)] = update.lo, buffer
+        with self.remember():
+            future = self._sending.submit(update)
+        self._under_way[future] = update.lo, buffer
 
     def settle(self) -> None:
         """Wait for all. Raises: the first failure, once none of them runs any more."""

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from fs3.client.file import FileClient
 from fs3.client.renewal import Renewal
-from fs3.client.sending import WINDOW
+from fs3.client.sending import THREADS, WINDOW
 from fs3.client.storage import StorageClient
 from fs3.errors import Corrupt, Exists, Fs3Error, Invalid, IsADirectory, NoSpace, NotFound, SessionEnded
 from fs3.ids import InodeId
@@ -254,6 +254,23 @@ def test_a_writer_that_was_interrupted_publishes_nothing(files, meta, cluster, i
             call()
     writer.abandon()
     assert meta.calls["publish"] == 0
+
+
+def test_a_writer_whose_client_is_closed_publishes_nothing(files, meta, cluster) -> None:
+    for server in cluster.servers:
+        server.goes_on.clear()
+    writers = [files.create_writer(f"/{number}") for number in range(THREADS // WINDOW + 1)]
+    for writer in writers * WINDOW:
+        writer.write(noise(CHUNK))
+    files.close()
+    for server in cluster.servers:
+        server.goes_on.set()
+    for call in (writers[-1].close, lambda: writers[-1].write(noise(CHUNK)), writers[-1].close):
+        with pytest.raises(Invalid, match=r"^/2: the client is closed"):
+            call()
+    assert meta.calls["publish"] == 0
+    for writer in writers:
+        writer.abandon()
 
 
 @pytest.mark.parametrize("piece", [100, CHUNK, 100 * CHUNK])
