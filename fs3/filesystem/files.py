@@ -16,6 +16,7 @@ import numpy as np
 from fs3.client.file import FileClient, OpenFile
 from fs3.client.writer import FileWriter
 from fs3.errors import Fs3Error, to_os_error
+from fs3.filesystem.os_errors import os_errors
 from fs3.inode import Inode
 
 READ_AHEAD_BYTES = 1 << 20
@@ -164,10 +165,11 @@ class WriteFile(io.BufferedIOBase):
             return
         self._settled = True
         try:
-            self._writer.close()
-        except Fs3Error as error:
+            with os_errors(self.path):
+                self._writer.close()
+        except BaseException:  # an interrupt, too: nobody would end the session
             self._writer.abandon()
-            raise to_os_error(error, self.path) from error
+            raise
         finally:
             self.fs.invalidate_cache(self.path)
 

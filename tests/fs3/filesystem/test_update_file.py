@@ -7,9 +7,6 @@ import io
 import os
 import random
 import signal
-import sys
-import threading
-import traceback
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +15,6 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from fs3.client.sending import WINDOW
 from fs3.ids import file_chunk
 from fs3.layout import LayoutChoice
 
@@ -235,39 +231,6 @@ def test_of_two_that_begin_the_same_file_neither_loses_what_it_wrote(
     assert contents(fs, f"{small}/other") == b"theirs\nours\n"
     fs.touch(f"{small}/touched", truncate=False)
     assert contents(fs, f"{small}/touched") == b"theirs\n"
-
-
-def test_a_file_whose_update_was_interrupted_has_what_it_had(
-    fs: Any, small: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It is not told to have the bytes that nobody has sent."""
-    path = f"{small}/log"
-    fs.pipe_file(path, noise(1, 100))
-    goes_on, write = threading.Event(), fs.client.storage.write
-    monkeypatch.setattr(fs.client.storage, "write", lambda *args, **more: goes_on.wait() and write(*args, **more))
-    file = fs.open(path, "ab")
-    for number in range(WINDOW):
-        file.write(noise(number, CHUNK))
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    def watch() -> None:
-        """Until it waits for room."""
-        writing = threading.main_thread().ident or 0
-        while "_settle_some" not in [one.name for one in traceback.extract_stack(sys._current_frames()[writing])]:
-            pass
-        signal.pthread_kill(writing, signal.SIGINT)
-
-    threading.Thread(target=watch).start()
-    with pytest.raises(KeyboardInterrupt):
-        file.flush()
-    signal.signal(signal.SIGINT, before)
-    goes_on.set()
-    with pytest.raises(OSError, match="a write was interrupted"):
-        file.close()
-    assert contents(fs, path) == noise(1, 100)
-    with fs.open(path, "ab") as again:
-        again.write(b"more")
-    assert contents(fs, path) == noise(1, 100) + b"more"
 
 
 def test_a_file_removed_while_it_is_written_can_be_written_on(fs: Any, small: str) -> None:
