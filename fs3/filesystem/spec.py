@@ -307,13 +307,14 @@ class Fs3FileSystem(TreeFace, TrashFace, PosixFace, WrappedFace, AsyncFace):
     def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **_: Any) -> None:
         self._write_files({self._strip_protocol(path): value}, replace=mode != "create")
 
-    def pipe(self, path: Any, value: bytes | None = None, **options: Any) -> None:
-        """Many small files in one batch; all of them appear at once."""
+    def pipe(self, path: Any, value: bytes | None = None, mode: str = "overwrite", **_: Any) -> None:
+        """Many small files in one batch; all of them appear at once, with mode "create" over none that is there."""
         if isinstance(path, str):
             assert value is not None
-            self.pipe_file(path, value, **options)
+            self.pipe_file(path, value, mode=mode)
         else:
-            self._write_files({self._strip_protocol(name): data for name, data in path.items()}, replace=True)
+            files = {self._strip_protocol(name): data for name, data in path.items()}
+            self._write_files(files, replace=mode != "create")
 
     def cp_file(self, path1: str, path2: str, **_: Any) -> None:
         """Copy within the cluster, through this client."""

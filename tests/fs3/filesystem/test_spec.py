@@ -193,6 +193,10 @@ def test_exclusive_creation(fs: Any, home: str) -> None:
     with pytest.raises(FileExistsError), fs.open(f"{home}/f", "xb") as file:
         file.write(b"second")
     assert fs.cat_file(f"{home}/f") == b"first"
+    for at_once in ({f"{home}/f": b"second"}, {f"{home}/e": b"new", f"{home}/f": b"second"}):
+        with pytest.raises(FileExistsError):
+            fs.pipe(at_once, mode="create")
+    assert fs.cat_file(f"{home}/f") == b"first" and not fs.exists(f"{home}/e")
     late = fs.open(f"{home}/g", "xb")
     fs.pipe_file(f"{home}/g", b"meanwhile")
     with pytest.raises(FileExistsError):
