@@ -83,6 +83,8 @@ class UpdateFile(io.BufferedIOBase):
     def write(self, data: bytes | bytearray | memoryview) -> int:  # type: ignore[override]
         """Take all of `data`; a gap before it becomes zeros. Blocks while too many chunks are under way."""
         self._check_open()
+        if self.mode == "ab":
+            self._at = self._updater.length  # where the end is now: it may have been made shorter
         with os_errors(self.path):
             count = self._updater.write(self._at, data)
         self._at += count

@@ -151,6 +151,21 @@ def test_appending_writes_only_what_is_new(fs: Any, small: str, piece: int) -> N
     assert contents(fs, path) == noise(1, 3 * CHUNK // 2) + b"".join(noise(number, piece) for number in range(3))
 
 
+@pytest.mark.parametrize("length", [0, 3, 10, CHUNK + 5])
+def test_what_is_appended_goes_to_the_end_also_of_what_was_cut(
+    fs: Any, small: str, tmp_path: Path, length: int
+) -> None:
+    path, local = f"{small}/log", tmp_path / "log"
+    fs.pipe_file(path, b"0123456789")
+    local.write_bytes(b"0123456789")
+    for file in (fs.open(path, "ab"), local.open("ab")):
+        with file:
+            file.truncate(length)
+            file.write(b"and")
+            file.write(b" more")
+    assert contents(fs, path) == local.read_bytes()
+
+
 def test_readers_see_a_file_grow_while_it_is_written(fs: Any, small: str) -> None:
     """With each renewal of its session: a log of hours is not invisible until its writer ends."""
     path = f"{small}/log"
