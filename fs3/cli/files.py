@@ -46,12 +46,16 @@ def _targets(sources: tuple[str, ...], destination: str, failures: Failures) -> 
         if kind is None and target.says_directory and place(sources[0]).kind() == "file":
             failures.say(f"cannot create '{destination}': no such directory")
             return []
-        pairs = []
+        pairs: dict[str, tuple[Place, Place]] = {}
         for text in sources:
             with failures.of("cannot access", text):
                 source = place(text)
-                pairs.append((source, target.child(source.name) if kind == "directory" else target))
-        return pairs
+                at = target.child(source.name) if kind == "directory" else target
+                if at.path in pairs:
+                    failures.say(f"will not overwrite just-created '{at.text}' with '{text}'")
+                    continue
+                pairs[at.path] = source, at
+        return list(pairs.values())
     return []
 
 

@@ -147,6 +147,22 @@ def test_a_directory_that_cannot_be_read_is_told_and_stays(
     assert fs.cat(f"{home}/d", recursive=True).keys() == {f"{home}/d/{name}" for name in ("f", "shut/g", "shut/deep/h")}
 
 
+def test_of_two_of_one_name_the_second_stays_where_it_is(run: Run, at: str, fs: Any, home: str) -> None:
+    fs.makedirs(f"{home}/into")
+    fs.pipe({f"{home}/a": b"1"})
+    for name in ("b", "c"):
+        fs.mkdir(f"{home}/{name}")
+        fs.pipe_file(f"{home}/{name}/x", name.encode())
+    for command in ("cp", "mv"):
+        code, _, err = run(command, f"{at}/a", f"{at}/b/x", f"{at}/c/x", f"{at}/into")
+        assert (code, err) == (
+            1,
+            f"fs3 {command}: will not overwrite just-created '{at}/into/x' with '{at}/c/x'\n",
+        )
+        assert fs.cat(f"{home}/into", recursive=True) == {f"{home}/into/a": b"1", f"{home}/into/x": b"b"}
+    assert fs.cat_file(f"{home}/c/x") == b"c" and not fs.exists(f"{home}/b/x")
+
+
 def test_mkdir_chooses_the_layout(run: Run, at: str) -> None:
     options = ("--replicas", "2", "--chunk-size", "1MiB", "--durability", "os", "--stripe", "3")
     assert run("mkdir", *options, f"{at}/d") == (0, "", "")
