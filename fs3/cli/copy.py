@@ -2,13 +2,15 @@
 
 A copy is planned first (what goes where, how many bytes), so that the progress bar knows its end. Small files travel in
 batches: a cluster reads and creates them many at a time. A local file is written under a temporary name and moved into
-place, a cluster's file gets its name when it is whole, so an interrupted copy leaves no file that looks complete.
+place (a device or a pipe is written itself), a cluster's file gets its name when it is whole, so an interrupted copy
+leaves no file that looks complete.
 """
 
 from __future__ import annotations
 
 import os
 import posixpath
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -174,24 +176,36 @@ def _pump(reader: object, writer: object, advance: Callable[[int], None]) -> Non
 
 
 class _local_target:  # noqa: N801 - a context manager, named as one reads
-    """A temporary file beside `path` that takes its place when the block ends well, and goes when it does not."""
+    """A temporary file beside `path` that takes its place when the block ends well, and goes when it does not.
+
+    What the file was allowed stays; of a symlink, what it leads to is replaced. What is no regular file, such as a
+    device or a pipe, is itself what is to be written.
+    """
 
     def __init__(self, path: str) -> None:
         self.path = path
 
     def __enter__(self) -> str:
-        if os.path.isdir(self.path):
+        before = os.stat(self.path).st_mode if os.path.exists(self.path) else None
+        if before is not None and stat.S_ISDIR(before):
             raise IsADirectoryError(21, "Is a directory", self.path)
+        self.temporary = ""
+        if before is not None and not stat.S_ISREG(before):
+            return self.path
+        self.mode = None if before is None else stat.S_IMODE(before)
+        self.path = os.path.realpath(self.path)
         folder, name = os.path.split(self.path)
         handle, self.temporary = tempfile.mkstemp(prefix=f".{name[:100]}.", suffix=".fs3-partial", dir=folder)
         os.close(handle)
         return self.temporary
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if not self.temporary:
+            return
         if kind is not None:
             os.unlink(self.temporary)
             return
         umask = os.umask(0)
         os.umask(umask)
-        os.chmod(self.temporary, 0o666 & ~umask)
+        os.chmod(self.temporary, 0o666 & ~umask if self.mode is None else self.mode)
         os.replace(self.temporary, self.path)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import random
+import stat
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +69,30 @@ def test_a_failed_copy_leaves_nothing_half_written(run: Run, at: str, tree: Path
     code, _, err = run("cp", f"{at}/f", f"{at}/no/such")
     assert code == 1 and "no such directory; make it first" in err
     assert run("cp", "-r", f"{at}", f"{at}/inside")[0] == 1
+
+
+@pytest.mark.parametrize("length", [5, 600_000])
+def test_what_stands_at_a_local_target_keeps_its_kind(
+    run: Run, at: str, fs: Any, home: str, tmp_path: Path, length: int
+) -> None:
+    """A device is no file to be replaced, a symlink goes on to lead somewhere, what nobody may read stays so."""
+    data = random.Random(2).randbytes(length)
+    fs.pipe({f"{home}/link": data, f"{home}/private": data})
+    fs.pipe_file(f"{home}/f", data)
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "real").write_bytes(b"old")
+    (tmp_path / "link").symlink_to("there/real")
+    (tmp_path / "private").write_bytes(b"old")
+    (tmp_path / "private").chmod(0o600)
+    with ThreadPoolExecutor(1) as reader:
+        got = reader.submit((tmp_path / "pipe").read_bytes)
+        assert run("cp", f"{at}/f", str(tmp_path / "pipe")) == (0, "", "")
+        assert got.result() == data and stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+    assert run("cp", f"{at}/link", f"{at}/private", str(tmp_path)) == (0, "", "")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "there" / "real").read_bytes() == data
+    assert (tmp_path / "private").read_bytes() == data and (tmp_path / "private").stat().st_mode & 0o777 == 0o600
+    assert os.listdir(tmp_path / "there") == ["real"]
 
 
 def test_cat(run: Run, at: str, tree: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
