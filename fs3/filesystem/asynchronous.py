@@ -9,6 +9,7 @@ counterpart does. The sync methods have nothing to do with an event loop.
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable
 from typing import Any, ClassVar
 
@@ -132,29 +133,34 @@ class AsyncFace(AsyncFileSystem):  # type: ignore[misc]
 
 
 class AsyncFile:
-    """A file of the filesystem with coroutines for methods."""
+    """A file of the filesystem with coroutines for methods.
+
+    One that is cancelled goes on in its thread, and the next of the same file begins when that has ended: of a read the
+    position has moved then, of a write an unknown part is taken, so that the file is to be left by an exception.
+    """
 
     def __init__(self, file: Any) -> None:
         self._file = file
+        self._turn = threading.Lock()
 
     async def __aenter__(self) -> AsyncFile:
         return self
 
     async def __aexit__(self, *error: Any) -> None:
-        await in_thread(self._file.__exit__, *error)
+        await self._do(self._file.__exit__, *error)
 
     @property
     def size(self) -> int:
         return int(self._file.size)
 
     async def read(self, size: int = -1) -> bytes:
-        return bytes(await in_thread(self._file.read, size))
+        return bytes(await self._do(self._file.read, size))
 
     async def readinto(self, buffer: bytearray | memoryview) -> int:
-        return int(await in_thread(self._file.readinto, buffer))
+        return int(await self._do(self._file.readinto, buffer))
 
     async def write(self, data: bytes | bytearray | memoryview) -> int:
-        return int(await in_thread(self._file.write, data))
+        return int(await self._do(self._file.write, data))
 
     async def seek(self, offset: int, whence: int = 0) -> int:
         return int(self._file.seek(offset, whence))
@@ -163,4 +169,11 @@ class AsyncFile:
         return int(self._file.tell())
 
     async def close(self) -> None:
-        await in_thread(self._file.close)
+        await self._do(self._file.close)
+
+    async def _do(self, call: Callable[..., Any], *args: Any) -> Any:
+        return await in_thread(self._in_turn, call, *args)
+
+    def _in_turn(self, call: Callable[..., Any], *args: Any) -> Any:
+        with self._turn:
+            return call(*args)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ import fsspec
 import pytest
 from fsspec.asyn import sync
 
+from fs3.filesystem.asynchronous import AsyncFile
 from fs3.filesystem.spec import Fs3FileSystem
 
 
@@ -193,3 +195,40 @@ def test_it_works_in_a_child(afs: Any, home: str, method: str) -> None:
     child.start()
     assert answers.get(timeout=60) == b"111"
     child.join(30)
+
+
+class Slow:
+    """A file whose writes wait for whoever leaves it meanwhile, for a moment."""
+
+    def __init__(self) -> None:
+        self.writing, self.left = threading.Event(), threading.Event()
+        self.order: list[str] = []
+
+    def write(self, data: bytes) -> int:
+        self.writing.set()
+        self.left.wait(0.2)
+        self.order.append("written")
+        return len(data)
+
+    def __exit__(self, *error: object) -> None:
+        self.left.set()
+        self.order.append("left")
+
+
+def test_a_call_that_was_cancelled_ends_before_the_next_of_its_file() -> None:
+    """A writer is for one thread at a time: chunks sent after it was given up are nobody's."""
+    slow = Slow()
+
+    async def write() -> None:
+        async with AsyncFile(slow) as file:
+            await file.write(b"half")
+
+    async def body() -> None:
+        task = asyncio.create_task(write())
+        await asyncio.to_thread(slow.writing.wait)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(body())
+    assert slow.order == ["written", "left"]
