@@ -20,6 +20,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from fs3.cli.places import Failures, Place, walk
 from fs3.client.trash import TRASH
+from fs3.errors import Unavailable
 
 SMALL_BYTES = 256 << 10
 BATCH_FILES = 256
@@ -135,26 +136,42 @@ def _batches(files: list[tuple[Place, Place, int]]) -> Iterator[list[tuple[Place
 
 
 def _copy_small(batch: list[tuple[Place, Place, int]], failures: Failures) -> None:
-    """Copy many small files in one read and one write; those that cannot be read fail alone."""
-    source_fs, target_fs = batch[0][0].fs, batch[0][1].fs
-    found = source_fs.cat([source.path for source, _, _ in batch], on_error="return")
-    good: dict[str, bytes] = {}
-    for source, target, _ in batch:
-        data = found[source.path]
-        if isinstance(data, bytes):
-            good[target.path] = data
-        else:
-            with failures.of("cannot read", source.text):
+    """Copy many small files in one read and one write; those that cannot be read or written fail alone."""
+    source_fs = batch[0][0].fs
+    found = source_fs.cat_ranges([source.path for source, _, _ in batch], None, None, on_error="return")
+    good: list[tuple[Place, Place, bytes]] = []
+    for (source, target, _), data in zip(batch, found, strict=True):
+        with failures.of("cannot read", source.text):
+            if isinstance(data, Exception):
                 raise data
-    if not good:
-        return
-    with failures.of(f"cannot write {len(good)} files to", batch[0][1].text.rpartition("/")[0]):
-        if batch[0][1].is_local:
-            for path, data in good.items():
-                with _local_target(path) as temporary, open(temporary, "wb") as out:
-                    out.write(data)
-        else:
-            target_fs.pipe(good)
+            good.append((source, target, data))
+    if good and not _written_together(good, failures):
+        for source, target, data in good:
+            with failures.of("cannot copy", f"{source.text}' to '{target.text}"):
+                _write_small(target, data)
+
+
+def _written_together(files: list[tuple[Place, Place, bytes]], failures: Failures) -> bool:
+    """Whether they need not be written one by one: all are written, or none can be."""
+    target = files[0][1]
+    if target.is_local:
+        return False
+    with failures.of(f"cannot write {len(files)} files to", target.text.rpartition("/")[0]):
+        try:
+            target.fs.pipe({target.path: data for _, target, data in files})
+        except OSError as error:
+            if error.errno != Unavailable.errno:
+                return False  # one of them is the reason
+            raise
+    return True
+
+
+def _write_small(target: Place, data: bytes) -> None:
+    if target.is_local:
+        with _local_target(target.path) as temporary, open(temporary, "wb") as out:
+            out.write(data)
+    else:
+        target.fs.pipe_file(target.path, data)
 
 
 def copy_file(source: Place, target: Place, advance: Callable[[int], None]) -> None:

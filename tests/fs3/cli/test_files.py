@@ -61,6 +61,23 @@ def test_an_operand_that_fails_does_not_stop_the_others(run: Run, at: str, tree:
     assert run("ls", at)[1] == "a.txt\nempty\n"
 
 
+def test_small_files_fail_alone_and_no_name_is_a_pattern(run: Run, at: str, fs: Any, home: str, tmp_path: Path) -> None:
+    names = ("a", "b**", "c", "[d", "e*")
+    for name in names:
+        (tmp_path / "small" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "small" / name).write_text(name)
+    fs.makedirs(f"{home}/small/c")
+    (tmp_path / "back" / "small" / "a").mkdir(parents=True)
+    code, _, err = run("cp", "-r", str(tmp_path / "small"), at)
+    assert (code, err.count("\n")) == (1, 1) and f"/small/c' to '{at}/small/c': " in err
+    got = {name: fs.cat_file(f"{home}/small/{name}") for name in names if name != "c"}
+    assert got == {name: name.encode() for name in names if name != "c"}
+    code, _, err = run("cp", "-r", f"{at}/small", str(tmp_path / "back"))
+    assert (code, err.count("\n")) == (1, 1) and f"cannot copy '{at}/small/a' to " in err
+    got = contents(tmp_path / "back" / "small")
+    assert got == {"a": None, "c": None, "b**": b"b**", "[d": b"[d", "e*": b"e*"}
+
+
 def test_a_failed_copy_leaves_nothing_half_written(run: Run, at: str, tree: Path, tmp_path: Path) -> None:
     assert run("cp", str(tree / "a.txt"), f"{at}/f")[0] == 0
     code, _, err = run("cp", f"{at}/f", str(tmp_path / "no" / "such" / "folder"))
