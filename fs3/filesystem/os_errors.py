@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from fs3.errors import Fs3Error, to_os_error
+from fs3.errors import Busy, Conflict, Fs3Error, Unavailable, to_os_error
+
+_NO_ANSWERS = {kind.errno for kind in (Unavailable, Busy, Conflict, Fs3Error)}
 
 
 @contextlib.contextmanager
@@ -15,3 +17,8 @@ def os_errors(path: str | None = None) -> Iterator[None]:
         yield
     except Fs3Error as error:
         raise to_os_error(error, path) from error
+
+
+def is_answer(error: OSError) -> bool:
+    """Whether it says what is there: that a cluster is away, or failed, says nothing of it."""
+    return error.errno not in _NO_ANSWERS

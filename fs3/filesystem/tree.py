@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from glob import has_magic
 from typing import TYPE_CHECKING, Any
+
+from fsspec.spec import AbstractFileSystem
 
 from fs3.client.connect import Client
 from fs3.client.trash import TRASH
 from fs3.errors import IsADirectory, NotFound
-from fs3.filesystem.os_errors import os_errors
+from fs3.filesystem.os_errors import is_answer, os_errors
 from fs3.inode import InodeType
 from fs3.layout import LayoutChoice
 
@@ -28,11 +30,35 @@ class TreeFace:
 
         def exists(self, path: str, **_: Any) -> bool: ...
 
-        def isdir(self, path: str) -> bool: ...
-
-        def isfile(self, path: str) -> bool: ...
+        def info(self, path: str, **_: Any) -> dict[str, Any]: ...
 
         def glob(self, path: str, **_: Any) -> Any: ...
+
+    def isdir(self, path: str) -> bool:
+        return self._kind(path) == "directory"
+
+    def isfile(self, path: str) -> bool:
+        return self._kind(path) == "file"
+
+    def _kind(self, path: str) -> str | None:
+        """Raises: OSError: the cluster does not tell."""
+        try:
+            return str(self.info(path)["type"])
+        except OSError as error:
+            if not is_answer(error):
+                raise
+            return None
+
+    def walk(
+        self, path: str, maxdepth: int | None = None, topdown: bool = True, on_error: Any = "omit", **options: Any
+    ) -> Iterator[tuple[str, Any, Any]]:
+        """As fsspec's, and below it `find` and `glob`. To "omit" a directory takes a reason that lies in it: that the
+        cluster does not answer is raised, for else a part would pass for all."""
+        on_error = _omit if on_error == "omit" else on_error
+        found: Iterator[tuple[str, Any, Any]] = AbstractFileSystem.walk(
+            self, path, maxdepth, topdown, on_error, **options
+        )
+        return found
 
     def mkdir(
         self, path: str, create_parents: bool = True, *, layout: LayoutChoice | None = None, mode: int = 0o755, **_: Any
@@ -102,6 +128,11 @@ class TreeFace:
         if not has_magic(str(name)) or self.lexists(name):
             return [name]
         return [one for one in self.glob(name) if one != TRASH] or [name]
+
+
+def _omit(error: OSError) -> None:
+    if not is_answer(error):
+        raise error
 
 
 def several(path: Any) -> list[str]:

@@ -254,6 +254,37 @@ def test_errors_are_the_standard_librarys(fs: Any, home: str) -> None:
     assert fs.find(home) == [f"{home}/f"]
 
 
+def test_a_cluster_that_does_not_answer_is_no_empty_one(
+    fs: Any, home: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fs.makedirs(f"{home}/d/e")
+    fs.pipe({f"{home}/d/f": b"", f"{home}/d/e/g": b""})
+    list_pages = fs.client.meta.list_pages
+
+    def some(path: str, **more: Any) -> Any:
+        if path.endswith("/e"):
+            raise Unavailable("nobody answers")
+        return list_pages(path, **more)
+
+    monkeypatch.setattr(fs.client.meta, "list_pages", some)
+    away = fsspec.filesystem("fs3", mgmtd="127.0.0.1:1")
+    for call in (
+        lambda: fs.find(f"{home}/d"),
+        lambda: fs.glob(f"{home}/**"),
+        lambda: list(fs.walk(f"{home}/d")),
+        lambda: fs.get(f"{home}/d", str(tmp_path), recursive=True),
+        lambda: away.glob("/*"),
+        lambda: away.isdir("/"),
+        lambda: away.isfile("/f"),
+    ):
+        with pytest.raises(OSError) as caught:
+            call()
+        assert caught.value.errno == errno.EHOSTUNREACH
+    assert fs.find(f"{home}/none") == [] and not fs.isdir(f"{home}/none") and not fs.isfile(f"{home}/d/f/g")
+    fs.symlink("loop", f"{home}/loop")
+    assert not fs.isfile(f"{home}/loop") and not fs.isdir(f"{home}/loop")
+
+
 def test_links_and_attributes_look_as_local_ones(fs: Any, home: str, tmp_path: Path) -> None:
     """The same names made on fsspec's local filesystem show the same, but for numbers that are each machine's own."""
     local = fsspec.filesystem("file")
