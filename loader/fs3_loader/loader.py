@@ -181,7 +181,7 @@ class Loader:
         prefetcher = Prefetcher(self._fetch, self._cursor, low_water=self._low_water)
         self._prefetcher = prefetcher
         # Ends the thread when the loader is dropped unclosed, and at exit before the interpreter goes away under it.
-        self._finalizer = weakref.finalize(self, prefetcher.stop)
+        self._finalizer = weakref.finalize(self, prefetcher.abandon)
         return prefetcher
 
     def _halt(self) -> None:

@@ -19,7 +19,7 @@ from fs3.errors import Invalid
 Item = TypeVar("Item")
 Cursor = TypeVar("Cursor")
 
-JOIN_S = 60.0
+ABANDON_S = 60.0
 
 
 class Prefetcher(Generic[Item, Cursor]):
@@ -63,7 +63,14 @@ class Prefetcher(Generic[Item, Cursor]):
             raise self._error or Invalid("the loader was closed, or moved, while its next batch was waited for")
 
     def stop(self) -> None:
-        """End the thread, after the fetch in progress if there is one, and wait until it has ended."""
+        """End the thread, after the fetch in progress if there is one, and wait until it has ended, however long."""
+        self._end(None)
+
+    def abandon(self) -> None:
+        """As `stop`, but wait at most `ABANDON_S`: nobody else will use what `fetch` uses, and the process may end."""
+        self._end(ABANDON_S)
+
+    def _end(self, wait_s: float | None) -> None:
         if self.pid != os.getpid():
             return
         with self._lock:
@@ -71,7 +78,7 @@ class Prefetcher(Generic[Item, Cursor]):
             self._items.clear()
             self._changed.notify_all()
         if self._thread is not threading.current_thread():
-            self._thread.join(JOIN_S)
+            self._thread.join(wait_s)
 
     def _pop(self) -> Item:
         item = self._items.popleft()

@@ -216,6 +216,29 @@ def test_stopping_ends_the_wait_for_an_item() -> None:
     assert raised == ["the loader was closed, or moved, while its next batch was waited for"]
 
 
+def test_stopping_waits_for_the_fetch_under_way_however_long_it_takes() -> None:
+    """On a cluster that is gone it takes longer than anybody would guess."""
+    fetching, goes_on = threading.Event(), threading.Event()
+
+    def fetch(cursor: int) -> tuple[list[int], int]:
+        fetching.set()
+        goes_on.wait()
+        return [cursor], cursor + 1
+
+    prefetcher = Prefetcher(fetch, 0, low_water=1)
+    fetching.wait()
+    stopper = threading.Thread(target=prefetcher.stop)
+    stopper.start()
+    limits, pause = [], threading.Event()
+    while not limits:
+        pause.wait(0.01)
+        frames = (frame for frame, _ in traceback.walk_stack(sys._current_frames()[stopper.ident or 0]))
+        limits = [frame.f_locals["timeout"] for frame in frames if frame.f_code is threading.Thread.join.__code__]
+    goes_on.set()
+    stopper.join()
+    assert limits == [None]
+
+
 class Gated(MemoryFileSystem):
     """Samples are read when the gate is open."""
 
