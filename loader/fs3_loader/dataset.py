@@ -2,7 +2,8 @@
 
 Reading a sample never returns bytes that fail their crc32c. The checksums of a shard (4 bytes a sample) are fetched
 once, when the shard is first read, as long as those of the whole dataset fit `checksum_cache_bytes`; for larger
-datasets the checksum of each sample is read with the sample, as one more range of the same batch.
+datasets the checksum of each sample is read with the sample, as one more range of the same batch, and of each shard
+the footer is looked at once: with the sum of the table in it, it tells one shard from another of equal size.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from fs3.checksum import crc
 from fs3.errors import Corrupt, Invalid, IsADirectory, NotADirectory, NotFound
 from fs3_loader.formats.manifest import MANIFEST_NAME, Manifest
-from fs3_loader.formats.shard import CRC_BYTES, FOOTER_BYTES, decode_end, sample_crcs, token_dtype
+from fs3_loader.formats.shard import CRC_BYTES, FOOTER_BYTES, ShardFooter, decode_end, sample_crcs, token_dtype
 from fs3_loader.location import Location
 from fs3_loader.reader import RangeReader, check_usrbio, open_reader
 
@@ -51,6 +52,7 @@ class Dataset:
         self._reader: RangeReader | None = None
         self._reader_pid = 0
         self._tables: dict[int, NDArray[np.uint32]] = {}
+        self._footers: set[int] = set()  # those looked at, of the files that are open
         self._checksum_cache_bytes = checksum_cache_bytes
         self._usrbio = usrbio
         self._keep_tables = manifest.num_samples * CRC_BYTES <= checksum_cache_bytes
@@ -188,6 +190,7 @@ class Dataset:
             self._ranges().read_into(shards, within * size, lengths, out, np.arange(len(wanted), dtype=np.int64) * size)
             expected = self._expected(shards, within)
         else:
+            self._check_footers(np.unique(shards).tolist())
             expected = self._read_with_checksums(shards, within, out)
         found = sample_crcs(out, size)
         if not np.array_equal(found, expected):
@@ -203,6 +206,7 @@ class Dataset:
         if self._reader is not None and self._reader_pid == os.getpid():
             self._reader.close()
         self._reader = None
+        self._footers.clear()
 
     def _ranges(self) -> RangeReader:
         """The reader of this process."""
@@ -216,21 +220,36 @@ class Dataset:
     def _load_tables(self, shards: Iterable[int]) -> None:
         """Fetch and verify the ends of those shards whose checksums are not here yet, in one batched read."""
         missing = [shard for shard in shards if shard not in self._tables]
-        if not missing:
-            return
-        entries = [self._manifest.shards[shard] for shard in missing]
-        lengths = np.array([entry.samples * CRC_BYTES + FOOTER_BYTES for entry in entries], dtype=np.int64)
-        offsets = np.array([entry.bytes for entry in entries], dtype=np.int64) - lengths
-        starts = np.cumsum(lengths) - lengths
-        out = memoryview(bytearray(int(lengths.sum())))
-        self._ranges().read_into(np.array(missing, dtype=np.int32), offsets, lengths, out, starts)
-        for shard, start, length in zip(missing, starts.tolist(), lengths.tolist(), strict=True):
-            end = bytes(out[start : start + length])
+        lengths = [self._manifest.shards[shard].samples * CRC_BYTES + FOOTER_BYTES for shard in missing]
+        for shard, end in zip(missing, self._read_ends(missing, lengths), strict=True):
             footer, table = decode_end(end, self._show(shard))
-            entry = self._manifest.shards[shard]
-            if (footer.sample_bytes, crc(end)) != (self._manifest.sample_bytes, entry.end_crc32c):
-                raise Corrupt(f"shard {self._show(shard)} is not the one its manifest names; import the dataset again")
+            self._check_end(shard, footer, crc(end))
             self._tables[shard] = table
+
+    def _check_footers(self, shards: Iterable[int]) -> None:
+        """Fetch and verify the footers of those shards that were not looked at yet, in one batched read."""
+        missing = [shard for shard in shards if shard not in self._footers]
+        for shard, end in zip(missing, self._read_ends(missing, [FOOTER_BYTES] * len(missing)), strict=True):
+            footer = ShardFooter.decode(end, self._show(shard))
+            self._check_end(shard, footer, crc(end, footer.table_crc32c))
+            self._footers.add(shard)
+
+    def _read_ends(self, shards: list[int], lengths: list[int]) -> list[bytes]:
+        """The last `lengths` bytes of `shards`, in one batched read."""
+        if not shards:
+            return []
+        sizes = np.array(lengths, dtype=np.int64)
+        offsets = np.array([self._manifest.shards[shard].bytes for shard in shards], dtype=np.int64) - sizes
+        starts = np.cumsum(sizes) - sizes
+        out = memoryview(bytearray(int(sizes.sum())))
+        self._ranges().read_into(np.array(shards, dtype=np.int32), offsets, sizes, out, starts)
+        return [bytes(out[start : start + size]) for start, size in zip(starts.tolist(), lengths, strict=True)]
+
+    def _check_end(self, shard: int, footer: ShardFooter, end_crc32c: int) -> None:
+        """Raises: Corrupt: they are not those of the shard that the manifest names."""
+        entry = self._manifest.shards[shard]
+        if (footer.sample_bytes, end_crc32c) != (self._manifest.sample_bytes, entry.end_crc32c):
+            raise Corrupt(f"shard {self._show(shard)} is not the one its manifest names; import the dataset again")
 
     def _expected(self, shards: NDArray[np.int32], within: NDArray[np.int64]) -> NDArray[np.uint32]:
         expected = np.empty(len(within), dtype=np.uint32)

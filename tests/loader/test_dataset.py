@@ -99,12 +99,18 @@ def test_a_changed_byte_at_the_end_of_a_shard_is_noticed_and_named(
         ds.read([0, 15])
 
 
-def test_a_shard_in_place_of_another_is_noticed(url: str, make_dataset: MakeDataset) -> None:
+@pytest.mark.parametrize("checksum_cache_bytes", [30 * 4, 0])
+def test_a_shard_in_place_of_another_is_noticed(url: str, make_dataset: MakeDataset, checksum_cache_bytes: int) -> None:
     make_dataset(url, 30)
+    again = Dataset.open(url, checksum_cache_bytes=checksum_cache_bytes)
+    again.read([8])
+    again.close()
     fs, root = fsspec.url_to_fs(url)
     fs.pipe_file(f"{root}/tokens-0000-00001.shard", fs.cat_file(f"{root}/tokens-0000-00002.shard"))
     with pytest.raises(Corrupt, match=r"tokens-0000-00001.shard is not the one its manifest names"):
-        Dataset.open(url).read([8])
+        Dataset.open(url, checksum_cache_bytes=checksum_cache_bytes).read([8])
+    with pytest.raises(Corrupt, match=r"tokens-0000-00001.shard"):
+        again.read([8])
 
 
 def test_a_missing_or_cut_shard_is_named(url: str, make_dataset: MakeDataset) -> None:
