@@ -27,6 +27,7 @@ from fs3_loader.sampler_core import ORDER_VERSION, Permutation
 
 STATE_VERSION = 1
 STATE_MAX_BYTES = 1024
+MAX_EPOCH = 1 << 62  # and the epochs of a batch fit 64 bits
 
 Tail = Literal["carry", "drop"]
 
@@ -122,7 +123,10 @@ class Plan:
         return Permutation(self.num_samples, self.seed, epoch).when(sample_ids)
 
     def cursor_at(self, batch: int) -> Cursor:
-        """The cursor before global batch `batch` of a run that began at the beginning with this global batch."""
+        """The cursor before global batch `batch` of a run that began at the beginning with this global batch.
+
+        Raises: Invalid if `batch` is no whole number, negative or beyond all epochs.
+        """
         batch = whole("batch", batch)
         if batch < 0:
             raise Invalid(f"a batch number cannot be negative: {batch}")
@@ -131,6 +135,8 @@ class Plan:
         else:
             epoch, rest = divmod(batch, self.num_samples // self.global_batch)
             position = rest * self.global_batch
+        if epoch > MAX_EPOCH:
+            raise Invalid(f"batch {batch} is in epoch {epoch}, and the last is 2^62")
         return Cursor(epoch, position, batch)
 
     def state(self, cursor: Cursor) -> dict[str, Any]:
@@ -191,6 +197,11 @@ def _check_state(state: dict[str, Any]) -> None:
     if state["position"] > state["samples"]:
         raise Invalid(
             f"the loader state is damaged: position {state['position']} of {state['samples']} samples; "
+            "take it from an older checkpoint"
+        )
+    if state["epoch"] > MAX_EPOCH:
+        raise Invalid(
+            f"the loader state is damaged: epoch {state['epoch']}, and the last is 2^62; "
             "take it from an older checkpoint"
         )
     if len(json.dumps(state)) > STATE_MAX_BYTES:

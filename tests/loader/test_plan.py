@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fs3.errors import Invalid
-from fs3_loader.plan_core import STATE_MAX_BYTES, Cursor, Plan, Tail
+from fs3_loader.plan_core import MAX_EPOCH, STATE_MAX_BYTES, Cursor, Plan, Tail
 from fs3_loader.sampler_core import perm
 
 FINGERPRINT = "sha256:" + "ab" * 32
@@ -79,6 +79,18 @@ def test_a_batch_is_found_by_its_number(num_samples: int, local: int, batch: int
     assert after[0] == cursors[batch]
 
 
+@pytest.mark.parametrize("tail", ["carry", "drop"])
+def test_the_last_epoch_has_batches_and_beyond_it_there_are_none(tail: Tail) -> None:
+    plan = make_plan(12, 4, tail=tail)
+    last = plan.cursor_at(3 * MAX_EPOCH + 2)
+    assert last.epoch == MAX_EPOCH
+    assert plan.resume(plan.state(last)) == last
+    ids, _ = plan.batches(last, 2)
+    assert ids[0].tolist() == perm(12, 3, MAX_EPOCH, np.arange(8, 12)).tolist()
+    with pytest.raises(Invalid, match=r"is in epoch \d+, and the last is 2\^62"):
+        plan.cursor_at(3 * MAX_EPOCH + 3)
+
+
 def test_numbers_of_numpy_are_numbers() -> None:
     """Their state is JSON, is taken back, and does not overflow."""
     plan = make_plan(12, 4)
@@ -116,6 +128,7 @@ def test_when_says_where_in_the_epoch_a_sample_comes() -> None:
         ({"position": -1}, "position is -1"),
         ({"position": 13}, "position 13 of 12"),
         ({"epoch": None}, "epoch is None"),
+        ({"epoch": 1 << 63}, r"epoch 9223372036854775808, and the last is 2\^62"),
         ({"batches": True}, "batches is True"),
     ],
 )
