@@ -74,6 +74,10 @@ class TokenizerSpec:
         if kind == "bpe" and value.isdecimal() and SMALLEST_BPE <= int(value) <= LARGEST_BPE:
             return cls(text, int(value), None)
         if kind == "file" and value:
+            try:
+                text.encode()
+            except UnicodeEncodeError:
+                raise Invalid(f"tokenizer file {value!r} has no UTF-8 name, which a dataset keeps; rename it") from None
             return cls(text, None, Path(value))
         raise Invalid(
             f"tokenizer {text!r} is not understood: write bpe:N to learn N tokens ({SMALLEST_BPE} to {LARGEST_BPE}), "

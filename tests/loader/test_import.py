@@ -113,6 +113,16 @@ def test_an_existing_tokenizer_is_taken(tmp_path: Path, sources: Path) -> None:
         import_dataset(options(sources, str(tmp_path / "three"), tokenizer=file, end_of_document="<stop>"))
 
 
+def test_a_tokenizer_file_whose_name_is_no_utf8_is_refused_before_anything_is_written(
+    tmp_path: Path, sources: Path, tokenizer: DatasetTokenizer
+) -> None:
+    file = os.fsdecode(os.fsencode(tmp_path / "tokenizer-") + b"\xe4.json")
+    Path(file).write_text(tokenizer.text)
+    with pytest.raises(Invalid, match=r"tokenizer file '.*/tokenizer-\\udce4.json' has no UTF-8 name"):
+        import_dataset(options(sources, str(tmp_path / "c"), tokenizer=f"file:{file}"))
+    assert not (tmp_path / "c").exists()
+
+
 def test_large_files_are_read_in_pieces_that_end_with_lines(tmp_path: Path) -> None:
     line = "\u00e4" * 1000 + "\n"
     text = line * (PIECE_BYTES // 1000)
