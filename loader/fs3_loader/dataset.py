@@ -58,7 +58,13 @@ class Dataset:
         self._keep_tables = manifest.num_samples * CRC_BYTES <= checksum_cache_bytes
 
     @classmethod
-    def open(cls, url: str, *, checksum_cache_bytes: int = CHECKSUM_CACHE_BYTES, usrbio: bool = False) -> Dataset:
+    def open(
+        cls,
+        url: str | os.PathLike[str],
+        *,
+        checksum_cache_bytes: int = CHECKSUM_CACHE_BYTES,
+        usrbio: bool = False,
+    ) -> Dataset:
         """The dataset in the folder `url`: a local path, fs3://HOST:PORT/path, or any fsspec URL.
 
         `checksum_cache_bytes`: memory for checksums, 4 bytes a sample; a dataset with more has them read as they come.

@@ -50,20 +50,16 @@ class Location:
     root: str
 
     @classmethod
-    def parse(cls, url: str) -> Location:
+    def parse(cls, url: str | os.PathLike[str]) -> Location:
         """The folder that `url`, an fsspec URL or a local path, names; touches a network at most to connect.
 
         Raises: Invalid if no filesystem knows the URL; Unavailable if its cluster cannot be reached.
         """
+        url = os.fspath(url)
         if not url:
             raise Invalid("an empty path names no dataset; give a folder or a URL such as fs3://HOST:PORT/corpus")
         check_local(url)
-        try:
-            fs, root = fsspec.url_to_fs(os.path.abspath(url) if "://" not in url else url)
-        except (ValueError, ImportError) as error:
-            raise Invalid(f"cannot open {url}: {one_line(error)}") from None
-        except OSError as error:
-            raise as_fs3_error(error, url) from None
+        fs, root = filesystem_of(url)
         return cls(url.rstrip("/") or "/", fs, root.rstrip("/") or "/")
 
     @property
@@ -190,6 +186,23 @@ class Location:
                 os.fsync(folder)
             finally:
                 os.close(folder)
+
+
+def filesystem_of(url: str) -> tuple[Any, str]:
+    """The filesystem of `url`, an fsspec URL or a local path, and the path within it.
+
+    Raises: Invalid: no filesystem knows it, or it takes more than a URL to make one; Unavailable and its kin.
+    """
+    try:
+        fs, path = fsspec.url_to_fs(os.path.abspath(url) if "://" not in url else url)
+    except (ValueError, ImportError) as error:
+        raise Invalid(f"cannot open {url}: {one_line(error)}") from None
+    except (TypeError, AttributeError):  # arguments that fsspec lacks, or finds to be None
+        scheme = url.partition("://")[0]
+        raise Invalid(f"cannot open {url}: {scheme}:// takes more than a URL; give one of what is below it") from None
+    except OSError as error:
+        raise as_fs3_error(error, url) from None
+    return fs, path
 
 
 def as_fs3_error(error: OSError, name: str) -> Fs3Error:

@@ -15,10 +15,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, BinaryIO
 
-import fsspec
-
 from fs3.errors import Invalid, NotFound
-from fs3_loader.location import as_fs3_error, one_line, protocols
+from fs3_loader.location import as_fs3_error, filesystem_of, one_line, protocols
 
 PIECE_BYTES = 4 * 1024 * 1024
 
@@ -43,8 +41,8 @@ def find_sources(sources: Sequence[str], glob: str | None) -> list[SourceFile]:
     """
     found: dict[tuple[int, str], SourceFile] = {}
     for source in sources:
+        fs, root = filesystem_of(source)
         try:
-            fs, root = fsspec.url_to_fs(os.path.abspath(source) if "://" not in source else source)
             files = list(_walk(fs, root, source, glob))
         except OSError as error:
             raise as_fs3_error(error, source) from None

@@ -154,10 +154,18 @@ def test_what_is_no_dataset_is_told_apart(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("url", ["", "nosuch://host/x"])
+@pytest.mark.parametrize("url", ["", "nosuch://host/x", "reference://x", "dir://x"])
 def test_a_url_that_nobody_knows(url: str) -> None:
-    with pytest.raises(Invalid):
+    with pytest.raises(Invalid, match=url or "an empty path") as caught:
         Dataset.open(url)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_path_is_a_url(tmp_path: Path, make_dataset: MakeDataset) -> None:
+    _, samples = make_dataset(str(tmp_path / "c"), 30)
+    ds = Dataset.open(tmp_path / "c")
+    assert ds.url == str(tmp_path / "c")
+    assert np.array_equal(pickle.loads(pickle.dumps(ds)).read_tokens([3]), samples[[3]])
 
 
 def test_ids_out_of_range(tmp_path: Path, make_dataset: MakeDataset) -> None:

@@ -171,6 +171,7 @@ def test_a_source_named_twice_is_read_once(sources: Path) -> None:
     ("changes", "error", "said"),
     [
         ({"sources": ["/no/such/source"]}, NotFound, "source /no/such/source does not exist"),
+        ({"sources": ["dir://x"]}, Invalid, "cannot open dir://x: dir:// takes more than a URL"),
         ({"glob": "*.zip"}, Invalid, r"no file that matches \*.zip"),
         ({"glob": "nul.py"}, Invalid, "none of the 1 files is UTF-8 text"),
         ({"seq_len": 100_000}, Invalid, r"fewer than one sample of 100000 \+ 1"),
