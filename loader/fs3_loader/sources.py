@@ -108,10 +108,7 @@ def _walk(fs: Any, root: str, source: str, glob: str | None) -> Iterator[SourceF
     if "file" in protocols(fs):
         yield from _walk_local(fs, root, glob)
         return
-    for path, info in sorted(fs.find(root, detail=True).items()):
-        below = path[len(root) :].strip("/")
-        if _wanted(below, glob):
-            yield SourceFile(fs, path, int(info["size"]))
+    yield from sorted(_walk_listings(fs, root, source, glob), key=lambda file: file.path)
 
 
 def _walk_local(fs: Any, root: str, glob: str | None) -> Iterator[SourceFile]:
@@ -123,11 +120,30 @@ def _walk_local(fs: Any, root: str, glob: str | None) -> Iterator[SourceFile]:
                 yield SourceFile(fs, path, os.path.getsize(path))
 
 
+def _walk_listings(fs: Any, root: str, source: str, glob: str | None) -> Iterator[SourceFile]:
+    """Over `ls`: fsspec's own `walk` and `find` leave out a folder that they cannot list."""
+    folders = [root]
+    while folders:
+        folder = folders.pop()
+        try:
+            entries = fs.ls(folder, detail=True)
+        except OSError as error:
+            below = folder[len(root) :].strip("/")
+            raise as_fs3_error(error, f"{source.rstrip('/')}/{below}".rstrip("/")) from None
+        for entry in entries:
+            path = entry["name"].rstrip("/")
+            name = path.rsplit("/", 1)[-1]
+            if entry["type"] != "directory":
+                if _wanted(name, glob):
+                    yield SourceFile(fs, path, int(entry["size"]))
+            elif not name.startswith(".") and path != folder.rstrip("/"):  # some list the folder itself
+                folders.append(path)
+
+
 def _refuse(error: OSError) -> None:
     """A folder cannot be looked into: left out, nobody would miss it."""
     raise as_fs3_error(error, str(error.filename)) from None
 
 
-def _wanted(below: str, glob: str | None) -> bool:
-    parts = below.split("/")
-    return not any(part.startswith(".") for part in parts) and (glob is None or fnmatch.fnmatch(parts[-1], glob))
+def _wanted(name: str, glob: str | None) -> bool:
+    return not name.startswith(".") and (glob is None or fnmatch.fnmatch(name, glob))

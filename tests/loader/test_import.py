@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import numpy as np
@@ -15,7 +17,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from numpy.typing import NDArray
 
-from fs3.errors import Conflict, Exists, Fs3Error, Invalid, NotADirectory, NotFound
+from fs3.errors import Conflict, Exists, Fs3Error, Invalid, NotADirectory, NotFound, PermissionDenied
 from fs3_loader import Dataset
 from fs3_loader.formats.manifest import Manifest, SourceEntry
 from fs3_loader.importer import ImportOptions, Silent, import_dataset
@@ -159,6 +161,45 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, sources: Path) ->
     with pytest.raises(Fs3Error, match=r"/d+: File name too long"):
         import_dataset(options(sources, str(tmp_path / "c")))
     assert not (tmp_path / "c").exists()
+
+
+class OneFolderClosed(MemoryFileSystem):
+    """Any folder of the name `closed` is not to be listed."""
+
+    protocol = "onefolderclosed"
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return super()._strip_protocol(path.removeprefix("onefolderclosed://"))
+
+    def ls(self, path: str, detail: bool = True, **options: Any) -> Any:
+        if path.endswith("/closed"):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return super().ls(path, detail=detail, **options)
+
+
+def test_a_folder_elsewhere_that_cannot_be_listed_is_named() -> None:
+    fsspec.register_implementation("onefolderclosed", OneFolderClosed, clobber=True)
+    memory = fsspec.filesystem("memory")
+    memory.pipe({"/fs3-loader-closed/a.py": b"text", "/fs3-loader-closed/b/closed/c.py": b"text"})
+    with pytest.raises(PermissionDenied) as caught:
+        find_sources(["onefolderclosed://fs3-loader-closed/"], None)
+    memory.rm("/fs3-loader-closed", recursive=True)
+    assert str(caught.value) == "onefolderclosed://fs3-loader-closed/b/closed: Permission denied"
+
+
+def test_folders_are_walked_wherever_they_are(url: str) -> None:
+    location = Location.parse(url)
+    for name in ("b", "b/.git", "b/c", "b/.git/d"):
+        location.fs.makedirs(location.path(name))
+    for name in ("a.py", "b/c/a.py", "b/c/a.txt", "b/.git/d/a.py", "b/a.py", "b/.a.py", "z.py"):
+        location.fs.pipe_file(location.path(name), name.encode())
+    found = find_sources([url], "*.py")
+    assert ["".join(read_text(file)) for file in found] == [file.path[len(location.root) + 1 :] for file in found]
+    assert {file.path: file.bytes for file in found} == {
+        location.path(name): len(name) for name in ("a.py", "b/a.py", "b/c/a.py", "z.py")
+    }
+    assert find_sources([url + "/"], "*.py") == found
 
 
 def test_a_source_named_twice_is_read_once(sources: Path) -> None:
