@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fs3.checksum import crc
 from fs3.errors import Corrupt, Fs3Error, Invalid
 from fs3_loader.formats.manifest import Fingerprint, Manifest, ShardEntry, SourceEntry, TokenizerEntry
 from fs3_loader.formats.shard import CRC_BYTES, FOOTER_BYTES, ShardFooter, ShardWriter, decode_end, sample_crcs
@@ -133,6 +134,42 @@ def test_a_manifest_that_contradicts_itself_is_refused(change: dict[str, object]
     data = replace(example_manifest(), **change).encode()
     with pytest.raises(Corrupt, match="import again with --overwrite"):
         Manifest.decode(data, "m")
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("seq_len",), None),
+        (("seq_len",), -4),
+        (("token_bytes",), 2.0),
+        (("generation",), True),
+        (("num_samples",), "5"),
+        (("fingerprint",), "\ud800"),
+        (("tokenizer",), []),
+        (("tokenizer", "file"), 7),
+        (("source", "files"), {}),
+        (("shards",), 5),
+        (("shards", 0), None),
+        (("shards", 0, "file"), 5),
+        (("shards", 1, "samples"), "2"),
+        (("shards", 1, "samples"), 1 << 63),
+        (("shards", 1, "bytes"), None),
+    ],
+)
+def test_a_manifest_of_other_types_is_damaged_whatever_its_checksum_says(
+    path: tuple[str | int, ...], value: object
+) -> None:
+    body = json.loads(example_manifest().encode())
+    del body["crc32c"]
+    place = body
+    for step in path[:-1]:
+        place = place[step]
+    place[path[-1]] = value
+    text = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    body["crc32c"] = crc(text.encode(errors="replace"))
+    with pytest.raises(Corrupt, match=r"manifest m is damaged \(.*import again with --overwrite") as caught:
+        Manifest.decode(json.dumps(body).encode(), "m")
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

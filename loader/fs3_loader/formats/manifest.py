@@ -94,9 +94,9 @@ class Manifest:
                 "upgrade it"
             )
         stored = body.pop("crc32c", None)
-        if stored != _body_crc(body):
-            raise _damaged(name, "its checksum does not match")
         try:
+            if stored != _body_crc(body):
+                raise _damaged(name, "its checksum does not match")
             manifest = cls._from_body(body)
         except (KeyError, TypeError, ValueError) as error:
             raise _damaged(name, f"{type(error).__name__} {error}") from None
@@ -109,7 +109,10 @@ class Manifest:
         plain["tokenizer"] = TokenizerEntry(**plain["tokenizer"])
         plain["source"] = SourceEntry(**plain["source"])
         plain["shards"] = tuple(ShardEntry(**shard) for shard in plain["shards"])
-        return cls(**plain)
+        manifest = cls(**plain)
+        for entry in (manifest, manifest.tokenizer, manifest.source, *manifest.shards):
+            _check_types(entry)
+        return manifest
 
     def _check(self, name: str) -> None:
         for shard in self.shards:
@@ -139,6 +142,15 @@ class Fingerprint:
 def _body_crc(body: dict[str, Any]) -> int:
     """crc32c of the manifest without its checksum, as compact JSON with sorted keys."""
     return crc(json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode())
+
+
+def _check_types(entry: Any) -> None:
+    """Raises: ValueError: a text is none, or a number is not whole or not one of 63 bits."""
+    for field in fields(entry):
+        value = getattr(entry, field.name)
+        whole = type(value) is int and 0 <= value < 1 << 63
+        if (field.type == "int" and not whole) or (field.type == "str" and type(value) is not str):
+            raise ValueError(f"{field.name} is {value!r}")
 
 
 def _damaged(name: str, why: str) -> Fs3Error:
