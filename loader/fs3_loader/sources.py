@@ -103,7 +103,7 @@ def _walk(fs: Any, root: str, source: str, glob: str | None) -> Iterator[SourceF
     if not fs.exists(root):
         raise NotFound(f"source {source} does not exist")
     if fs.isfile(root):
-        yield SourceFile(fs, root, int(fs.info(root)["size"]))
+        yield _sized(fs, fs.info(root) | {"name": root}, source)
         return
     if "file" in protocols(fs):
         yield from _walk_local(fs, root, glob)
@@ -135,9 +135,16 @@ def _walk_listings(fs: Any, root: str, source: str, glob: str | None) -> Iterato
             name = path.rsplit("/", 1)[-1]
             if entry["type"] != "directory":
                 if _wanted(name, glob):
-                    yield SourceFile(fs, path, int(entry["size"]))
+                    yield _sized(fs, entry, source)
             elif not name.startswith(".") and path != folder.rstrip("/"):  # some list the folder itself
                 folders.append(path)
+
+
+def _sized(fs: Any, info: dict[str, Any], source: str) -> SourceFile:
+    """Raises: Invalid: how many bytes there are is not known, as of many a page on the web."""
+    if info.get("size") is None:
+        raise Invalid(f"source {source}: the size of {info['name']} is not known; copy it to a local folder first")
+    return SourceFile(fs, info["name"], int(info["size"]))
 
 
 def _refuse(error: OSError) -> None:

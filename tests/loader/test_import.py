@@ -188,6 +188,35 @@ def test_a_folder_elsewhere_that_cannot_be_listed_is_named() -> None:
     assert str(caught.value) == "onefolderclosed://fs3-loader-closed/b/closed: Permission denied"
 
 
+class Sizeless(MemoryFileSystem):
+    """Does not say how many bytes a file has."""
+
+    protocol = "sizeless"
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return super()._strip_protocol(path.removeprefix("sizeless://"))
+
+    def info(self, path: str, **options: Any) -> Any:
+        return super().info(path, **options) | {"size": None}
+
+    def ls(self, path: str, detail: bool = True, **options: Any) -> Any:
+        return [entry | {"size": None} for entry in super().ls(path, detail=True, **options)]
+
+
+@pytest.mark.parametrize("source", ["sizeless://fs3-loader-sizeless", "sizeless://fs3-loader-sizeless/a.py"])
+def test_a_source_of_unknown_size_is_named(source: str) -> None:
+    fsspec.register_implementation("sizeless", Sizeless, clobber=True)
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/fs3-loader-sizeless/a.py", b"text")
+    with pytest.raises(Invalid) as caught:
+        find_sources([source], None)
+    memory.rm("/fs3-loader-sizeless", recursive=True)
+    assert str(caught.value) == (
+        f"source {source}: the size of /fs3-loader-sizeless/a.py is not known; copy it to a local folder first"
+    )
+
+
 def test_folders_are_walked_wherever_they_are(url: str) -> None:
     location = Location.parse(url)
     for name in ("b", "b/.git", "b/c", "b/.git/d"):
