@@ -105,8 +105,9 @@ def _learn(spec: TokenizerSpec, files: Sequence[SourceFile], train_bytes: int, p
                 for text in read_text(files[index]):
                     if left <= 0:
                         return
-                    yield text[:left]
-                    left -= len(text)
+                    data = text.encode()[:left]
+                    yield data.decode(errors="ignore")  # less what the cut leaves of a character
+                    left -= len(data)
             except NotText:
                 pass
             progress.advance(files[index].bytes)

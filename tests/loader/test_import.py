@@ -106,6 +106,16 @@ def test_a_tokenizer_is_learned_from_text_beside_large_files_that_are_none(tmp_p
     assert manifest.vocab_size == 270
 
 
+@pytest.mark.parametrize(("train_bytes", "learned"), [(1001, False), (1100, True)])
+def test_a_tokenizer_is_learned_from_bytes_and_not_from_characters(
+    tmp_path: Path, train_bytes: int, learned: bool
+) -> None:
+    (tmp_path / "m.txt").write_text("\u4f60\u597d" * 167 + " dog" * 500, encoding="utf-8")
+    import_dataset(options(tmp_path / "m.txt", str(tmp_path / "c"), train_bytes=train_bytes))
+    tokens = Dataset.open(str(tmp_path / "c")).tokenizer().encode(" dog").tokens
+    assert (len(tokens) == 1) == learned
+
+
 def test_an_existing_tokenizer_is_taken(tmp_path: Path, sources: Path) -> None:
     import_dataset(options(sources, str(tmp_path / "one")))
     file = f"file:{tmp_path / 'one' / 'tokenizer.json'}"
