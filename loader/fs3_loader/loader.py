@@ -126,11 +126,10 @@ class Loader:
         """
         if self._closed:
             raise Invalid("this loader is closed; make a new one")
-        prefetcher = self._prefetcher
-        if prefetcher is None or not prefetcher.goes_on:
-            prefetcher = self._start()
-        done = self._stats
+        prefetcher, done = self._prefetcher, self._stats
         try:
+            if prefetcher is None or not prefetcher.goes_on:
+                prefetcher = self._start()
             (batch, after), waited = prefetcher.take()
             stats = LoaderStats(done.batches + 1, done.samples + len(batch.sample_ids), done.wait_s + waited)
         except BaseException:
@@ -182,6 +181,7 @@ class Loader:
         self._prefetcher = prefetcher
         # Ends the thread when the loader is dropped unclosed, and at exit before the interpreter goes away under it.
         self._finalizer = weakref.finalize(self, prefetcher.abandon)
+        prefetcher.start()
         return prefetcher
 
     def _halt(self) -> None:

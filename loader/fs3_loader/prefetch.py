@@ -28,7 +28,7 @@ class Prefetcher(Generic[Item, Cursor]):
     def __init__(
         self, fetch: Callable[[Cursor], tuple[Sequence[Item], Cursor]], cursor: Cursor, *, low_water: int
     ) -> None:
-        """Starts the thread. `fetch` is called on it only, and returns at least one item."""
+        """`fetch` is called on the thread only, and returns at least one item."""
         self.pid = os.getpid()
         self._fetch = fetch
         self._low_water = low_water
@@ -39,12 +39,15 @@ class Prefetcher(Generic[Item, Cursor]):
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._thread = threading.Thread(target=self._run, args=(cursor,), name="fs3-loader", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread. Who is interrupted meanwhile stops it: it may run, or be about to."""
         self._thread.start()
 
     @property
     def goes_on(self) -> bool:
-        """Whether it was not stopped, and is of this process."""
-        return not self._stop and self.pid == os.getpid()
+        """Whether it was started and not stopped, and is of this process."""
+        return self._thread.ident is not None and not self._stop and self.pid == os.getpid()
 
     def take(self) -> tuple[Item, float]:
         """The next item, and the seconds waited for it.
@@ -77,7 +80,8 @@ class Prefetcher(Generic[Item, Cursor]):
             self._stop = True
             self._items.clear()
             self._changed.notify_all()
-        if self._thread is not threading.current_thread():
+        # One that has yet to begin is not waited for: it finds that it is stopped before it fetches anything.
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join(wait_s)
 
     def _pop(self) -> Item:

@@ -25,7 +25,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from numpy.typing import NDArray
 
 from fs3.errors import Corrupt, Invalid
-from fs3_loader import Dataset, Loader
+from fs3_loader import Batch, Dataset, Loader
 from fs3_loader.formats.manifest import Manifest
 from fs3_loader.location import Location
 from fs3_loader.prefetch import Prefetcher
@@ -167,6 +167,7 @@ def test_reading_ahead_is_bounded() -> None:
         return [cursor, cursor + 1, cursor + 2], cursor + 3
 
     prefetcher = Prefetcher(fetch, 0, low_water=4)
+    prefetcher.start()
     for _ in range(2):
         reached.acquire()
     assert [prefetcher.take()[0] for _ in range(2)] == [0, 1]
@@ -184,6 +185,7 @@ def test_an_error_comes_after_the_items_before_it() -> None:
         return [cursor], cursor + 1
 
     prefetcher = Prefetcher(fetch, 0, low_water=10)
+    prefetcher.start()
     assert [prefetcher.take()[0] for _ in range(2)] == [0, 1]
     with pytest.raises(ValueError, match="the third"):
         prefetcher.take()
@@ -199,6 +201,7 @@ def test_stopping_ends_the_wait_for_an_item() -> None:
         return [cursor], cursor + 1
 
     prefetcher = Prefetcher(fetch, 0, low_water=1)
+    prefetcher.start()
 
     def consume() -> None:
         try:
@@ -226,6 +229,7 @@ def test_stopping_waits_for_the_fetch_under_way_however_long_it_takes() -> None:
         return [cursor], cursor + 1
 
     prefetcher = Prefetcher(fetch, 0, low_water=1)
+    prefetcher.start()
     fetching.wait()
     stopper = threading.Thread(target=prefetcher.stop)
     stopper.start()
@@ -289,36 +293,68 @@ def test_a_loader_that_was_interrupted_while_it_stopped_reads_on(make_dataset: M
     gated.rm("/fs3-loader-gated", recursive=True)
 
 
+def next_or_ctrl_c(loader: Loader, at: int) -> tuple[Batch | None, int]:
+    """`next`, with Ctrl-C as it enters the `at`-th function of Python that it calls; and how many it called.
+
+    But for those of `Condition`, of which some leave its lock locked, or unlocked, if they are interrupted there.
+    """
+    calls = 0
+
+    def trace(frame: FrameType, event: str, argument: object) -> None:
+        nonlocal calls
+        calls += not frame.f_code.co_qualname.startswith("Condition.")
+        if calls == at:
+            raise KeyboardInterrupt
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        batch = next(loader)
+    except KeyboardInterrupt:
+        batch = None
+    finally:
+        sys.settrace(before)
+    return batch, calls
+
+
 def test_ctrl_c_loses_no_batch_wherever_it_comes_in_next(tmp_path: Path, make_dataset: MakeDataset) -> None:
-    """It comes as `next` enters the first of the functions of Python that it calls, then the second, and so on."""
     make_dataset(str(tmp_path / "c"), 30)
-    taken, calls = [], 0
+    taken: list[Batch] = []
     with Loader(Dataset.open(str(tmp_path / "c")), global_batch=4) as loader:
-        for interrupted in range(1, 1000):
+        for at in range(1, 1000):
             taken.append(next(loader))
-            calls = 0
-
-            def trace(frame: FrameType, event: str, argument: object, interrupted: int = interrupted) -> None:
-                nonlocal calls
-                calls += 1
-                if calls == interrupted:
-                    raise KeyboardInterrupt
-
-            before = sys.gettrace()
-            sys.settrace(trace)
-            try:
-                batch = next(loader)
-            except KeyboardInterrupt:
-                continue
-            finally:
-                sys.settrace(before)
-            taken.append(batch)
-            break
+            batch, calls = next_or_ctrl_c(loader, at)
+            if batch is not None:
+                taken.append(batch)
+                break
         assert len(loader_threads()) == 1
     assert calls > 3
     ids = flat(batch.sample_ids.tolist() for batch in taken)
     assert ids == stream(30, 0, 9)[: len(ids)]
     assert [batch.index for batch in taken] == list(range(len(taken)))
+
+
+def test_ctrl_c_leaves_no_thread_behind_wherever_it_comes_in_the_first_next(
+    tmp_path: Path, make_dataset: MakeDataset
+) -> None:
+    """One that was about to begin still does, and ends."""
+    make_dataset(str(tmp_path / "c"), 30)
+    pause = threading.Event()
+    with Loader(Dataset.open(str(tmp_path / "c")), global_batch=4) as loader:
+        for at in range(1, 1000):
+            loader.seek(0)
+            batch, calls = next_or_ctrl_c(loader, at)
+            if batch is not None:
+                break
+            for _ in range(3000):
+                if not loader_threads():
+                    break
+                pause.wait(0.01)
+            assert not loader_threads()
+            assert next(loader).sample_ids.tolist() == stream(30, 0, 1)[:4]
+    assert calls > 6
+    assert batch is not None
+    assert batch.sample_ids.tolist() == stream(30, 0, 1)[:4]
 
 
 def test_closing_and_dropping_end_the_thread(tmp_path: Path, make_dataset: MakeDataset) -> None:
