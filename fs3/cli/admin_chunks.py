@@ -15,9 +15,10 @@ from fs3.cli.status import size
 from fs3.client.connect import Client, connect
 from fs3.client.inspection import Copy, Inspector, silent
 from fs3.client.orphans import find_orphans, remove_orphans
-from fs3.errors import IsADirectory, NotFound
+from fs3.errors import IsADirectory, NotFound, Unavailable
 from fs3.ids import chunk_bytes, chunk_from_bytes, chunk_name, file_chunk
 from fs3.layout import stripe_chains
+from fs3.mgmtd.named_core import some
 from fs3.url import parse_url
 
 _MOST_SHOWN = 64
@@ -65,7 +66,8 @@ def chunk(url: str, what: str, index: int | None, as_json: bool, secret: str) ->
 def orphans(url: str, removing: bool, yes: bool, as_json: bool, secret: str) -> None:
     """Find chunks whose file does not exist any more, and with --remove remove them.
 
-    After the metadata store was restored from a backup, the chunks of newer files are orphans too.
+    After the metadata store was restored from a backup, the chunks of newer files are orphans too. Exits 1 if a chain
+    did not answer.
     """
     client = connect(url, secret=secret)
     routing = client.mgmtd.wait_ready(5.0)
@@ -80,13 +82,13 @@ def orphans(url: str, removing: bool, yes: bool, as_json: bool, secret: str) -> 
         click.echo(json.dumps({"orphans": rows, "chunks_seen": found.chunks, "silent_chains": found.silent}))
     else:
         show(rows, as_json=False, empty=f"every one of {found.chunks:,} chunks belongs to a file")
-    if found.silent:
-        click.echo(f"{len(found.silent)} chains did not answer and were left out: {found.silent}", err=True)
     if removing and found.orphans:
         total = sum(one.bytes for one in found.orphans)
         confirm(f"{len(found.orphans)} files' worth of chunks, {size(total)}, are removed for good.", yes=yes)
         removed = remove_orphans(client.storage, found.orphans)
         click.echo(f"{removed:,} chunks removed", err=as_json)
+    if found.silent:
+        raise Unavailable(f"chains {some(found.silent)} did not answer, and were left out")
 
 
 def _chunks_of(client: Client, what: str, index: int | None) -> list[tuple[int, int, int]]:

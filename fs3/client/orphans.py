@@ -7,7 +7,7 @@ not orphans either; meta's collector has them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -47,20 +47,20 @@ class Search:
 def find_orphans(
     routing: Routing, storage: StorageClient, meta: MetaClient, on_chain: Callable[[int], None] = lambda chain: None
 ) -> Search:
-    """Look through all chains; `on_chain` is called after each. Raises: Unavailable: meta does not answer."""
+    """Look through all chains; `on_chain` is called after each.
+
+    Raises: Unavailable: meta does not answer; PermissionDenied: it tells only the superuser.
+    """
     orphans: dict[int, Orphan] = {}
     alive: set[int] = set()
     silent: list[int] = []
     chunks = 0
     for chain in sorted(routing.chains):
-        try:
-            for page in storage.list_kind(KIND_FILE, chain):
-                chunks += len(page)
-                inode_ids = np.unique(page["hi"] & np.uint64(MAX_INODE)).tolist()
-                alive |= _alive(meta, [one for one in inode_ids if one not in alive and one not in orphans])
-                _collect(orphans, page, chain, [one for one in inode_ids if one not in alive])
-        except Fs3Error:
-            silent.append(chain)
+        for page in _pages(storage, chain, silent):
+            chunks += len(page)
+            inode_ids = np.unique(page["hi"] & np.uint64(MAX_INODE)).tolist()
+            alive |= _alive(meta, [one for one in inode_ids if one not in alive and one not in orphans])
+            _collect(orphans, page, chain, [one for one in inode_ids if one not in alive])
         on_chain(chain)
     return Search(tuple(orphan for _, orphan in sorted(orphans.items())), chunks, tuple(silent))
 
@@ -72,6 +72,14 @@ def remove_orphans(storage: StorageClient, orphans: Iterable[Orphan]) -> int:
         hi, lo, chain = zip(*chunks[begin : begin + _REMOVED_AT_ONCE], strict=True)
         storage.remove(np.array(hi, dtype=np.uint64), np.array(lo, dtype=np.uint64), np.array(chain, dtype=np.uint32))
     return len(chunks)
+
+
+def _pages(storage: StorageClient, chain: int, silent: list[int]) -> Iterator[Records]:
+    """What a chain lists; one that does not answer to the end is put to the `silent` ones."""
+    try:
+        yield from storage.list_kind(KIND_FILE, chain)
+    except Fs3Error:
+        silent.append(chain)
 
 
 def _alive(meta: MetaClient, inode_ids: list[int]) -> set[int]:

@@ -16,12 +16,15 @@ from fs3.cli import main
 from fs3.client.connect import Client, connect
 from fs3.client.inspection import Inspector
 from fs3.client.meta import LayoutChoice
+from fs3.client.orphans import find_orphans
 from fs3.client.storage import ChunkUpdate, Op
 from fs3.clock import deadline_after, lease_now_s
 from fs3.cluster.folder import MGMTD_NODE
 from fs3.cluster.local import LocalCluster
+from fs3.errors import PermissionDenied
 from fs3.ids import file_chunk
 from fs3.routing import Routing, TargetState
+from fs3.user import User
 
 CHUNK = 256 << 10
 FILES = {f"/data/{number}": np.random.default_rng(number).bytes(CHUNK * 5 + 1 + number) for number in range(4)}
@@ -152,6 +155,10 @@ def test_chunks_and_orphans(cluster: LocalCluster, client: Client, capsys: pytes
     assert main.run(["admin", "orphans", cluster.url, "--remove"]) == 2, "it asks first"
     assert "1 chunks removed" in admin(cluster, capsys, "orphans", "--remove", "--yes")
     assert admin(cluster, capsys, "orphans") == "every one of 24 chunks belongs to a file\n"
+    other = connect(cluster.url, user=User(1000, (1000,)))
+    with pytest.raises(PermissionDenied, match="not the superuser"):  # what meta says of no chunk is no answer
+        find_orphans(other.mgmtd.routing, other.storage, other.meta)
+    other.close()
     assert admin(cluster, capsys, "fsck").endswith(": all hangs together\n")
     health = json.loads(admin(cluster, capsys, "fsck", "--json"))
     assert health["inodes"] > 1 and (health["wrong"], health["findings"]) == (0, [])
