@@ -268,9 +268,13 @@ def choose_ports(shape: Shape, wanted: int | None) -> dict[str, tuple[int, ...]]
     """Free ports for the daemons of `shape`; mgmtd gets `wanted` (0: any), else the favourite one if it is free.
 
     Raises:
-        Invalid: the wanted port is taken, or a remembered one is.
+        Invalid: the wanted port is taken, or another daemon's here, or a remembered one is taken.
     """
     taken = {port for name in shape.ports for port in shape.ports_of(name)}
+    if wanted in taken and wanted != shape.ports.get("mgmtd", (0,))[0]:
+        owner = next(name for name in shape.ports if wanted in shape.ports_of(name))
+        raise Invalid(f"port {wanted} (for mgmtd) is a port of {owner}; choose another with --port")
+    taken |= {wanted} if wanted else set()
     ports: dict[str, tuple[int, ...]] = {}
     for name in shape.names:
         run = shape.workers_of(name)

@@ -125,13 +125,17 @@ class LocalCluster:
     def start(self, *, timeout_s: float = 60.0, on_progress: Callable[[str], None] = lambda line: None) -> None:
         """Start every daemon and wait until every chain serves and meta answers; stops everything if that fails.
 
+        What the folder remembered it then remembers again: options that do not work are not the next start's.
+
         Raises:
             Invalid: the folder, its options or a port cannot be used.
             Unavailable: a daemon ended, or it took longer than `timeout_s`.
         """
         self.folder.hold()
+        before: Shape | None = None
         try:
-            self._shape = self._decide_shape()
+            before = self.folder.remembered()
+            self._shape = self._decide_shape(before)
             if self._shape.kv == ETCD:
                 self.etcd.prepare()
             self.folder.remember(self._shape)
@@ -147,7 +151,11 @@ class LocalCluster:
                     self._spawn(name)
             self.wait_serving(timeout_s=max(deadline_s - lease_now_s(), 0.1), on_progress=on_progress)
         except BaseException:
-            self.stop()
+            try:
+                if before is not None:
+                    self.folder.remember(before)
+            finally:
+                self.stop()
             raise
         finally:
             self._moves.clear()
@@ -297,8 +305,8 @@ class LocalCluster:
         self._spawn(name)
         return True
 
-    def _decide_shape(self) -> Shape:
-        before = self.folder.remembered()
+    def _decide_shape(self, before: Shape | None) -> Shape:
+        """What is started, in a folder that remembers `before`. Raises: Invalid."""
         if before is not None:
             for option, asked, known in (
                 ("--nodes", self._nodes, before.nodes),

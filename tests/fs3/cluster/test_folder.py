@@ -175,6 +175,11 @@ def test_ports_that_are_taken_are_named() -> None:
             choose_ports(known, None)
     assert choose_ports(known, None)["storage-1"] == free["storage-1"], "the same ports at every start"
     assert choose_ports(known, free["meta"][1] + 1)["mgmtd"][0] == free["meta"][1] + 1
+    for name, place in (("meta", 0), ("mgmtd", 1)):
+        own = free[name][place]
+        with pytest.raises(Invalid, match=rf"port {own} \(for mgmtd\) is a port of {name}; choose another with --port"):
+            choose_ports(Shape(nodes=1, replicas=1, ports=free), own)
+    assert choose_ports(Shape(nodes=1, replicas=1, ports=free), free["mgmtd"][0]) == free
     if port_is_free(FAVOURITE_PORT):
         assert choose_ports(Shape(nodes=1, replicas=1), None)["mgmtd"][0] == FAVOURITE_PORT
 

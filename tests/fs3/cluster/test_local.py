@@ -118,6 +118,16 @@ def test_a_named_port_and_a_remembered_one_are_not_replaced(tmp_path: Path) -> N
         again.start()
 
 
+def test_options_that_do_not_start_are_not_remembered(tmp_path: Path) -> None:
+    with LocalCluster(tmp_path / "c", nodes=1, replicas=1, port=0, lease_s=1.0) as cluster:
+        shape = cluster.shape
+    with pytest.raises(Unavailable, match=r"mgmtd ended with status 1: .*lease_s 700: must be between"):
+        LocalCluster(tmp_path / "c", lease_s=700.0).start()
+    assert cluster.folder.remembered() == shape
+    with LocalCluster(tmp_path / "c") as again:
+        assert again.shape == shape
+
+
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*FS3, *arguments], capture_output=True, text=True, timeout=120, check=False)
 
