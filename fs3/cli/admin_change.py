@@ -11,6 +11,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from fs3.cli.admin_left import to_move, to_serve, to_stop
 from fs3.cli.admin_show import NODE, connected, secret_option, url_argument
 from fs3.client.admin import AdminClient, place
 from fs3.errors import Fs3Error, Invalid, NotFound, Unavailable
@@ -69,7 +70,7 @@ def drain(
         leaving = _targets_at(client.fetch(), node, disk, target)
         say(client.change("Drain", admin_pb2.PlaceRequest(place=place(node=node, disk=disk, target=target))))
         if waiting:
-            watch(client, "moved", lambda routing: sum(one in routing.targets for one in leaving), timeout_s)
+            watch(client, "moved", lambda routing: to_move(routing, leaving), timeout_s)
 
 
 @click.command("undrain", short_help="Cancel a drain.")
@@ -134,7 +135,7 @@ def _replace(url: str, secret: str, *, elsewhere: bool, yes: bool, wait_s: float
             return
         asked = _targets_at(before, where.get("node"), where.get("disk"), where.get("target"))
         if elsewhere:
-            watch(client, "moved", lambda routing: sum(one in routing.targets for one in asked), wait_s)
+            watch(client, "moved", lambda routing: to_move(routing, asked), wait_s)
         else:
             slots = {(before.targets[one].chain_id, before.targets[one].node_id) for one in asked}
             watch(client, "refilled", lambda routing: _being_refilled(routing, slots), wait_s)
@@ -163,7 +164,7 @@ def offline(url: str, target: int, waiting: bool, timeout_s: float, secret: str)
     with connected(url, secret) as client:
         say(client.change("Offline", admin_pb2.PlaceRequest(place=place(target=target))))
         if waiting:
-            watch(client, "stopped", lambda routing: int(_state(routing, target) != TargetState.OFFLINE), timeout_s)
+            watch(client, "stopped", lambda routing: to_stop(routing, target), timeout_s)
 
 
 @click.command("online", short_help="Put it back into service.")
@@ -177,7 +178,7 @@ def online(url: str, target: int, waiting: bool, timeout_s: float, secret: str) 
     with connected(url, secret) as client:
         say(client.change("Online", admin_pb2.PlaceRequest(place=place(target=target))))
         if waiting:
-            watch(client, "serving", lambda routing: int(_state(routing, target) != TargetState.SERVING), timeout_s)
+            watch(client, "serving", lambda routing: to_serve(routing, target), timeout_s)
 
 
 @click.command("create", short_help="Make one more replica of a chain.")
@@ -247,7 +248,7 @@ def rotate_last_serving(
 def watch(client: AdminClient, done: str, left: Callable[[Routing], int], timeout_s: float) -> None:
     """Show how many of the first `left` are `done` until none is left; says why when nothing moves for a while.
 
-    Raises: Unavailable: there were still some after `timeout_s` (0: no limit).
+    Raises: Unavailable: there were still some after `timeout_s` (0: no limit); what `left` raises.
     """
     routing = client.mgmtd.routing
     most = now = left(routing)
@@ -313,11 +314,6 @@ def _last_on(routing: Routing, node: int) -> tuple[int, ...]:
     if not chains:
         raise Invalid(f"no chain waits for a target on node {node_name(node)}")
     return chains
-
-
-def _state(routing: Routing, target: int) -> TargetState | None:
-    known = routing.targets.get(TargetId(target))
-    return known.state if known is not None else None
 
 
 COMMANDS = (drain, undrain, replace, replace_disk, remove, offline, online, create, rotate_last_serving)

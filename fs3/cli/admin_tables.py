@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from fs3.cli.admin_change import say, watch
+from fs3.cli.admin_left import to_move
 from fs3.cli.admin_show import connected, json_option, secret_option, show, url_argument
 from fs3.errors import Invalid, NotFound
 from fs3.mgmtd.named_core import some
@@ -81,7 +82,7 @@ def balance(url: str, most: int | None, waiting: bool, secret: str) -> None:
         say(client.change("Balance", admin_pb2.BalanceRequest(most=most or 0)))
         if waiting:
             moving = [one for one, target in client.mgmtd.routing.targets.items() if target.draining]
-            watch(client, "moved", lambda routing: sum(one in routing.targets for one in moving), 0.0)
+            watch(client, "moved", lambda routing: to_move(routing, moving), 0.0)
 
 
 def _find(routing: Routing, table_id: int, version: int | None) -> ChainTable:
