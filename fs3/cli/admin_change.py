@@ -5,13 +5,12 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Collection
-from typing import Any
 
 import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from fs3.cli.admin_left import to_move, to_serve, to_stop
+from fs3.cli.admin_left import to_move, to_refill, to_serve, to_stop
 from fs3.cli.admin_show import NODE, connected, secret_option, url_argument
 from fs3.client.admin import AdminClient, place
 from fs3.errors import Fs3Error, Invalid, NotFound, Unavailable
@@ -137,8 +136,9 @@ def _replace(url: str, secret: str, *, elsewhere: bool, yes: bool, wait_s: float
         if elsewhere:
             watch(client, "moved", lambda routing: to_move(routing, asked), wait_s)
         else:
-            slots = {(before.targets[one].chain_id, before.targets[one].node_id) for one in asked}
-            watch(client, "refilled", lambda routing: _being_refilled(routing, slots), wait_s)
+            places = {(before.targets[one].chain_id, before.targets[one].node_id) for one in asked}
+            slots = {(chain, node) for chain, node in places if client.mgmtd.routing.serving(chain)}
+            watch(client, "refilled", lambda routing: to_refill(routing, slots), wait_s)
 
 
 @click.command("remove", short_help="Forget a dead node, or a target that is not needed.")
@@ -292,15 +292,6 @@ def _targets_at(routing: Routing, node: int | None, disk: int | None, target: in
         if one.target_id == target
         or (node is not None and is_named(one.node_id, node) and (disk is None or one.disk == disk))
     ]
-
-
-def _being_refilled(routing: Routing, slots: Collection[Any]) -> int:
-    """How many targets at `slots` (chain, node) do not serve, but could: somebody serves their chain."""
-    return sum(
-        target.state != TargetState.SERVING and bool(routing.serving(target.chain_id))
-        for target in routing.targets.values()
-        if (target.chain_id, target.node_id) in slots
-    )
 
 
 def _last_on(routing: Routing, node: int) -> tuple[int, ...]:

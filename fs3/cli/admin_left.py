@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from fs3.errors import Conflict, NotFound
-from fs3.ids import TargetId
+from fs3.ids import ChainId, NodeId, TargetId
 from fs3.mgmtd.named_core import some
 from fs3.routing import Routing, TargetState
 
@@ -20,6 +20,18 @@ def to_move(routing: Routing, leaving: Collection[TargetId]) -> int:
     if staying:
         raise Conflict(f"targets {some(staying)} are not drained any more: somebody has cancelled it, and they stay")
     return len(there)
+
+
+def to_refill(routing: Routing, slots: Collection[tuple[ChainId, NodeId]]) -> int:
+    """How many targets at `slots` do not serve yet, of chains that somebody served when the refill was asked for.
+
+    Also while nobody serves them: they are refilled once somebody does again.
+    """
+    return sum(
+        target.state != TargetState.SERVING
+        for target in routing.targets.values()
+        if (target.chain_id, target.node_id) in slots
+    )
 
 
 def to_stop(routing: Routing, target: int) -> int:

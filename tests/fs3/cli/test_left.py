@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fs3.cli.admin_left import to_move, to_serve, to_stop
+from fs3.cli.admin_left import to_move, to_refill, to_serve, to_stop
 from fs3.errors import Conflict, NotFound
 from fs3.ids import ChainId, NodeId, TargetId
 from fs3.routing import Chain, Node, NodeKind, Routing, Target, TargetState
@@ -40,6 +40,16 @@ def test_a_drained_target_is_waited_for_until_it_leaves_or_stays() -> None:
     assert to_move(replace(routing(), nodes={**routing().nodes, NodeId(1): drained_node}), leaving) == 1
     with pytest.raises(Conflict, match="targets 1 are not drained any more"):
         to_move(routing(), leaving)
+
+
+def test_a_target_is_not_refilled_because_nobody_serves_its_chain_any_more() -> None:
+    slots = [(ChainId(1), NodeId(1))]
+    syncing = routing(state=TargetState.SYNCING)
+    assert to_refill(syncing, slots) == 1
+    last = replace(syncing.targets[TargetId(2)], state=TargetState.LASTSRV)
+    waiting = routing(state=TargetState.WAITING)
+    assert to_refill(replace(waiting, targets={**waiting.targets, TargetId(2): last}), slots) == 1
+    assert to_refill(routing(), slots) == 0
 
 
 def test_a_target_that_leaves_its_chain_has_stopped() -> None:
