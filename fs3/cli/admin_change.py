@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from fs3.cli.admin_left import to_move, to_refill, to_serve, to_stop
-from fs3.cli.admin_show import NODE, connected, secret_option, url_argument
+from fs3.cli.admin_show import DISK, ID, NODE, connected, secret_option, url_argument
 from fs3.client.admin import AdminClient, place
 from fs3.errors import Fs3Error, Invalid, NotFound, Unavailable
 from fs3.ids import TargetId, node_name
@@ -23,9 +23,9 @@ _LOOK_S = 0.5
 _ASK_WHY_S = 3.0  # that nothing has moved for so long is worth a reason
 
 _node = click.option("--node", type=NODE, help="A storage node with all its workers, or one of them, as 3.1.")
-_disk = click.option("--disk", type=click.IntRange(0), help="One disk of the node, by its number.")
-_target = click.option("--target", type=click.IntRange(1), help="One target, by its id.")
-_one_target = click.option("--target", type=click.IntRange(1), required=True, help="The target's id.")
+_disk = click.option("--disk", type=DISK, help="One disk of the node, by its number.")
+_target = click.option("--target", type=ID, help="One target, by its id.")
+_one_target = click.option("--target", type=ID, required=True, help="The target's id.")
 _yes = click.option("--yes", is_flag=True, help="Do not ask.")
 _wait = click.option("--wait", "waiting", is_flag=True, help="Return once it is done; show how far it is.")
 _timeout = click.option(
@@ -101,7 +101,7 @@ def replace(url: str, target: int, elsewhere: bool, yes: bool, waiting: bool, ti
 @click.command("replace-disk", short_help="Refill, or give up, a disk that died.")
 @url_argument
 @click.option("--node", type=NODE, required=True, help="The storage node's id.")
-@click.option("--disk", type=click.IntRange(0), required=True, help="The disk's number on the node.")
+@click.option("--disk", type=DISK, required=True, help="The disk's number on the node.")
 @click.option("--elsewhere", is_flag=True, help="On other disks: this one will not come back.")
 @_yes
 @_wait
@@ -184,8 +184,8 @@ def online(url: str, target: int, waiting: bool, timeout_s: float, secret: str) 
 @click.command("create", short_help="Make one more replica of a chain.")
 @url_argument
 @click.option("--node", type=NODE, required=True, help="The storage node's id.")
-@click.option("--disk", type=click.IntRange(0), required=True, help="The disk's number on the node.")
-@click.option("--chain", type=click.IntRange(1), required=True, help="The chain's id.")
+@click.option("--disk", type=DISK, required=True, help="The disk's number on the node.")
+@click.option("--chain", type=ID, required=True, help="The chain's id.")
 @secret_option
 def create(url: str, node: int, disk: int, chain: int, secret: str) -> None:
     """Make one more replica of a chain on a disk that you choose."""
@@ -196,9 +196,9 @@ def create(url: str, node: int, disk: int, chain: int, secret: str) -> None:
 
 @click.command("rotate-lastsrv", short_help="Accept loss: let another target serve a chain.")
 @url_argument
-@click.option("--chain", "chains", type=click.IntRange(1), multiple=True, help="A chain that nobody serves.")
+@click.option("--chain", "chains", type=ID, multiple=True, help="A chain that nobody serves.")
 @click.option("--node", type=NODE, help="All chains whose last one that served is on this node.")
-@click.option("--to", "target", type=click.IntRange(1), help="The target that shall serve. [default: a new, empty one]")
+@click.option("--to", "target", type=ID, help="The target that shall serve. [default: a new, empty one]")
 @click.option("--accept-data-loss", is_flag=True, help="What only the last one that served has is given up.")
 @_wait
 @_timeout

@@ -38,6 +38,8 @@ class _NodeId(click.ParamType[int]):
 
 
 NODE = _NodeId()
+ID = click.IntRange(1, (1 << 32) - 1)  # a target's or chain's, as requests carry it
+DISK = click.IntRange(0, (1 << 32) - 1)
 
 json_option = click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")
 secret_option = click.option("--secret", envvar="FS3_SECRET", default="", help="The cluster's secret, if it has one.")

@@ -73,7 +73,11 @@ def grow(url: str, waiting: bool, secret: str) -> None:
 
 @click.command("balance", short_help="Even out targets over disks.")
 @url_argument
-@click.option("--most", type=click.IntRange(1), help="Move at most so many targets now. [default: as many as it takes]")
+@click.option(
+    "--most",
+    type=click.IntRange(1, (1 << 32) - 1),
+    help="Move at most so many targets now. [default: as many as it takes]",
+)
 @click.option("--wait", "waiting", is_flag=True, help="Return once all have moved; show how far it is.")
 @secret_option
 def balance(url: str, most: int | None, waiting: bool, secret: str) -> None:

@@ -53,6 +53,27 @@ def test_wrong_usage_is_2(arguments: list[str], capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.parametrize(
+    "arguments",
+    [
+        ["drain", "--target", "4294967296"],
+        ["drain", "--node", "1", "--disk", "4294967296"],
+        ["drain", "--node", "4294967296"],
+        ["replace", "--target", "-1"],
+        ["create", "--node", "1", "--disk", "0", "--chain", "99999999999999999999"],
+        ["rotate-lastsrv", "--chain", "4294967296", "--accept-data-loss"],
+        ["rotate-lastsrv", "--chain", "1", "--to", "4294967296", "--accept-data-loss"],
+        ["balance", "--most", "4294967296"],
+    ],
+)
+def test_a_number_that_no_request_can_carry_is_wrong_usage(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command, *options = arguments
+    assert main.run(["admin", command, *options, "--", "fs3://127.0.0.1:1"]) == 2
+    assert "Error: Invalid value for '--" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("error", "code", "line"),
     [
         (Unavailable("nobody there"), 1, "fs3: nobody there\n"),
