@@ -170,10 +170,14 @@ class LocalEtcd:
             draft.replace(saved)
         except (OSError, ValueError) as error:
             raise Invalid(f"{saved}: {error}") from None
-        if found.get("format") != _FORMAT:
-            raise Invalid(f"{saved}: format {found.get('format')!r}, this fs3 reads format {_FORMAT}")
-        self._ports = [(int(client), int(peer)) for client, peer in found["ports"]]
-        self._token = found["token"]
+        if not isinstance(found, dict) or found.get("format") != _FORMAT:
+            known = found.get("format") if isinstance(found, dict) else found
+            raise Invalid(f"{saved}: format {known!r}, this fs3 reads format {_FORMAT}")
+        try:
+            self._ports = [(int(client), int(peer)) for client, peer in found["ports"]]
+            self._token = str(found["token"])
+        except (KeyError, TypeError, ValueError):
+            raise Invalid(f"{saved}: expected a token, and the ports of each member, found {found!r}") from None
 
     def _log(self, member: int) -> Path:
         return self.path / f"{_name(member)}.log"

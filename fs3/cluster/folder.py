@@ -19,10 +19,11 @@ import os
 import random
 import socket
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from fs3.config import from_mapping
 from fs3.errors import Invalid
 from fs3.ids import MAX_WORKERS
 
@@ -197,7 +198,7 @@ class Folder:
             os.close(descriptor)
 
     def remembered(self) -> Shape | None:
-        """The shape that was saved here. Raises: Invalid if the marker cannot be read or is of a newer fs3."""
+        """The shape that was saved here. Raises: Invalid: the marker is damaged, or of a newer fs3."""
         marker = self.path / MARKER
         try:
             saved = json.loads(marker.read_text(encoding="utf-8"))
@@ -208,8 +209,11 @@ class Folder:
         if not isinstance(saved, dict) or saved.get("format") not in _READABLE:
             found = saved.get("format") if isinstance(saved, dict) else saved
             raise Invalid(f"{marker}: format {found!r}, this fs3 reads format {FORMAT}; use the fs3 that made it")
-        ports = {name: tuple(pair) for name, pair in saved.pop("ports", {}).items()}
-        return Shape(**{**saved, "format": FORMAT, "ports": ports})
+        ports = saved.pop("ports", {})
+        if not isinstance(ports, dict) or not all(map(_is_pair_of_ports, ports.values())):
+            raise Invalid(f"{marker}: ports: expected a service and a metrics port by each name, found {ports!r}")
+        shape = from_mapping(saved, Shape, where=str(marker))
+        return replace(shape, format=FORMAT, ports={name: tuple(pair) for name, pair in ports.items()})
 
     def remember(self, shape: Shape) -> None:
         """Save `shape`, whole or not at all."""
@@ -327,6 +331,12 @@ def free_port(taken: set[int], run: int = 1) -> int:
             taken.update(wanted)
             return port
     raise Invalid(f"no free port between {_PORTS.start} and {_PORTS.stop} on {HOST}")
+
+
+def _is_pair_of_ports(value: Any) -> bool:
+    return (
+        isinstance(value, list) and len(value) == 2 and all(type(port) is int and 0 < port < 1 << 16 for port in value)
+    )
 
 
 def _try_lock(descriptor: int) -> bool:

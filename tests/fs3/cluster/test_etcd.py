@@ -41,3 +41,11 @@ def test_a_folder_of_a_newer_fs3_is_refused(etcd: LocalEtcd, tmp_path: Path) -> 
     (tmp_path / "etcd.json").write_text('{"format": 9}')
     with pytest.raises(Invalid, match="format 9"):
         LocalEtcd(tmp_path).start()
+
+
+@pytest.mark.parametrize("saved", ["[]", '{"format": 1}', '{"format": 1, "token": "x", "ports": [[1], 2]}'])
+def test_what_the_folder_remembers_of_no_etcd_is_named(etcd: LocalEtcd, tmp_path: Path, saved: str) -> None:
+    assert etcd.members  # it is installed
+    (tmp_path / "etcd.json").write_text(saved)
+    with pytest.raises(Invalid, match=r"etcd\.json: (format|expected a token)"):
+        LocalEtcd(tmp_path).start()

@@ -155,7 +155,16 @@ def test_a_folder_of_the_format_before_has_one_mgmtd_and_one_meta(tmp_path: Path
 
 @pytest.mark.parametrize(
     ("marker", "message"),
-    [("{", "Expecting"), ('{"format": 9}', "format 9, this fs3 reads format 4"), ("3", "format 4")],
+    [
+        ("{", "Expecting"),
+        ('{"format": 9}', "format 9, this fs3 reads format 4"),
+        ("3", "format 4"),
+        ('{"format": 4}', f"{MARKER}: 'nodes' is missing"),
+        ('{"format": 4, "nodes": "x", "replicas": 1}', f"{MARKER}: nodes: expected int, found 'x'"),
+        ('{"format": 4, "nodes": 1, "replica": 1}', f"{MARKER}: unknown key 'replica'; did you mean 'replicas'?"),
+        ('{"format": 4, "nodes": 1, "replicas": 1, "ports": []}', f"{MARKER}: ports: expected a service and a metrics"),
+        ('{"format": 4, "nodes": 1, "replicas": 1, "ports": {"meta": [1]}}', f"{MARKER}: ports: expected"),
+    ],
 )
 def test_a_marker_that_cannot_be_read_is_named(tmp_path: Path, marker: str, message: str) -> None:
     (tmp_path / MARKER).write_text(marker)
