@@ -240,3 +240,10 @@ def missing_package(error: ImportError, extra: str) -> Invalid:
 def to_os_error(error: Fs3Error, path: str | None = None) -> OSError:
     """The standard library's exception for `error`, as file objects and fsspec raise it."""
     return OSError(error.errno, str(error), path) if path is not None else OSError(error.errno, str(error))
+
+
+def line_of(error: Fs3Error | OSError) -> str:
+    """What a person is told of `error`, in one line: of the operating system's the file and the reason."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import click
 
 from fs3 import __version__
-from fs3.errors import Fs3Error
+from fs3.errors import Fs3Error, line_of
 
 # name -> (module, attribute, one line for `fs3 --help`)
 COMMANDS = {
@@ -99,15 +99,13 @@ def run(arguments: Sequence[str] | None = None, command: click.Command = fs3) ->
         return 2
     except click.ClickException as error:
         return _failed(error.format_message())
-    except Fs3Error as error:
-        return _failed(str(error))
     except (KeyboardInterrupt, click.Abort):
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads on, so nothing is left to flush
         return 141
-    except OSError as error:
-        return _failed(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error))
+    except (Fs3Error, OSError) as error:
+        return _failed(line_of(error))
     return status if isinstance(status, int) else 0
 
 

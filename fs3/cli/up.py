@@ -25,7 +25,7 @@ from rich.console import Console
 from fs3.cluster.folder import Folder
 from fs3.cluster.local import Exit, LocalCluster
 from fs3.cluster.stopping import stop_folder
-from fs3.errors import Fs3Error, Unavailable
+from fs3.errors import Fs3Error, Unavailable, line_of
 
 _log = logging.getLogger(__name__)
 _READY = "ready"
@@ -241,7 +241,10 @@ def _detach(directory: Path, chosen: dict[str, int | float | str | None], *, res
 
 
 def _run_detached(cluster: LocalCluster, announce: int, *, restart: bool, timeout_s: float) -> int:
-    """The supervisor of a detached cluster; after it has reported, it writes to DIR/log/up.log."""
+    """The supervisor of a detached cluster; after it has reported, it writes to DIR/log/up.log.
+
+    Nobody sees its standard error: why it ends is said in one of the two.
+    """
     report = open(announce, "w", encoding="utf-8", buffering=1)  # noqa: SIM115 - closed once it has reported
 
     def start() -> None:
@@ -254,8 +257,12 @@ def _run_detached(cluster: LocalCluster, announce: int, *, restart: bool, timeou
 
     try:
         _supervise(cluster, start, ready, restart=restart, say=lambda line: _log.info("%s", line))
-    except Fs3Error as error:
-        print(_FAILED, error, file=report)
+    except (Fs3Error, OSError, KeyboardInterrupt) as error:
+        text = "it was stopped before it was ready" if isinstance(error, KeyboardInterrupt) else line_of(error)
+        if report.closed:
+            _log.error("ended: %s", text)
+        else:
+            print(_FAILED, text, file=report)
         return 1
     return 0
 

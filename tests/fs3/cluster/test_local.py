@@ -153,6 +153,15 @@ def test_up_detached_status_and_down(tmp_path: Path) -> None:
     assert not stop_folder(directory)
 
 
+@pytest.mark.parametrize("detach", [(), ("--detach",)])
+def test_up_names_what_is_in_its_way(detach: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "fs3-cluster.json").write_text(json.dumps({"format": 4, "nodes": 1, "replicas": 1}))
+    (tmp_path / "log").write_text("in the way")
+    failed = run("up", "--dir", str(tmp_path), "--port", str(free_port()), *detach)
+    assert (failed.returncode, failed.stderr) == (1, f"fs3: {tmp_path / 'log'}: File exists\n")
+    assert not LocalCluster(tmp_path).folder.in_use()
+
+
 def test_up_on_etcd_down_and_up_again(etcd: LocalEtcd, tmp_path: Path) -> None:
     assert etcd.members  # it is installed
     directory = str(tmp_path / "c")
