@@ -31,7 +31,8 @@ _LAST = ("mgmtd", _ETCD)  # that the others' goodbyes arrive, and can be written
 def stop_folder(directory: Path | str, *, supervisor: int | None = None, timeout_s: float = 60.0) -> bool:
     """Stop the cluster that runs in `directory`, whoever started it, and wait; False if none was running.
 
-    A running `fs3 up` (its pid in `supervisor`) is asked to stop; daemons without one are ended here.
+    A running `fs3 up` (its pid in `supervisor`) is asked to stop; daemons without one are ended here, and so are those
+    that were started by hand.
 
     Raises:
         Invalid: it is not a cluster's folder.
@@ -40,7 +41,7 @@ def stop_folder(directory: Path | str, *, supervisor: int | None = None, timeout
     folder = Folder(directory)
     folder.check_is_ours()
     if not folder.in_use():
-        return False
+        return _end_started_by_hand(folder)
     deadline_s = lease_now_s() + timeout_s
     if supervisor is not None:
         with contextlib.suppress(ProcessLookupError):
@@ -52,7 +53,7 @@ def stop_folder(directory: Path | str, *, supervisor: int | None = None, timeout
         if lease_now_s() >= deadline_s:
             raise Unavailable(f"{folder.path} is still in use after {timeout_s:g} s")
         pause.wait(_LOOK_S)
-    _end(_started_by_hand(folder), _STOP_S)
+    _end_started_by_hand(folder)
     return True
 
 
@@ -113,16 +114,18 @@ def _end(processes: list[psutil.Process], limit_s: float) -> None:
             process.kill()
 
 
-def _started_by_hand(folder: Folder) -> list[psutil.Process]:
-    """Daemons that run on a config of the folder though nobody who stopped it knew of them (`fs3 storage --config`)."""
+def _end_started_by_hand(folder: Folder) -> bool:
+    """End daemons that run on a config of the folder and are nobody's (`fs3 storage --config`); whether there were."""
     configs = os.path.realpath(folder.config("x").parent)
-    found = []
+    found: dict[str, list[psutil.Process]] = {}
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            config = _config_of(process)
-            if config.endswith(".toml") and os.path.dirname(config) == configs:
-                found.append(process)
-    return found
+            config = Path(_config_of(process))
+            if config.suffix == ".toml" and str(config.parent) == configs:
+                found.setdefault(config.stem, []).append(process)
+    for wave in waves(found):
+        _end([process for name in wave for process in found[name]], _STOP_S)
+    return bool(found)
 
 
 def _config_of(process: psutil.Process) -> str:

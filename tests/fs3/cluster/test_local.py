@@ -212,6 +212,21 @@ def test_down_also_ends_a_daemon_that_was_started_again_by_hand(tmp_path: Path) 
         reader.kill()
 
 
+def test_down_ends_a_daemon_that_was_started_by_hand_without_up(tmp_path: Path) -> None:
+    with LocalCluster(tmp_path / "c", nodes=1, replicas=1, port=0, lease_s=1.0) as cluster:
+        command = [*FS3, "mgmtd", "--config", str(cluster.folder.config("mgmtd"))]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as by_hand:
+        try:
+            assert by_hand.stderr is not None
+            assert any("listens on" in line for line in by_hand.stderr)
+            ended = run("down", str(tmp_path / "c"))
+            assert ended.returncode == 0 and ended.stdout.startswith("stopped; "), ended
+            assert by_hand.wait(10) == 0
+        finally:
+            by_hand.kill()
+    assert run("down", str(tmp_path / "c")).stdout.startswith("no cluster is running in ")
+
+
 def _command(process: psutil.Process) -> list[str]:
     try:
         return process.cmdline()
