@@ -103,6 +103,8 @@ def test_bad_input_is_one_line_that_names_it(tmp_path: Path, capsys: pytest.Capt
         (["status", "fs3://127.0.0.1:1"], "no cluster answers at 127.0.0.1:1"),
         (["mgmtd", "--config", str(tmp_path / "no.toml")], "no such file"),
         (["mgmtd", "--config", str(tmp_path / "m.toml")], "unknown key 'listen_prot'; did you mean 'listen_port'?"),
+        (["admin", "backup", "fs3://127.0.0.1:1", "nope://x"], "nope://x: Protocol not known: nope; name a path"),
+        (["admin", "restore", "nope://x", "--config", str(DEPLOY / "meta.toml")], "nope://x: Protocol not known: nope"),
         (["down", str(tmp_path)], "is not the folder of an fs3 cluster"),
         (["up", "--dir", str(tmp_path)], "is not empty and is not the folder of an fs3 cluster"),
         (["up", "--detach", "--dir", str(tmp_path)], "is not empty and is not the folder of an fs3 cluster"),
