@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.progress import Progress
 
 from fs3.cli.admin_change import confirm
-from fs3.cli.admin_show import json_option, raise_silent, secret_option, show, told, url_argument
+from fs3.cli.admin_show import client_of, json_option, raise_silent, secret_option, show, told, url_argument
 from fs3.cli.status import size
-from fs3.client.connect import Client, connect
+from fs3.client.connect import Client
 from fs3.client.inspection import Copy, Inspector, silent
 from fs3.client.orphans import find_orphans, remove_orphans
 from fs3.errors import IsADirectory, NotFound, Unavailable
@@ -36,7 +36,7 @@ def chunk(url: str, what: str, index: int | None, as_json: bool, secret: str) ->
 
     Exits 1 if a node did not answer; what the others know is shown all the same.
     """
-    client = connect(url, secret=secret)
+    client = client_of(url, secret)
     inspector = Inspector(client.mgmtd, secret)
     try:
         if len(what) == _ID_DIGITS and all(digit in "0123456789abcdefABCDEF" for digit in what):
@@ -69,7 +69,7 @@ def orphans(url: str, removing: bool, yes: bool, as_json: bool, secret: str) -> 
     After the metadata store was restored from a backup, the chunks of newer files are orphans too. Exits 1 if a chain
     did not answer.
     """
-    client = connect(url, secret=secret)
+    client = client_of(url, secret)
     routing = client.mgmtd.wait_ready(5.0)
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("chains", total=len(routing.chains))

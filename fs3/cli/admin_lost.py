@@ -10,8 +10,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from fs3.cli.admin_show import json_option, secret_option, show, url_argument
-from fs3.client.connect import connect
+from fs3.cli.admin_show import client_of, json_option, secret_option, show, url_argument
 from fs3.client.lost import Losses, LostFile
 from fs3.errors import Fs3Error, Unavailable
 from fs3.mgmtd.named_core import some
@@ -29,7 +28,7 @@ def lost(url: str, as_json: bool, secret: str) -> int:
     be read whole: remove them, or write them anew. The cluster goes on meanwhile; nothing is changed. What a chunk
     holds is not looked at (`fs3 admin scrub` does that). Exits 1 if a file lacks chunks, or a chain did not answer.
     """
-    client = connect(url, secret=secret)
+    client = client_of(url, secret)
     client.mgmtd.wait_ready(5.0)
     top = parse_url(url)[1]
     console = Console(stderr=True)

@@ -15,8 +15,7 @@ import fsspec
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from fs3.cli.admin_show import json_option, secret_option, url_argument
-from fs3.client.connect import connect
+from fs3.cli.admin_show import client_of, json_option, secret_option, url_argument
 from fs3.config import load_toml
 from fs3.errors import Corrupt, Exists, Invalid
 from fs3.meta.backup_format import Reader
@@ -35,7 +34,7 @@ def fsck(url: str, timeout_s: float, as_json: bool, secret: str) -> int:
 
     The cluster goes on meanwhile; nothing is changed. Exits 1 if something is wrong.
     """
-    health = connect(url, secret=secret).meta.fsck(timeout_s=timeout_s)
+    health = client_of(url, secret).meta.fsck(timeout_s=timeout_s)
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(health)))
     else:
@@ -62,7 +61,7 @@ def backup(url: str, target: str, timeout_s: float, secret: str) -> int:
     fs, path = _file(target)
     if fs.exists(path):
         raise Exists(f"{target}: exists already; name another file")
-    reader, meta = Reader(), connect(url, secret=secret).meta
+    reader, meta = Reader(), client_of(url, secret).meta
     try:
         with _progress() as bar, fs.open(path, "wb") as file:
             task = bar.add_task("reading the metadata", total=None)

@@ -8,17 +8,20 @@ from contextlib import contextmanager
 from typing import Any
 
 import click
+from fsspec.config import conf
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from fs3.cli.status import FULLNESS, coloured, decides, in_order, size
 from fs3.client.admin import AdminClient
+from fs3.client.connect import Client, connect
 from fs3.errors import Invalid, Unavailable
 from fs3.ids import node_from_name, node_name
 from fs3.mgmtd.named_core import check_chain, find_storage_nodes, is_named
 from fs3.routing import Node, NodeKind, Routing, Target, TargetState
 from fs3.url import parse_url
+from fs3.user import parse_user
 
 _COLUMNS = 150
 
@@ -51,6 +54,15 @@ def connected(url: str, secret: str) -> Iterator[AdminClient]:
     addresses, _ = parse_url(url)
     with AdminClient.connect(addresses, secret) as client:
         yield client
+
+
+def client_of(url: str, secret: str) -> Client:
+    """The process's client of the cluster at `url`, for the user whom FSSPEC_FS3_USER names, as the file commands'.
+
+    Raises: Invalid, Unavailable, PermissionDenied, as `connect`.
+    """
+    named = conf.get("fs3", {}).get("user", "")
+    return connect(url, secret=secret, user=parse_user(named) if named else None)
 
 
 def console() -> Console:

@@ -13,10 +13,9 @@ from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from fs3.cli.admin_show import client_of, json_option, secret_option, url_argument
 from fs3.cli.admin_show import console as wide_console
-from fs3.cli.admin_show import json_option, secret_option, url_argument
 from fs3.cli.status import size
-from fs3.client.connect import connect
 from fs3.client.meta import MetaClient, Quota
 from fs3.config import parse_bytes
 from fs3.errors import Invalid, Unavailable
@@ -116,7 +115,7 @@ def list_command(url: str, as_json: bool, secret: str) -> None:
 
 
 def _meta(url: str, secret: str) -> tuple[MetaClient, str]:
-    client = connect(url, secret=secret)
+    client = client_of(url, secret)
     client.mgmtd.wait_ready(_DEADLINE_S)
     return client.meta, parse_url(url)[1] or "/"
 
