@@ -63,7 +63,7 @@ def test_mistakes_with_quotas(run: Run, at: str, home: str, fs: Any) -> None:
         (("set", f"{at}/none", "--bytes", "1"), 1, "no such file"),
         (("set", at), 2, "say a limit"),
         (("set", at, "--bytes", "plenty"), 1, "size 'plenty'"),
-        (("set", at, "--bytes", "-1"), 1, "lies between 0"),
+        (("set", at, "--bytes", "-1"), 1, "write a number"),
         (("set", at, "--bytes", "-0.5"), 1, "lies between 0"),
         (("set", at, "--bytes", "0.5"), 1, "less than a byte"),
         (("set", at, "--bytes", "16777216TiB"), 1, "lies between 0"),
