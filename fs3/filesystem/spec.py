@@ -18,7 +18,17 @@ import numpy as np
 
 from fs3.client.connect import Client, connect
 from fs3.client.file import FileClient, OpenFile
-from fs3.errors import Corrupt, Exists, Fs3Error, Invalid, NotADirectory, NotFound, PermissionDenied, to_os_error
+from fs3.errors import (
+    Corrupt,
+    Exists,
+    Fs3Error,
+    Invalid,
+    NotADirectory,
+    NotFound,
+    PermissionDenied,
+    Unavailable,
+    to_os_error,
+)
 from fs3.filesystem.asynchronous import AsyncFace
 from fs3.filesystem.facts import describe_all, time_of
 from fs3.filesystem.files import ReadFile, WriteFile
@@ -348,8 +358,12 @@ class Fs3FileSystem(TreeFace, TrashFace, PosixFace, WrappedFace, AsyncFace):
         """Handles of all paths that can be opened, by one call if all can; errors of the others unless they raise."""
         try:
             return dict(zip(paths, self.file_client.open_many(paths), strict=True)), {}
+        except Unavailable as error:  # everybody's: to ask for each would be to wait for each
+            if on_error == "raise":
+                raise to_os_error(error, paths[0] if len(paths) == 1 else None) from error
+            return {}, {path: to_os_error(error, path) for path in paths}
         except Fs3Error:
-            pass
+            pass  # one of them is the reason; each for itself tells which
         handles: dict[str, OpenFile] = {}
         failed: dict[str, OSError] = {}
         for path in paths:

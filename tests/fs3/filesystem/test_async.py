@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import multiprocessing
 import threading
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import fsspec
 import pytest
 from fsspec.asyn import sync
 
+from fs3.errors import Unavailable
 from fs3.filesystem.asynchronous import AsyncFile
 from fs3.filesystem.spec import Fs3FileSystem
 
@@ -99,6 +101,34 @@ def test_lost_bytes_fail_only_those_who_ask_for_them(afs: Any, home: str) -> Non
     asyncio.run(body())
     with pytest.raises(OSError, match="too few"):
         afs.cat_ranges([f"{home}/a", f"{home}/b"], 0, 10, on_error="raise")
+
+
+def test_a_cluster_that_is_away_is_asked_once(afs: Any, home: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"{home}/{number}" for number in range(50)]
+    afs.pipe(dict.fromkeys(names, b"1"))
+    calls: list[str] = []
+
+    def nobody(*_: Any, **__: Any) -> Any:
+        calls.append("call")
+        raise Unavailable("nobody answers")
+
+    meta = afs.client.meta
+    for name in ("stat",):
+        monkeypatch.setattr(meta, name, nobody)
+
+    async def body() -> None:
+        for ask in (afs._cat_file, afs._info):
+            calls.clear()
+            found = await asyncio.gather(*map(ask, names), return_exceptions=True)
+            assert calls == ["call"] and {one.errno for one in found} == {errno.EHOSTUNREACH}
+
+    asyncio.run(body())
+    calls.clear()
+    told = afs.cat_ranges(names, 0, 1, on_error="return")
+    assert calls == ["call"] and [error.filename for error in told] == names
+    with pytest.raises(OSError, match="nobody answers"):
+        afs.cat_ranges(names, 0, 1, on_error="raise")
+    assert calls == ["call"] * 2
 
 
 def test_the_last_of_two_writes_of_one_file_counts(afs: Any, home: str) -> None:
