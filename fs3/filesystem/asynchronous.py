@@ -114,22 +114,8 @@ class AsyncFace(AsyncFileSystem):  # type: ignore[misc]
         return found
 
     def _write_together(self, files: list[tuple[str, bytes]]) -> list[Exception | None]:
-        if len({path for path, _ in files}) == len(files):
-            try:
-                self.pipe(dict(files))
-            except OSError:
-                pass  # one of them is the reason; each for itself tells which
-            else:
-                return [None] * len(files)
-        answers: list[Exception | None] = []
-        for path, value in files:
-            try:
-                self.pipe_file(path, value)
-            except OSError as error:
-                answers.append(error)
-            else:
-                answers.append(None)
-        return answers
+        self.pipe(dict(files))  # of two of one name the later
+        return [None] * len(files)
 
 
 class AsyncFile:

@@ -7,7 +7,9 @@ import functools
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import Generic, ParamSpec, TypeVar
+
+from fs3.errors import Unavailable
 
 _THREADS = 32  # they wait for sockets
 _MOST = 1_024  # questions in one batch
@@ -33,7 +35,8 @@ async def in_thread(call: Callable[P, R], *args: P.args, **options: P.kwargs) ->
 class Gatherer(Generic[A, R]):
     """Collects the questions of one turn of an event loop; `answer` gets up to 1,024 of them, and answers each.
 
-    An answer that is an exception is raised where the question was asked; one that `answer` raises, everywhere.
+    An answer that is an exception is raised where the question was asked. Of questions for which `answer` raises, each
+    half is asked again, so that the one that cannot be answered fails alone; that nobody answers is everybody's.
     """
 
     def __init__(self, answer: Callable[[list[A]], list[R | Exception]]) -> None:
@@ -59,11 +62,7 @@ class Gatherer(Generic[A, R]):
             task.add_done_callback(self._running.discard)
 
     async def _serve(self, asked: list[tuple[A, asyncio.Future[R]]]) -> None:
-        answers: list[Any]
-        try:
-            answers = await in_thread(self._answer, [question for question, _ in asked])
-        except Exception as error:  # noqa: BLE001  # raised by those who asked
-            answers = [error] * len(asked)
+        answers = await in_thread(self._answers, [question for question, _ in asked])
         for (_, future), answer in zip(asked, answers, strict=True):
             if future.done():
                 continue
@@ -71,3 +70,12 @@ class Gatherer(Generic[A, R]):
                 future.set_exception(answer)
             else:
                 future.set_result(answer)
+
+    def _answers(self, questions: list[A]) -> list[R | Exception]:
+        try:
+            return self._answer(questions)
+        except Exception as error:  # noqa: BLE001  # raised by those who asked
+            if len(questions) == 1 or (isinstance(error, OSError) and error.errno == Unavailable.errno):
+                return [error] * len(questions)
+        half = len(questions) // 2
+        return self._answers(questions[:half]) + self._answers(questions[half:])

@@ -113,11 +113,11 @@ def test_a_cluster_that_is_away_is_asked_once(afs: Any, home: str, monkeypatch: 
         raise Unavailable("nobody answers")
 
     meta = afs.client.meta
-    for name in ("stat",):
+    for name in ("stat", "create_files"):
         monkeypatch.setattr(meta, name, nobody)
 
     async def body() -> None:
-        for ask in (afs._cat_file, afs._info):
+        for ask in (afs._cat_file, lambda name: afs._pipe_file(name, b"2"), afs._info):
             calls.clear()
             found = await asyncio.gather(*map(ask, names), return_exceptions=True)
             assert calls == ["call"] and {one.errno for one in found} == {errno.EHOSTUNREACH}
@@ -129,6 +129,24 @@ def test_a_cluster_that_is_away_is_asked_once(afs: Any, home: str, monkeypatch: 
     with pytest.raises(OSError, match="nobody answers"):
         afs.cat_ranges(names, 0, 1, on_error="raise")
     assert calls == ["call"] * 2
+
+
+def test_a_question_that_makes_no_sense_fails_alone(afs: Any, home: str, counted: Counted) -> None:
+    names = [f"{home}/{number}" for number in range(300)]
+
+    async def body() -> None:
+        values: list[Any] = [b"1"] * 300
+        values[100] = "text"
+        made = await asyncio.gather(*map(afs._pipe_file, names, values), return_exceptions=True)
+        assert isinstance(made[100], TypeError) and made.count(None) == 299
+        infos = await asyncio.gather(*map(afs._info, [*names, "/\udcff"]), return_exceptions=True)
+        assert isinstance(infos[100], FileNotFoundError) and infos[300].errno == errno.EINVAL
+        assert [info["size"] for info in infos[:100] + infos[101:300]] == [1] * 299
+        read = await asyncio.gather(afs._cat_file(names[0]), afs._cat_file(names[1], "0"), return_exceptions=True)
+        assert read[0] == b"1" and isinstance(read[1], TypeError)
+
+    asyncio.run(body())
+    assert len(counted.calls) < 100  # not each for itself
 
 
 def test_the_last_of_two_writes_of_one_file_counts(afs: Any, home: str) -> None:
