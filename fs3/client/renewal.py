@@ -129,11 +129,13 @@ class Renewal:
         asked_s = self._now()
         lost = self._meta.renew({one: written() for one, written in due.items()}, timeout_s=self._every_s)
         with self._lock:
-            for inode_id in self._renewed_s.keys() & due.keys():
+            # Of a file that was closed and opened again meanwhile the answer is about the session before.
+            same = {inode_id for inode_id, written in due.items() if self._open.get(inode_id) is written}
+            for inode_id in self._renewed_s.keys() & same:
                 self._renewed_s[inode_id] = asked_s
-            for inode_id in lost:
+            for inode_id in same.intersection(lost):
                 self._renewed_s.pop(inode_id, None)
-            self._lost.update(self._open.keys() & lost)
+                self._lost.add(inode_id)
 
 
 _living: weakref.WeakSet[Renewal] = weakref.WeakSet()

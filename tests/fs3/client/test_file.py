@@ -16,10 +16,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fs3.client.file import FileClient
+from fs3.client.meta import Written
 from fs3.client.renewal import Renewal
 from fs3.client.sending import THREADS, WINDOW
 from fs3.client.storage import StorageClient
-from fs3.errors import Corrupt, Exists, Fs3Error, Invalid, IsADirectory, NoSpace, NotFound, SessionEnded
+from fs3.errors import Corrupt, Exists, Fs3Error, Invalid, IsADirectory, NoSpace, NotFound, SessionEnded, Unavailable
 from fs3.ids import InodeId
 from fs3.inode import Inode, InodeType
 
@@ -362,6 +363,30 @@ def test_open_writers_are_renewed_until_they_end(meta) -> None:
     assert renewal._thread is not None
     renewal._thread.join(20)
     assert {7, 8} == set(meta.renewed)
+
+
+def test_what_is_told_of_a_session_is_not_said_of_the_next(meta) -> None:
+    """A file is closed and opened again while a renewal of its first session is under way."""
+    renewal = Renewal(meta, now=lambda: 100.0)
+    renewal.add([7, 8], asked_s=90.0, written=lambda: Written(1))
+
+    def reopen() -> None:
+        renewal.discard([7])
+        renewal.add([7], asked_s=95.0, written=lambda: Written(2))
+
+    meta.on_renew = reopen
+    meta.lost = {7}
+    renewal.now()
+    renewal.check(7, lease_s=10.1)
+    renewal.check_new(7, "/f")
+    with pytest.raises(Unavailable, match="for 5 s"):
+        renewal.check(7, lease_s=9.9)
+    renewal.check(8, lease_s=0.1)
+    meta.on_renew = lambda: None
+    renewal.now()
+    with pytest.raises(NotFound, match="session is over"):
+        renewal.check(7, lease_s=60.0)
+    renewal.close()
 
 
 def test_a_forked_child_reads_with_the_handle_and_writes_its_own_file(files, meta) -> None:
