@@ -119,6 +119,8 @@ class Renewal:
                 self.now()
             except Fs3Error as error:
                 _log.warning("write sessions were not renewed: %s", error)
+            except Exception:  # noqa: BLE001  # a defect must not cost every writer its session
+                _log.exception("write sessions were not renewed; trying again")
 
     def now(self) -> None:
         """Renew all. Raises: Fs3Error."""

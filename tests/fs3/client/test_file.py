@@ -365,6 +365,22 @@ def test_open_writers_are_renewed_until_they_end(meta) -> None:
     assert {7, 8} == set(meta.renewed)
 
 
+def test_a_renewal_that_fails_is_not_the_last(meta) -> None:
+    failures: list[Exception] = [Unavailable("nobody answers"), ValueError("a defect")]
+    renewed = threading.Event()
+
+    def fail() -> None:
+        if failures:
+            raise failures.pop()
+        renewed.set()
+
+    meta.on_renew = fail
+    renewal = Renewal(meta, every_s=0.001)
+    renewal.add([7])
+    assert renewed.wait(20) and not failures
+    renewal.close()
+
+
 def test_what_is_told_of_a_session_is_not_said_of_the_next(meta) -> None:
     """A file is closed and opened again while a renewal of its first session is under way."""
     renewal = Renewal(meta, now=lambda: 100.0)
