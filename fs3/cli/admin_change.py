@@ -273,7 +273,7 @@ def watch(client: AdminClient, done: str, left: Callable[[Routing], int], timeou
                 if reasons != told:
                     told = reasons
                     for reason in reasons:
-                        bar.console.print(f"waiting: {reason}")
+                        bar.console.print(f"waiting: {reason}", markup=False)
             if timeout_s and time.monotonic() - begun_s > timeout_s:
                 raise Unavailable(f"{now} of {most} not {done} after {timeout_s:g} s; it goes on by itself")
 

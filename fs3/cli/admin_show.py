@@ -67,7 +67,7 @@ def client_of(url: str, secret: str) -> Client:
 
 def console() -> Console:
     """Standard output, wide enough for tables: a narrow terminal wraps lines, rich would cut them."""
-    made = Console(highlight=False)
+    made = Console(highlight=False, emoji=False)
     made.width = max(made.width, _COLUMNS)
     return made
 

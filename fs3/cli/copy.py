@@ -72,7 +72,7 @@ def run(plan: Plan, failures: Failures, *, quiet: bool = False) -> None:
         return
     console = Console(stderr=True)
     bar = Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         DownloadColumn(binary_units=True),
         TransferSpeedColumn(),

@@ -13,8 +13,6 @@ import time
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from fs3.cli import copy
 from fs3.cli.places import Failures, Place, check_trash, place, walk
@@ -259,10 +257,9 @@ def stat(places: tuple[str, ...], as_json: bool) -> int:
             if as_json:
                 print(json.dumps(facts))
                 continue
-            table = Table(show_header=False, box=None, pad_edge=False)
+            widest = max(map(len, facts))
             for key, value in facts.items():
-                table.add_row(key, str(value))
-            Console(soft_wrap=True).print(table)
+                print(f"{key:{widest}}  {value}")
     return failures.exit_code()
 
 

@@ -32,7 +32,7 @@ def stats(url: str, as_json: bool, secret: str) -> None:
     if as_json:
         click.echo(json.dumps(found.as_data(), indent=2))
     else:
-        _print(found, Console(highlight=False))
+        _print(found, Console(highlight=False, markup=False, emoji=False))
 
 
 @kv.command("clear", short_help="Remove pages, all or the oldest.")

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from fs3.client.mgmtd import MgmtdClient
@@ -42,7 +43,7 @@ def status(url: str, as_json: bool, all_chains: bool, secret: str) -> int:
         routing, primary = client.fetch(), client.primary()
     finally:
         client.close()
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False)
     console.width = max(console.width, _TABLE_COLUMNS)  # a narrow terminal wraps lines; rich would cut them
     return show(routing, console, primary=primary, as_json=as_json, all_chains=all_chains)
 
@@ -201,7 +202,7 @@ def _node_table(routing: Routing, primary: str) -> Table:
             node_name(node.node_id),
             NodeKind(node.kind).name.lower(),
             _state(node, primary),
-            " ".join(node.endpoints),
+            escape(" ".join(node.endpoints)),
             "\n".join(coloured(state, f"{counts[state]} {state.name.lower()}") for state in sorted(counts)),
             size(sum(target.used_bytes for target in targets)) if targets else "",
             _free(disks),

@@ -95,7 +95,7 @@ def _print(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         room = "" if row["size"] is None else size(row["size"])
         table.add_row(row["path"], row["type"], room, _when(row["removed"]), _when(row["expires"]), row["name"])
-    console = Console(highlight=False, markup=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     console.width = max(console.width, _COLUMNS)
     console.print(table)
 

@@ -21,6 +21,7 @@ from types import FrameType
 import click
 import psutil
 from rich.console import Console
+from rich.markup import escape
 
 from fs3.cluster.folder import Folder
 from fs3.cluster.local import Exit, LocalCluster
@@ -99,7 +100,7 @@ def up(
     console = Console(highlight=False)
 
     def start() -> None:
-        with console.status(f"starting in {cluster.folder.path}") as status:
+        with console.status(escape(f"starting in {cluster.folder.path}")) as status:
             cluster.start(timeout_s=timeout_s, on_progress=status.update)
 
     def ready() -> None:
@@ -218,7 +219,7 @@ def _detach(directory: Path, chosen: dict[str, int | float | str | None], *, res
     finally:
         os.close(write_end)
     console = Console(highlight=False)
-    with open(read_end, encoding="utf-8") as report, console.status(f"starting in {directory}") as status:
+    with open(read_end, encoding="utf-8") as report, console.status(escape(f"starting in {directory}")) as status:
         try:
             word, text = "", ""
             for line in report:

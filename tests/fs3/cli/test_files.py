@@ -233,6 +233,31 @@ def test_stat_and_du(run: Run, at: str, tree: Path) -> None:
     assert run("stat", f"{at}/missing")[0] == 1
 
 
+def test_names_are_shown_as_they_are(
+    run: Run, at: str, home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a console would take for its own markup, and what is longer than its lines."""
+    odd, file = f"[bold]{'long ' * 20}:heart: [", "b]"  # together "...[/b]"
+    (tmp_path / odd).mkdir()
+    (tmp_path / odd / file).write_bytes(b"1")
+    monkeypatch.setenv("FORCE_COLOR", "1")  # a progress bar, as on a terminal
+    code, _, _ = run("cp", "-r", str(tmp_path / odd), at)
+    assert code == 0
+    (tmp_path / "[bold]y").write_bytes(b"1")
+    code, _, err = run("cp", str(tmp_path / "[bold]y"), at)
+    assert code == 0 and "[bold]y" in err
+    monkeypatch.delenv("FORCE_COLOR")
+    for text in (f"{at}/{odd}/{file}", str(tmp_path / odd)):
+        code, out, err = run("stat", text)
+        assert (code, err) == (0, "") and out.startswith("path") and f"  {text}\n" in out
+    assert run("rm", "--trash", f"{at}/[bold]y")[0] == 0
+    (tmp_path / ":heart:").write_bytes(b"1")
+    run("cp", str(tmp_path / ":heart:"), at)
+    assert run("rm", "--trash", f"{at}/:heart:")[0] == 0
+    shown = run("trash", "list", at)[1]
+    assert f"{home}/[bold]y " in shown and f"{home}/:heart: " in shown
+
+
 def test_an_unreachable_cluster_is_named(run: Run) -> None:
     code, out, err = run("ls", "fs3://127.0.0.1:1/x")
     assert code == 2 and out == "" and "127.0.0.1:1" in err and err.count("\n") == 1

@@ -98,6 +98,7 @@ def test_a_command_chooses_its_exit_status() -> None:
 
 def test_bad_input_is_one_line_that_names_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "m.toml").write_text('node_id = 1\ndata_dir = "d"\nlisten_prot = 3\n')
+    (tmp_path / "[" / "b]" / "full").mkdir(parents=True)
     for arguments, words in (
         (["status", "fs3:/typo"], "'fs3:/typo' is not an fs3 URL"),
         (["status", "fs3://127.0.0.1:1"], "no cluster answers at 127.0.0.1:1"),
@@ -108,6 +109,7 @@ def test_bad_input_is_one_line_that_names_it(tmp_path: Path, capsys: pytest.Capt
         (["down", str(tmp_path)], "is not the folder of an fs3 cluster"),
         (["up", "--dir", str(tmp_path)], "is not empty and is not the folder of an fs3 cluster"),
         (["up", "--detach", "--dir", str(tmp_path)], "is not empty and is not the folder of an fs3 cluster"),
+        (["up", "--detach", "--dir", str(tmp_path / "[" / "b]")], "[/b] is not empty"),
     ):
         assert main.run(arguments) == 1, arguments
         error = capsys.readouterr().err
@@ -211,6 +213,14 @@ def test_status_marks_the_mgmtd_that_decides() -> None:
     assert ["primary" in lines[node] for node in ("1", "2001", "2002")] == [False, False, True], out.getvalue()
     marked = {node["node_id"]: node["primary"] for node in as_data(known, primary="h:2002")["nodes"]}
     assert marked == {1: False, 2_001: False, 2_002: True}
+
+
+def test_status_shows_addresses_as_they_are() -> None:
+    known = routing(TargetState.SERVING)
+    node = replace(known.nodes[NodeId(1)], endpoints=("[fe80:100::1]:7300",))
+    out = io.StringIO()
+    show(replace(known, nodes={NodeId(1): node}), Console(file=out, width=200, emoji=False))
+    assert "[fe80:100::1]:7300" in out.getvalue()
 
 
 def test_a_cluster_that_is_not_ready_is_not_healthy() -> None:

@@ -49,7 +49,7 @@ def test_a_quota_from_the_command_line(run: Run, at: str, home: str, fs: Any, tm
 
 
 def test_paths_are_shown_as_they_are(run: Run, at: str, home: str, fs: Any) -> None:
-    for name in ("[old]", "[red]x[/red]"):
+    for name in ("[old]", "[red]x[/red]", ":heart:"):
         fs.mkdir(f"{home}/{name}")
         assert run("admin", "quota", "set", f"{at}/{name}", "--bytes", "1MiB")[0] == 0
         assert f"quota of {home}/{name} " in run("df", f"{at}/{name}")[1]
