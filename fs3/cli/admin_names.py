@@ -8,16 +8,15 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import click
-import fsspec
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fs3.cli.admin_show import client_of, json_option, secret_option, url_argument
+from fs3.cli.places import filesystem_of
 from fs3.config import load_toml
-from fs3.errors import Corrupt, Exists, Invalid
+from fs3.errors import Corrupt, Exists
 from fs3.meta.backup_format import Reader
 from fs3.meta.restore import restore_into
 
@@ -58,7 +57,7 @@ def backup(url: str, target: str, timeout_s: float, secret: str) -> int:
     The cluster goes on meanwhile. The chunks themselves are not in it: it brings a lost metadata store back, with
     `fs3 admin restore`, as long as the storage nodes still have them.
     """
-    fs, path = _file(target)
+    fs, path = filesystem_of(target)
     if fs.exists(path):
         raise Exists(f"{target}: exists already; name another file")
     reader, meta = Reader(), client_of(url, secret).meta
@@ -101,7 +100,7 @@ def restore(source: str, config_file: Path) -> int:
     from fs3.meta.config import MetaConfig
 
     config = load_toml(config_file, MetaConfig)
-    fs, path = _file(source)
+    fs, path = filesystem_of(source)
     with fs.open(path, "rb") as file, _progress() as bar:
         task = bar.add_task(f"from {source}", total=fs.size(path))
 
@@ -115,15 +114,6 @@ def restore(source: str, config_file: Path) -> int:
         f"{reader.count:,} records restored; start the meta daemons, then `fs3 admin fsck`, `orphans` and `lost`"
     )
     return 0
-
-
-def _file(text: str) -> tuple[Any, str]:
-    """The filesystem of a path or URL, and the path there. Raises: Invalid: none is known, or its package lacks."""
-    try:
-        fs, path = fsspec.core.url_to_fs(text)
-    except (ValueError, ImportError) as error:
-        raise Invalid(f"{text}: {error}; name a path, or a URL that fsspec knows") from None
-    return fs, path
 
 
 def _progress() -> Progress:

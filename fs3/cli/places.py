@@ -70,14 +70,26 @@ def place(text: str) -> Place:
     """The place a user named: `fs3://...` (or another fsspec URL), else a local path.
 
     Raises:
-        Invalid, OSError, ValueError: it is neither, or its cluster cannot be reached.
+        Invalid, OSError: it is neither, or its cluster cannot be reached.
     """
     if "://" in text:
         use_secret(os.environ.get("FS3_SECRET", ""))
-        fs, path = fsspec.url_to_fs(text)
-        return Place(fs, path, text)
+        return Place(*filesystem_of(text), text)
     check_local(text)
     return Place(fsspec.filesystem("file"), os.path.abspath(text), text)
+
+
+def filesystem_of(url: str) -> tuple[Any, str]:
+    """The filesystem of a URL (or local path), and the path within it.
+
+    Raises:
+        Invalid: fsspec does not know such URLs, or the package that it takes is not installed.
+    """
+    try:
+        fs, path = fsspec.url_to_fs(url)
+    except (ImportError, ValueError) as error:  # the first says what to install
+        raise Invalid(str(error) if url in str(error) else f"{url}: {error}") from None
+    return fs, path
 
 
 def check_trash(at: Place) -> None:

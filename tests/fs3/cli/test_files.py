@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from fsspec.config import conf
+from fsspec.registry import known_implementations
 
 from fs3.cli import main as entry
 from fs3.cli.files import human
@@ -277,6 +278,22 @@ def test_a_tree_that_has_nowhere_to_go_is_one_line(run: Run, at: str, tree: Path
     assert (code, err.count("\n")) == (1, 1)
     assert err.startswith(f"fs3 cp: cannot create directory '{url}': ")
     assert fs.cat_file(path) == b"in the way"
+
+
+def test_a_package_that_is_missing_is_named(run: Run, cluster_url: str, tree: Path, monkeypatch: Any) -> None:
+    for scheme, package in (("s3", "s3fs"), ("gs", "gcsfs")):
+        text = f"Install {package} to access {scheme}"
+        monkeypatch.setitem(known_implementations, scheme, {"class": f"no_{package}.FileSystem", "err": text})
+    for arguments, words in (
+        (["cp", "s3://bucket/key", str(tree)], "Install s3fs to access s3"),
+        (["mv", str(tree / "a.txt"), "gs://bucket/key"], "Install gcsfs to access gs"),
+        (["ls", "s3://bucket"], "Install s3fs to access s3"),
+        (["admin", "backup", cluster_url, "s3://bucket/key"], "s3://bucket/key: Install s3fs to access s3"),
+        (["admin", "backup", cluster_url, "nothing://x"], "Protocol not known: nothing"),
+    ):
+        code, out, err = run(*arguments)
+        assert code in (1, 2) and out == "" and words in err and err.count("\n") == 1, err
+    assert (tree / "a.txt").exists()
 
 
 def test_a_misspelt_url_makes_no_local_file(run: Run, tree: Path, tmp_path: Path, monkeypatch: Any) -> None:
