@@ -238,7 +238,11 @@ class Fs3FileSystem(TreeFace, TrashFace, PosixFace, WrappedFace, AsyncFace):
 
     def _open_append(self, path: str, *, autocommit: bool) -> WriteFile:
         """A new file, which begins with what the old one has, for a transaction: of two that append at once one is
-        lost."""
+        lost. Raises: UnsupportedOperation: one of this transaction is not published yet, and would be lost."""
+        if not autocommit and self.transaction.has(path):
+            raise io.UnsupportedOperation(
+                f"{path}: this transaction has written it already; append in one piece, or end the transaction first"
+            )
         with contextlib.ExitStack() as stack:
             before = None
             with contextlib.suppress(NotFound):

@@ -17,6 +17,8 @@ _ROUNDING = 1e-9  # of a sum of up to 512 shares
 class Fs3Transaction(Transaction):  # type: ignore[misc]
     """`with fs.transaction:`; of two files of one name the later counts. What removes and renames is not deferred.
 
+    What it has written cannot be appended to before it ends.
+
     It has up to 512 files, on etcd up to 40 new ones or 23 that replace others: opening one more raises OSError
     (TooLarge), and so does its end if those in it turn out to be too many for the metadata store.
 
@@ -34,6 +36,10 @@ class Fs3Transaction(Transaction):  # type: ignore[misc]
                 f"{file.path}: the transaction has {len(shares) - 1} files, and the metadata store takes no more at"
                 " once; end it and begin another"
             )
+
+    def has(self, path: str) -> bool:
+        """Whether it is to publish a file of this name."""
+        return any(file.path == path and not file.settled for file in self.files)
 
     def complete(self, commit: bool = True) -> None:
         """End it: publish all files, or give all of them up."""

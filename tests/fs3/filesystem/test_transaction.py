@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import random
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,24 @@ def test_a_transaction_publishes_all_or_nothing(fs: Any, home: str, tmp_path: Pa
     assert [fs.cat_file(f"{home}/{name}") for name in names[2:]] == [b"new", b"put", b"words"]
     fs.pipe_file(f"{home}/after", b"")  # no longer deferred
     assert fs.exists(f"{home}/after")
+
+
+def test_what_a_transaction_has_written_is_not_appended_to(fs: Any, home: str) -> None:
+    """It could not be read yet: the later file would not have it, and take its place."""
+    fs.pipe_file(f"{home}/log", b"0")
+    with fs.transaction:
+        with pytest.raises(RuntimeError), fs.open(f"{home}/log", "ab") as file:
+            raise RuntimeError
+        with fs.open(f"{home}/log", "ab") as file:
+            file.write(b"1")
+        fs.pipe_file(f"{home}/new", b"2")
+        for name in ("log", "new"):
+            with pytest.raises(io.UnsupportedOperation, match=f"/{name}: this transaction has written it already"):
+                fs.open(f"{home}/{name}", "ab")
+    assert fs.cat(f"{home}/*") == {f"{home}/log": b"01", f"{home}/new": b"2"}
+    with fs.transaction, fs.open(f"{home}/log", "ab") as file:
+        file.write(b"3")
+    assert fs.cat_file(f"{home}/log") == b"013"
 
 
 def test_a_transaction_that_fails_publishes_nothing(fs: Any, home: str) -> None:
