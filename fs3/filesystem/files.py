@@ -31,6 +31,16 @@ class Owner(Protocol):
     def invalidate_cache(self, path: str | None = None) -> None: ...
 
 
+def sought(path: str, offset: int, whence: int, *, at: int, size: int) -> int:
+    """Where `seek` goes to. Raises: ValueError: before the beginning, or there is no such `whence`."""
+    bases = {io.SEEK_SET: 0, io.SEEK_CUR: at, io.SEEK_END: size}
+    if whence not in bases:
+        raise ValueError(f"{path}: cannot seek from {whence!r}: 0 is the beginning, 1 the position, 2 the end")
+    if bases[whence] + offset < 0:
+        raise ValueError(f"{path}: cannot seek to {bases[whence] + offset}")
+    return bases[whence] + offset
+
+
 class ReadFile(io.BufferedIOBase):
     """A file open for reading; not shared between threads."""
 
@@ -56,10 +66,7 @@ class ReadFile(io.BufferedIOBase):
         return self._at
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self.size}[whence]
-        if base + offset < 0:
-            raise ValueError(f"{self.path}: cannot seek to {base + offset}")
-        self._at = base + offset
+        self._at = sought(self.path, offset, whence, at=self._at, size=self.size)
         return self._at
 
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]

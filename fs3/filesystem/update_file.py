@@ -13,7 +13,7 @@ from types import TracebackType
 import numpy as np
 
 from fs3.client.updater import FileUpdater
-from fs3.filesystem.files import Owner
+from fs3.filesystem.files import Owner, sought
 from fs3.filesystem.os_errors import os_errors
 
 
@@ -49,10 +49,7 @@ class UpdateFile(io.BufferedIOBase):
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         if not self.seekable():
             raise io.UnsupportedOperation(f"{self.path}: a file open for appending has no other place than its end")
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self.size}[whence]
-        if base + offset < 0:
-            raise ValueError(f"{self.path}: cannot seek to {base + offset}")
-        self._at = base + offset
+        self._at = sought(self.path, offset, whence, at=self._at, size=self.size)
         return self._at
 
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]

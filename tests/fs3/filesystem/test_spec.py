@@ -83,6 +83,17 @@ def test_positions_and_small_reads(fs: Any, home: str) -> None:
         assert file.readinto(buffer) == 2_000_000 and buffer.tobytes() == data[100:2_000_100]
 
 
+@pytest.mark.parametrize("mode", ["rb", "r+b"])
+def test_a_position_that_cannot_be_is_a_value_error(fs: Any, home: str, mode: str) -> None:
+    fs.pipe_file(f"{home}/f", b"123")
+    with fs.open(f"{home}/f", mode) as file:
+        assert file.seek(1) == 1
+        for offset, whence in ((0, 7), (0, -1), (0, "end"), (-1, io.SEEK_SET), (-2, io.SEEK_CUR), (-4, io.SEEK_END)):
+            with pytest.raises(ValueError, match=f"{home}/f: cannot seek"):
+                file.seek(offset, whence)
+        assert file.tell() == 1
+
+
 def test_a_small_read_that_failed_can_be_tried_again(fs: Any, home: str, monkeypatch: pytest.MonkeyPatch) -> None:
     data = random_bytes(1, 5_000_000)
     fs.pipe_file(f"{home}/f", data)
