@@ -93,7 +93,7 @@ class Fs3FileSystem(TreeFace, TrashFace, PosixFace, WrappedFace, AsyncFace):
             self.user = parse_user(user) if user else None
         except Invalid as error:
             raise ValueError(str(error)) from None
-        self.mgmtd = mgmtd
+        self.mgmtd = ",".join(address.strip() for address in mgmtd.split(","))
         self.layout = layout
         self.auto_mkdir = auto_mkdir
         self._secret = secret

@@ -43,6 +43,8 @@ def test_urls_name_the_cluster_and_the_path() -> None:
     for url in ("fs3:///x/y", "fs3://x/y", "fs3://a:1,b:2/x/y"):
         fs, path = fsspec.url_to_fs(url, mgmtd="a:1,b:2")
         assert (fs.mgmtd, path) == ("a:1,b:2", "/x/y")
+    spaced = fsspec.filesystem("fs3", mgmtd=" a:1, b:2 ")
+    assert spaced.mgmtd == "a:1,b:2" and spaced.unstrip_protocol("/x") == "fs3://a:1,b:2/x"
     with pytest.raises(ValueError, match="port 'port' is not a number"):
         fsspec.url_to_fs("fs3://host:port/x")
 
