@@ -25,6 +25,13 @@ FINE_PER_COARSE = COARSE_BYTES // FINE_BYTES
 _POLYNOMIAL = 0x82F63B78  # reflected Castagnoli
 
 
+def flat(data: Bytes) -> memoryview:
+    """Any buffer as a row of bytes. Raises: TypeError: it is none, or has gaps between its elements."""
+    view = memoryview(data)
+    # Python casts no array of several dimensions of which one is 0; it has no bytes.
+    return view.cast("B") if view.nbytes or view.ndim == 1 else memoryview(bytearray())
+
+
 def crc(data: Bytes, start: int = 0) -> int:
     """CRC-32C of `data`, going on from `start`."""
     return int(crc32c(data, start))

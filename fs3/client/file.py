@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fs3.checksum import Bytes
+from fs3.checksum import Bytes, flat
 from fs3.client import plan_core
 from fs3.client.kept_places import FEW
 from fs3.client.meta import MetaClient, Publish
@@ -332,7 +332,7 @@ class FileClient:
         done: list[Inode] = []
         for at in range(0, len(paths), FILES_AT_ONCE):
             part = slice(at, at + FILES_AT_ONCE)
-            views = [memoryview(data).cast("B") for data in datas[part]]
+            views = [flat(data) for data in datas[part]]
             done += self._create_some(paths[part], views, replace, layout_choice)
         return done
 
@@ -398,4 +398,4 @@ def _target(out: Bytes) -> memoryview:
     view = memoryview(out)
     if not view.c_contiguous:
         raise Invalid("the buffer has gaps between its elements; read into a contiguous one")
-    return view.cast("B")
+    return flat(view)

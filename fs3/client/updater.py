@@ -15,7 +15,7 @@ from types import TracebackType
 
 import numpy as np
 
-from fs3.checksum import Bytes
+from fs3.checksum import Bytes, flat
 from fs3.client import update_core
 from fs3.client.meta import MetaClient, Sync, Written
 from fs3.client.plan_core import I64
@@ -100,7 +100,7 @@ class FileUpdater:
 
         Raises: Fs3Error: this or an earlier piece could not be written, or the session is over.
         """
-        view = memoryview(data).cast("B")
+        view = flat(data)
         self._check(offset)
         self._check(offset + len(view))
         with self._window.unbroken():

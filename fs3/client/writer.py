@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from types import TracebackType
 
-from fs3.checksum import Bytes
+from fs3.checksum import Bytes, flat
 from fs3.client.meta import MetaClient, Publish
 from fs3.client.plan_core import I64
 from fs3.client.renewal import Renewal
@@ -73,7 +73,7 @@ class FileWriter:
         Raises: Fs3Error: this or an earlier chunk could not be written; SessionEnded: the write session was lost.
         """
         self._check_open()
-        view = memoryview(data).cast("B")
+        view = flat(data)
         with self._window.unbroken():
             return self._take(view)
 

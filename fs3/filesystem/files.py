@@ -13,6 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
+from fs3.checksum import flat
 from fs3.client.file import FileClient, OpenFile
 from fs3.client.writer import FileWriter
 from fs3.errors import Fs3Error, to_os_error
@@ -73,7 +74,7 @@ class ReadFile(io.BufferedIOBase):
         """Fill `buffer` from the current position; returns how many bytes the file still had for it."""
         if self.closed:
             raise ValueError("I/O operation on closed file")
-        view = memoryview(buffer).cast("B")
+        view = flat(buffer)
         wanted = max(0, min(len(view), self.size - self._at))
         done = self._from_ahead(view[:wanted])
         if wanted - done >= self._ahead_bytes:
@@ -157,7 +158,7 @@ class WriteFile(io.BufferedIOBase):
         """Take all of `data`; blocks while too many chunks are under way."""
         if self.closed:
             raise ValueError("I/O operation on closed file")
-        view = memoryview(data).cast("B")
+        view = flat(data)
         try:
             self._writer.write(view)
         except Fs3Error as error:

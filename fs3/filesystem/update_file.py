@@ -12,6 +12,7 @@ from types import TracebackType
 
 import numpy as np
 
+from fs3.checksum import flat
 from fs3.client.updater import FileUpdater
 from fs3.filesystem.files import Owner, sought
 from fs3.filesystem.os_errors import os_errors
@@ -57,7 +58,7 @@ class UpdateFile(io.BufferedIOBase):
         self._check_open()
         if not self.readable():
             raise io.UnsupportedOperation(f"{self.path}: is open for appending only; open it 'r+b' or 'rb'")
-        view = memoryview(buffer).cast("B")
+        view = flat(buffer)
         count = max(0, min(len(view), self.size - self._at))
         if count:
             with os_errors(self.path):

@@ -85,6 +85,20 @@ def test_positions_and_small_reads(fs: Any, home: str) -> None:
         assert file.readinto(buffer) == 2_000_000 and buffer.tobytes() == data[100:2_000_100]
 
 
+@pytest.mark.parametrize("shape", [(0,), (0, 3), (3, 0), (2, 3), ()])
+def test_arrays_of_any_shape_are_bytes(fs: Any, home: str, shape: tuple[int, ...]) -> None:
+    array = np.arange(np.prod(shape, dtype=int), dtype=np.int64).reshape(shape) + 7
+    fs.pipe_file(f"{home}/piped", array)
+    for mode in ("wb", "ab", "r+b"):
+        with fs.open(f"{home}/f", mode) as file:
+            assert file.write(array) == array.nbytes
+    assert fs.cat(f"{home}/*") == {f"{home}/f": array.tobytes() * 2, f"{home}/piped": array.tobytes()}
+    for mode in ("rb", "r+b"):
+        got = np.zeros(shape, dtype=np.int64)
+        with fs.open(f"{home}/piped", mode) as file:
+            assert file.readinto(got) == array.nbytes and np.array_equal(got, array)
+
+
 @pytest.mark.parametrize("mode", ["rb", "r+b"])
 def test_a_position_that_cannot_be_is_a_value_error(fs: Any, home: str, mode: str) -> None:
     fs.pipe_file(f"{home}/f", b"123")
