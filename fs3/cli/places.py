@@ -87,8 +87,11 @@ def filesystem_of(url: str) -> tuple[Any, str]:
     """
     try:
         fs, path = fsspec.url_to_fs(url)
-    except (ImportError, ValueError) as error:  # the first says what to install
-        raise Invalid(str(error) if url in str(error) else f"{url}: {error}") from None
+    except ImportError as error:
+        raise Invalid(f"{url}: {error}") from None  # it says what to install
+    except ValueError as error:
+        known = url in str(error)  # by who looked at it
+        raise Invalid(str(error) if known else f"{url}: {error}; name a path, or a URL that fsspec knows") from None
     return fs, path
 
 
