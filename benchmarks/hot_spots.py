@@ -3,15 +3,17 @@
     benchmarks/hot_spots.py [--seconds N] [--out DIR]
 
 A cluster of one node, and a client in a process of its own (this file with "load"), which reads batches of 256 x 4 KiB,
-and then single ranges of 4 MiB, over TCP. Meanwhile py-spy looks at both processes from outside, a hundred times a
-second: at the Python stacks of all threads that run, in the interpreter or in the kernel. Line by line that is what
-they spend their CPU time on; how much of it the kernel took, and in which threads, is the kernel's own count.
+then single ranges of 4 MiB, and then of 4 KiB in 32 asyncio tasks, over TCP. Meanwhile py-spy looks at both processes
+from outside, a hundred times a second: at the Python stacks of all threads that run, in the interpreter or in the
+kernel. Line by line that is what they spend their CPU time on; how much of it the kernel took, and in which threads, is
+the kernel's own count.
 
 Writes DIR/profile.txt, and a flame graph of each process under each load, DIR/profile-LOAD-PROCESS.svg.
 """
 
 from __future__ import annotations
 
+import asyncio
 import collections
 import contextlib
 import shutil
@@ -35,8 +37,9 @@ from benchmarks.peers.driven import Driven
 from benchmarks.peers.environment import python_with
 from benchmarks.peers.obey import obey, timed_calls
 from benchmarks.peers.peer import Missing
+from fs3.client.coalesce import AsyncReader
 from fs3.client.connect import connect
-from fs3.client.file import OpenFile
+from fs3.client.file import FileClient, OpenFile
 from fs3.cluster.local import LocalCluster
 from fs3.errors import Fs3Error
 from fs3.layout import LayoutChoice
@@ -50,14 +53,15 @@ _TURNS = 64
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Calls of `batch` random ranges of `size`."""
+    """Calls of `batch` random ranges of `size`; or single ranges by so many asyncio `tasks`."""
 
     name: str
     size: int
-    batch: int
+    batch: int = 1
+    tasks: int = 0
 
 
-LOADS = (Load("4k-batches", 4 << 10, 256), Load("4m-reads", 4 << 20, 1))
+LOADS = (Load("4k-batches", 4 << 10, batch=256), Load("4m-reads", 4 << 20), Load("4k-tasks", 4 << 10, tasks=32))
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +168,7 @@ def watch(
     """Twice the same load: once for the samples, once for the flame graphs."""
     for form, suffix in (("flamegraph", "svg"), ("raw", "raw")):
         outputs = {name: out / f"profile-{load.name}-{name}.{suffix}" for name in processes}
-        client.send(do="run", size=load.size, batch=load.batch, seconds=seconds + 3)
+        client.send(do="run", size=load.size, batch=load.batch, tasks=load.tasks, seconds=seconds + 3)
         with contextlib.ExitStack() as stack:
             before = {name: _threads(process) for name, process in processes.items()}
             begin_s = time.monotonic()
@@ -262,7 +266,9 @@ def load(url: str, path: str) -> None:
     files = connect(url, same_host=False).files
     file = files.open_read(path)
 
-    def run(size: int, batch: int, seconds: float) -> dict[str, Any]:
+    def run(size: int, batch: int, tasks: int, seconds: float) -> dict[str, Any]:
+        if tasks:
+            return asyncio.run(_reads_of_tasks(files, file, size, tasks, seconds))
         return timed_calls(_reader(files.read_batch, file, size, batch), seconds)
 
     obey({"run": run})
@@ -277,6 +283,28 @@ def _reader(read_batch: Callable[..., None], file: OpenFile, size: int, batch: i
         return size * batch
 
     return read
+
+
+async def _reads_of_tasks(files: FileClient, file: OpenFile, size: int, tasks: int, seconds: float) -> dict[str, Any]:
+    """As `timed_calls` answers."""
+    offsets = (np.random.default_rng(7).integers(0, file.length // size, _TURNS * tasks) * size).tolist()
+    reader = AsyncReader(files)
+    begin_s, done = time.monotonic(), 0
+
+    async def read(slot: int) -> None:
+        nonlocal done
+        number = slot * _TURNS
+        while time.monotonic() < begin_s + seconds:
+            await reader.read(file, offsets[number % len(offsets)], size)
+            number, done = number + 1, done + 1
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for slot in range(tasks):
+                group.create_task(read(slot))
+    finally:
+        reader.close()
+    return {"amount": done * size, "seconds": time.monotonic() - begin_s}
 
 
 if __name__ == "__main__":
