@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fs3.cli.admin_show import client_of, json_option, secret_option, url_argument
-from fs3.cli.places import filesystem_of
 from fs3.config import load_toml
 from fs3.errors import Corrupt, Exists
+from fs3.filesystem.urls import filesystem_of
 from fs3.meta.backup_format import Reader
 from fs3.meta.restore import restore_into
 

@@ -17,6 +17,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from fs3.errors import Fs3Error, Invalid
 from fs3.filesystem.secret import use_secret
+from fs3.filesystem.urls import filesystem_of
 from fs3.url import check_local
 
 
@@ -77,22 +78,6 @@ def place(text: str) -> Place:
         return Place(*filesystem_of(text), text)
     check_local(text)
     return Place(fsspec.filesystem("file"), os.path.abspath(text), text)
-
-
-def filesystem_of(url: str) -> tuple[Any, str]:
-    """The filesystem of a URL (or local path), and the path within it.
-
-    Raises:
-        Invalid: fsspec does not know such URLs, or the package that it takes is not installed.
-    """
-    try:
-        fs, path = fsspec.url_to_fs(url)
-    except ImportError as error:
-        raise Invalid(f"{url}: {error}") from None  # it says what to install
-    except ValueError as error:
-        known = url in str(error)  # by who looked at it
-        raise Invalid(str(error) if known else f"{url}: {error}; name a path, or a URL that fsspec knows") from None
-    return fs, path
 
 
 def check_trash(at: Place) -> None:

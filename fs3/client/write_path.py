@@ -85,7 +85,7 @@ class WriteCall:
         self._updates = updates
         self._deadline_s = deadline_s
         self._begun_s = begun_s
-        self._data = [memoryview(update.data).cast("B") for update in updates]
+        self._data = [checksum.flat(update.data) for update in updates]
         self._sums = [
             update.fine if update.fine is not None else checksum.fine_sums(data, update.offset)
             for update, data in zip(updates, self._data, strict=True)

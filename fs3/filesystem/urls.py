@@ -6,6 +6,10 @@ drop what we put there: "fs3:///a/b", which pathlib makes "fs3://a/b", are "/a/b
 
 from __future__ import annotations
 
+from typing import Any
+
+import fsspec
+
 from fs3.errors import Invalid
 from fs3.url import SCHEME, parse_url
 
@@ -27,6 +31,33 @@ def cluster_of(url: str) -> dict[str, str]:
     except Invalid as error:
         raise ValueError(str(error)) from None
     return {"mgmtd": ",".join(addresses)}
+
+
+def filesystem_of(url: str) -> tuple[Any, str]:
+    """The filesystem of a path or URL of any kind that fsspec knows, and the path within it.
+
+    Raises:
+        Invalid: there is no such kind, its package is not installed, or it takes more than a URL to make one.
+        OSError: what its filesystem finds, as that a cluster cannot be reached.
+    """
+    try:
+        fs, path = fsspec.url_to_fs(url)
+    except ImportError as error:  # it says what to install
+        raise Invalid(f"cannot open {url}: {_one_line(error)}") from None
+    except ValueError as error:
+        what = _one_line(error)
+        known = url in what  # by who looked at it
+        raise Invalid(
+            what if known else f"cannot open {url}: {what}; name a path, or a URL that fsspec knows"
+        ) from None
+    except (TypeError, AttributeError):  # arguments that fsspec lacks, or finds to be None
+        scheme = url.partition("://")[0]
+        raise Invalid(f"cannot open {url}: {scheme}:// takes more than a URL; give one of what is below it") from None
+    return fs, path
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _names_cluster(rest: str) -> bool:

@@ -8,7 +8,7 @@ between the socket and the cache.
 
 from __future__ import annotations
 
-from fs3.checksum import Bytes
+from fs3.checksum import Bytes, flat
 from fs3.errors import Invalid
 from fs3.kvcache.page_core import FOOTER_BYTES
 
@@ -55,6 +55,6 @@ class PageSlab:
 def bytes_of(memory: Bytes) -> memoryview:
     """All of it, as bytes, without a copy. Raises: Invalid: it is no memory, or does not lie together."""
     try:
-        return memoryview(memory).cast("B")
+        return flat(memory)
     except (TypeError, ValueError, BufferError) as error:
         raise Invalid(f"KV pages lie in contiguous memory, as of a bytearray or an array: {error}") from None

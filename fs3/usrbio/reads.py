@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fs3.checksum import flat
 from fs3.client.file import OpenFile
 from fs3.client.plan_core import I64, column, out_runs, packed_offsets
 from fs3.client.storage import LONGEST_S, RANGE, ChunkUpdate, Op
@@ -153,7 +154,7 @@ class RingReads:
     def _write(self, updates: Sequence[ChunkUpdate], kind: tuple[Op, bool], until_s: float) -> list[Fs3Error | None]:
         op, durable = kind
         assert op in (Op.REPLACE, Op.PUT_IF_ABSENT), op
-        datas = [memoryview(update.data).cast("B") for update in updates]
+        datas = [flat(update.data) for update in updates]
         ranges = np.zeros(len(updates), dtype=RANGE)
         for name in ("hi", "lo", "chain"):
             ranges[name] = [getattr(update, name) for update in updates]

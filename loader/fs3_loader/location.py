@@ -12,8 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, BinaryIO, TypeVar, cast
 
-import fsspec
-
 from fs3.errors import (
     BY_CODE,
     Exists,
@@ -25,6 +23,7 @@ from fs3.errors import (
     NotFound,
     PermissionDenied,
 )
+from fs3.filesystem import urls
 from fs3.url import check_local
 
 T = TypeVar("T")
@@ -194,15 +193,9 @@ def filesystem_of(url: str) -> tuple[Any, str]:
     Raises: Invalid: no filesystem knows it, or it takes more than a URL to make one; Unavailable and its kin.
     """
     try:
-        fs, path = fsspec.url_to_fs(os.path.abspath(url) if "://" not in url else url)
-    except (ValueError, ImportError) as error:
-        raise Invalid(f"cannot open {url}: {one_line(error)}") from None
-    except (TypeError, AttributeError):  # arguments that fsspec lacks, or finds to be None
-        scheme = url.partition("://")[0]
-        raise Invalid(f"cannot open {url}: {scheme}:// takes more than a URL; give one of what is below it") from None
+        return urls.filesystem_of(os.path.abspath(url) if "://" not in url else url)
     except OSError as error:
         raise as_fs3_error(error, url) from None
-    return fs, path
 
 
 def as_fs3_error(error: OSError, name: str) -> Fs3Error:

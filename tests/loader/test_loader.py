@@ -192,35 +192,8 @@ def test_an_error_comes_after_the_items_before_it() -> None:
     prefetcher.stop()
 
 
-def test_stopping_ends_the_wait_for_an_item() -> None:
-    fetching, goes_on, raised = threading.Event(), threading.Event(), []
-
-    def fetch(cursor: int) -> tuple[list[int], int]:
-        fetching.set()
-        goes_on.wait()
-        return [cursor], cursor + 1
-
-    prefetcher = Prefetcher(fetch, 0, low_water=1)
-    prefetcher.start()
-
-    def consume() -> None:
-        try:
-            prefetcher.take()
-        except Invalid as error:
-            raised.append(str(error))
-
-    consumer, stopper = threading.Thread(target=consume, daemon=True), threading.Thread(target=prefetcher.stop)
-    consumer.start()
-    fetching.wait()
-    stopper.start()
-    consumer.join(30.0)  # for ever, if nobody told it
-    goes_on.set()
-    stopper.join()
-    assert raised == ["the loader was closed, or moved, while its next batch was waited for"]
-
-
-def test_stopping_waits_for_the_fetch_under_way_however_long_it_takes() -> None:
-    """On a cluster that is gone it takes longer than anybody would guess."""
+def fetching_prefetcher() -> tuple[Prefetcher[int, int], threading.Event]:
+    """One whose fetch is under way, until the event is set."""
     fetching, goes_on = threading.Event(), threading.Event()
 
     def fetch(cursor: int) -> tuple[list[int], int]:
@@ -231,6 +204,31 @@ def test_stopping_waits_for_the_fetch_under_way_however_long_it_takes() -> None:
     prefetcher = Prefetcher(fetch, 0, low_water=1)
     prefetcher.start()
     fetching.wait()
+    return prefetcher, goes_on
+
+
+def test_stopping_ends_the_wait_for_an_item() -> None:
+    prefetcher, goes_on = fetching_prefetcher()
+    raised: list[str] = []
+
+    def consume() -> None:
+        try:
+            prefetcher.take()
+        except Invalid as error:
+            raised.append(str(error))
+
+    consumer, stopper = threading.Thread(target=consume, daemon=True), threading.Thread(target=prefetcher.stop)
+    consumer.start()
+    stopper.start()
+    consumer.join(30.0)  # for ever, if nobody told it
+    goes_on.set()
+    stopper.join()
+    assert raised == ["the loader was closed, or moved, while its next batch was waited for"]
+
+
+def test_stopping_waits_for_the_fetch_under_way_however_long_it_takes() -> None:
+    """On a cluster that is gone it takes longer than anybody would guess."""
+    prefetcher, goes_on = fetching_prefetcher()
     stopper = threading.Thread(target=prefetcher.stop)
     stopper.start()
     limits, pause = [], threading.Event()

@@ -78,8 +78,7 @@ class Late:
             if self._takes(carried, wire, 0.2):
                 carried[wire.number] = item
                 hung.hang(wire, 0)
-                soon_s = self._lease_s * self._chance.uniform(0.005, 0.05)
-                self._sim.after(soon_s, lambda: wire.tell(0, "broken, as its sender sees it"))
+                self._breaks_soon(wire)
 
         hung = Hung(self._sim, self._chance, self._lease_s, soon=True)
         return self._catching(catch, hung)
@@ -125,8 +124,7 @@ class Late:
             if fills and self._takes(carried, wire, 0.6):
                 carried[wire.number] = records
                 hung.hang(wire, 0)
-                soon_s = self._lease_s * self._chance.uniform(0.005, 0.05)
-                self._sim.after(soon_s, lambda: wire.tell(0, "broken, as its sender sees it"))
+                self._breaks_soon(wire)
 
         def passed_by(wire: Wire) -> bool:
             routing, storage = self._cluster.routing, self._storage(wire.names[1])
@@ -153,8 +151,7 @@ class Late:
             if self._takes(asked, wire, 0.7):
                 asked[wire.number] = records
                 hung.hang(wire, 1)
-                soon_s = self._lease_s * self._chance.uniform(0.005, 0.05)
-                self._sim.after(soon_s, lambda: wire.tell(0, "broken, as its sender sees it"))
+                self._breaks_soon(wire)
 
         hung = Hung(self._sim, self._chance, self._lease_s, soon=True, when=lambda wire: not wire.open[0])
         return self._catching(catch, hung)
@@ -189,6 +186,11 @@ class Late:
             hung.resume_all()
 
         return end
+
+    def _breaks_soon(self, wire: Wire) -> None:
+        """As who sends on it sees it; what was sent, and what comes back, goes on."""
+        soon_s = self._lease_s * self._chance.uniform(0.005, 0.05)
+        self._sim.after(soon_s, lambda: wire.tell(0, "broken, as its sender sees it"))
 
     def _takes(self, held: dict[int, Any], wire: Wire, likely: float) -> bool:
         return wire.number not in held and len(held) < _MOST and self._chance.random() < likely
